@@ -1,0 +1,1 @@
+"""vit: train, kill, resume and evaluate Vision Transformers."""

@@ -1,0 +1,104 @@
+"""Checkpoints: complete or absent, checked before they are trusted, plain types and tensors only."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit.artifacts.files import write_atomic
+from vit.artifacts.run_dir import RunDir
+from vit.config.errors import NoCheckpointError, VitError
+
+FORMAT_VERSION = 1
+
+REQUIRED = ("spec", "preprocessing", "classes", "evaluation", "config", "step", "weights")
+"""What every checkpoint holds; `training` besides, when training can go on from it."""
+
+
+class BadCheckpointError(NoCheckpointError):
+    """A checkpoint is damaged, of another kind, or of a version that cannot be read."""
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint that is there whole or not at all.
+
+    Args:
+        path: where to.
+        content: REQUIRED keys and perhaps `training`; plain types and tensors.
+
+    Raises:
+        DiskFullError: no space; the file that was there is intact.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, **content}, buffer)
+    write_atomic(path, buffer.getbuffer())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint after checking every byte against its checksums; nothing is executed.
+
+    Raises:
+        BadCheckpointError: missing, damaged, not ours, or of a newer format.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise BadCheckpointError(f"{path} is damaged (checksum of {damaged})")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BadCheckpointError(f"{path} does not exist") from None
+    except VitError:
+        raise
+    except Exception as error:  # a damaged archive fails in many ways
+        if type(error).__name__ == "UnpicklingError":  # torch's word for what it will not execute
+            raise BadCheckpointError(
+                f"{path} holds more than plain values and tensors; it is refused"
+            ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadCheckpointError(f"{path} is damaged ({reason})") from None
+    return _checked(content, path)
+
+
+def newest(run: RunDir, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """The newest undamaged checkpoint of a run.
+
+    Args:
+        run: the run folder.
+        report: told about each damaged one that was passed over.
+
+    Raises:
+        NoCheckpointError: there is none, or all are damaged.
+    """
+    files = run.step_files()
+    for path in files:
+        try:
+            return path, load(path)
+        except BadCheckpointError as error:
+            report(f"{error}; falling back to the one before")
+    if files:
+        raise NoCheckpointError(
+            f"all {len(files)} checkpoints in {run.checkpoints} are damaged; restore one from a "
+            f"backup or start again under another name"
+        )
+    raise NoCheckpointError(f"no checkpoint in {run.checkpoints}; start a new run")
+
+
+def _checked(content: Any, path: Path) -> dict[str, Any]:
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise BadCheckpointError(f"{path} is no checkpoint of vit-train")
+    if version > FORMAT_VERSION:
+        raise BadCheckpointError(
+            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; "
+            f"upgrade vit-train"
+        )
+    missing = [key for key in REQUIRED if key not in content]
+    if missing:
+        raise BadCheckpointError(f"{path} lacks {', '.join(missing)}")
+    return dict(content)

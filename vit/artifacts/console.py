@@ -1,0 +1,84 @@
+"""What a run prints: a header, a progress bar per epoch, a line per epoch."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """Print a line without tearing a progress bar."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def warn(text: str) -> None:
+    """Print a warning to standard error."""
+    tqdm.write(f"warning: {text}", file=sys.stderr)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    from importlib.metadata import version
+
+    names = ("vit-train", "torch", "torchvision", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def commit() -> str:
+    """The git commit of this code, with `+` when it was changed since; empty outside a checkout."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+class EpochBar:
+    """tqdm over the images of an epoch; silent when standard error is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def start(self, epoch: int, total: int, done: int) -> None:
+        """Open the bar of `epoch` (from 1) at `done` of `total` images."""
+        self.close()
+        self._bar = tqdm(
+            total=total, initial=done, desc=f"epoch {epoch}", unit="img", leave=False,
+            disable=None, file=sys.stderr, dynamic_ncols=True,
+        )  # fmt: skip
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a bar."""
+        return self._bar is not None
+
+    def advance(self, images: int) -> None:
+        """Count images."""
+        if self._bar is not None:
+            self._bar.update(images)
+
+    def show(self, **values: str) -> None:
+        """Put values behind the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix(values, refresh=False)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """`75` as `1:15`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,58 @@
+"""Files that exist only when they are complete, and are what they were when they were written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vit.config.errors import DiskFullError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+TEMPORARY = ".tmp"
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" into DiskFullError, which names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFullError(
+            f"no space to write {path} ({os.strerror(error.errno)}); what was there before is "
+            f"intact: free some space, then resume"
+        ) from None
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write `path` so that at every instant it holds its old or its new content, whole.
+
+    Written beside, fsynced, renamed over, folder fsynced: also true across a loss of power.
+
+    Raises:
+        DiskFullError: no space; nothing has changed.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with disk_errors(path):
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

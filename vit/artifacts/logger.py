@@ -1,0 +1,89 @@
+"""What a run says while it trains: metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit.artifacts.files import disk_errors
+from vit.artifacts.run_dir import RunDir
+
+VOLATILE = ("time", "seconds", "images_per_second", "mfu")
+"""Fields that two runs of the same config may differ in."""
+
+
+class RunLogger:
+    """Appends to metrics.jsonl and TensorBoard.
+
+    Args:
+        run: the run folder.
+        step, metrics_bytes: what a resumed run's checkpoint says; what was logged after it is
+            cut off and will be logged again. Zero for a new run.
+    """
+
+    def __init__(self, run: RunDir, step: int = 0, metrics_bytes: int = 0) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.path = run.metrics
+        with disk_errors(self.path):
+            self._file = open(run.metrics, "ab")  # noqa: SIM115 (closed in close())
+            self._file.truncate(min(metrics_bytes, self._file.tell()))
+            self._file.seek(0, os.SEEK_END)
+            purge_step = step + 1 if metrics_bytes else None
+            self._board = SummaryWriter(str(run.tensorboard), purge_step=purge_step)
+
+    def log(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl, and its numbers to TensorBoard as `event/<key>`."""
+        line = {"event": event, "step": step, **values, "time": round(time.time(), 3)}
+        line = {key: _plain(value) for key, value in line.items()}
+        with disk_errors(self.path):
+            self._file.write((json.dumps(line) + "\n").encode())
+            self._file.flush()
+            for key, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{event}/{key}", value, step)
+
+    def images(self, tag: str, grid: Tensor, step: int) -> None:
+        """Show a picture (C, height, width) with values in [0, 1] in TensorBoard."""
+        self._board.add_image(tag, grid.expand(3, -1, -1), step)
+
+    def hparams(self, settings: dict[str, Any], scores: dict[str, float]) -> None:
+        """Fill TensorBoard's HPARAMS page."""
+        plain = {
+            key: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for key, value in settings.items()
+        }
+        self._board.add_hparams(plain, scores, run_name=".")
+
+    def durable_bytes(self) -> int:
+        """The length of metrics.jsonl after it has reached the disk."""
+        with disk_errors(self.path):
+            os.fsync(self._file.fileno())
+            self._board.flush()
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._file.close()
+        with disk_errors(self.path):
+            self._board.close()
+
+
+def image_grid(images: Tensor, columns: int = 8, min_side: int = 64) -> Tensor:
+    """Images (B, C, S, S) as one picture, small ones enlarged without smoothing."""
+    from torchvision.utils import make_grid
+
+    scale = max(1, math.ceil(min_side / images.shape[-1]))
+    grid: Tensor = make_grid(images, nrow=columns, padding=1, pad_value=1.0)
+    return torch.nn.functional.interpolate(grid[None], scale_factor=scale)[0]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,156 @@
+"""The run folder: the one place that knows which file is called what."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+from vit.artifacts.files import TEMPORARY, disk_errors, write_atomic
+from vit.config.errors import ConfigError
+
+_STEP = re.compile(r"step-(\d{9})\.pt")
+
+
+class RunDir:
+    """One run's folder.
+
+    Layout: `config.yaml`, `metrics.jsonl`, `summary.json`, `checkpoints/`, `tensorboard/`,
+    `eval/`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / "best.pt"
+        self.tensorboard = path / "tensorboard"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, outputs: Path, name: str, *, unique: bool) -> RunDir:
+        """Make a new folder `outputs/name`.
+
+        Args:
+            outputs: root of all runs; made if missing.
+            name: name of the run.
+            unique: the name was chosen by the user and must be free; else a suffix is added.
+
+        Raises:
+            ConfigError: the name is taken, or the folder cannot be written.
+        """
+        for attempt in range(1000):
+            run = cls(outputs / (name if attempt == 0 else f"{name}-{attempt + 1}"))
+            try:
+                outputs.mkdir(parents=True, exist_ok=True)
+                with disk_errors(run.path):
+                    run.path.mkdir()
+            except FileExistsError:
+                if not outputs.is_dir():
+                    raise ConfigError(f"outputs={outputs} is no folder; choose another") from None
+                if unique:
+                    raise ConfigError(
+                        f"{run.path} exists already; go on in it with "
+                        f"`vit-train resume={run.path}` or choose another name"
+                    ) from None
+                continue
+            except OSError as error:
+                raise ConfigError(
+                    f"{run.path} cannot be made ({error.strerror}); choose outputs=<folder>"
+                ) from None
+            return run
+        raise ConfigError(f"{outputs} holds a thousand runs called {name}; choose another name")
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> RunDir | None:
+        """The run folder that a checkpoint file lies in, if it does."""
+        run = cls(checkpoint.resolve().parent.parent)
+        return run if run.config.is_file() else None
+
+    def lock(self) -> None:
+        """Own the folder until the process ends; leftovers of a killed save are removed.
+
+        Raises:
+            ConfigError: another process owns it, or it cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held by the flock)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is training in {self.path}; wait for it or choose another name"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be written ({error.strerror})") from None
+        for folder in (self.path, self.checkpoints):
+            for leftover in folder.glob(f"*{TEMPORARY}"):
+                leftover.unlink()
+
+    def unlock(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def discard(self) -> None:
+        """Remove a folder in which nothing was trained, so that its name is free again."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def is_locked(self) -> bool:
+        """Whether another process is training in the folder."""
+        try:
+            with open(self.path / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def step_file(self, step: int) -> Path:
+        """The checkpoint of `step`."""
+        return self.checkpoints / f"step-{step:09d}.pt"
+
+    def step_files(self) -> list[Path]:
+        """All checkpoints that training can go on from, the newest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = [p for p in self.checkpoints.iterdir() if _STEP.fullmatch(p.name)]
+        return sorted(found, key=lambda p: int(p.stem.split("-")[1]), reverse=True)
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the `keep` newest checkpoints."""
+        for path in self.step_files()[keep:]:
+            path.unlink()
+
+    def eval_dir(self, what: str) -> Path:
+        """Where the evaluation of `what` (a split) is written."""
+        return self.path / "eval" / what
+
+    def write_config(self, text: str) -> None:
+        """Write `config.yaml`."""
+        write_atomic(self.config, text.encode())
+
+    def write_summary(self, values: dict[str, Any]) -> None:
+        """Write `summary.json`."""
+        write_atomic(self.summary, (json.dumps(values, indent=2) + "\n").encode())
+
+    def read_summary(self) -> dict[str, Any]:
+        """The content of `summary.json`; empty when there is none."""
+        try:
+            values = json.loads(self.summary.read_text())
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run folder."""
+    return (path / "config.yaml").is_file() and os.access(path, os.R_OK)

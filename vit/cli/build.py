@@ -1,0 +1,166 @@
+"""From checked settings to the parts of a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit.artifacts import checkpoint, console
+from vit.artifacts.logger import RunLogger
+from vit.artifacts.run_dir import RunDir
+from vit.config.compose import dump_yaml, flatten, to_plain
+from vit.config.errors import NoCheckpointError
+from vit.config.resolve import check_memory, plan, resolve
+from vit.config.resume import changes, with_saved
+from vit.config.schema import RunConfig
+from vit.data.decode import worker_count
+from vit.data.loader import EvalLoader, Normalise, TrainLoader
+from vit.data.sources import load_data_set
+from vit.data.types import DataSet
+from vit.engine.restore import build_model
+from vit.engine.state import TrainState, flops_per_image, parameter_count
+from vit.engine.trainer import Parts, schedule_lr
+from vit.optim.build import build_optimizer
+from vit.optim.ema import Ema
+from vit.runtime import device as runtime_device
+from vit.runtime.dist import world
+from vit.runtime.seeding import reseed
+from vit.runtime.signals import StopRequest
+
+
+def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
+    """Everything that `Trainer` needs, restored from the run's newest checkpoint if it has one.
+
+    Returns:
+        None when the run is finished and nothing longer is asked for; that was said.
+
+    Raises:
+        ConfigError, DataError: before anything was changed on disk.
+        NoCheckpointError: `resume=<folder>` without an undamaged checkpoint.
+    """
+    saved = _saved(config, run)
+    device = runtime_device.select_device(config.trainer.device)
+    if config.trainer.deterministic:
+        runtime_device.make_deterministic()
+    config = _resolved(config, device, saved)
+    data = load_data_set(config.data)
+    length = plan(config, len(data.splits["train"]))
+    if saved is not None:
+        if run.read_summary().get("state") == "finished" and saved["step"] >= length.steps:
+            console.say(f"{run.path} is finished; more with trainer.epochs=<more>")
+            return None
+        _compare(config, saved, device, len(data.splits["train"]))
+    run.write_config(dump_yaml({**to_plain(config), "resume": None}))
+
+    reseed(config.seed, "init")
+    model = build_model(config, len(data.classes)).to(device)
+    ema = None if length.ema_decay is None else Ema(model, length.ema_decay)
+    optimizer = build_optimizer(model.named_parameters(), model.decays, config.optim)
+    state = TrainState(model, ema, optimizer, device)
+    if saved is not None:
+        state.load_state_dict(saved["step"], saved["training"])
+    if config.trainer.compile:
+        model.compile()
+    train, val, test = _loaders(config, data, device)
+    logger = RunLogger(run, state.step, saved["training"]["metrics_bytes"] if saved else 0)
+    parts = Parts(
+        config, length, state, train, val, test, data.classes, run, logger, stop, device
+    )
+    _announce(parts, data)
+    return parts
+
+
+def _saved(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
+    """The run's newest checkpoint; None for a new run."""
+    if config.resume is None or (config.resume == "auto" and not run.step_files()):
+        return None
+    path, content = checkpoint.newest(run, console.warn)
+    if content.get("training") is None:
+        raise NoCheckpointError(f"{path} can be evaluated, but not gone on from")
+    return content
+
+
+def _resolved(
+    config: RunConfig, device: torch.device, saved: dict[str, Any] | None
+) -> RunConfig:
+    """No `auto` left: as the run resolved it when it started, else as this machine does."""
+    from vit.config.compose import to_config
+
+    if saved is not None:
+        config = to_config(with_saved(saved["config"], to_plain(config)))
+    return resolve(config, bf16=runtime_device.has_fast_bf16(device))
+
+
+def _compare(
+    config: RunConfig, saved: dict[str, Any], device: torch.device, train_samples: int
+) -> None:
+    """Say what is different from the run so far; refuse what would make it another run."""
+    for line in changes(flatten(saved["config"]), flatten(to_plain(config))):
+        console.say(f"changed: {line}")
+    from vit.config.compose import to_config
+
+    before_config = to_config(saved["config"])
+    step = saved["step"]
+    before = schedule_lr(before_config, plan(before_config, train_samples), step)
+    after = schedule_lr(config, plan(config, train_samples), step)
+    if before != after:
+        console.say(f"learning rate at step {step}: {before:g} -> {after:g}")
+    now = runtime_device.environment(device)
+    for key, was in saved["training"]["environment"].items():
+        if now.get(key) != was:
+            console.warn(f"not bit-exact: {key} {now.get(key)}, was {was}")
+
+
+def _loaders(
+    config: RunConfig, data: DataSet, device: torch.device
+) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
+    size, channels = config.data.image_size, len(config.data.mean)
+    check_memory(sum(map(len, data.splits.values())) * channels * size**2, size)
+    normalise = Normalise(config.data.mean, config.data.std, device)
+    workers = worker_count(config.data.workers)
+    train = TrainLoader(
+        data.splits["train"], len(data.classes), config.trainer.batch_size, config.augment,
+        normalise, config.seed, device, world(), workers,
+    )  # fmt: skip
+    val, test = (
+        EvalLoader(data.splits[s], config.trainer.eval_batch_size, normalise, device, workers)
+        if s in data.splits
+        else None
+        for s in ("val", "test")
+    )
+    return train, val, test
+
+
+def _announce(parts: Parts, data: DataSet) -> None:
+    """The header: what this run is, and where."""
+    config, device = parts.config, parts.device
+    versions = console.versions()
+    commit = console.commit()
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    model = parts.state.model
+    spec = model.spec
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    lines = [
+        f"vit-train {versions['vit-train']}{f' ({commit})' if commit else ''}, "
+        f"torch {versions['torch']}, python {versions['python']}",
+        f"device   {runtime_device.describe(device)}{threads}, {config.trainer.precision}",
+        f"data     {config.data.name}: {sizes}; {len(data.classes)} classes, "
+        f"{'x'.join(map(str, spec['image_size']))} px",
+        f"model    {config.model.name}: patch {spec['patch_size']}, dim {spec['dim']}, depth "
+        f"{spec['depth']}, heads {spec['heads']}; {parameter_count(model):,} parameters, "
+        f"{flops_per_image(model) / 1e9:.3g} GFLOPs per image",
+        f"plan     {parts.plan.steps:,} steps of {config.trainer.batch_size} images, "
+        f"{float(parts.plan.epoch_at(parts.plan.steps)):g} epochs",
+        f"folder   {_relative(parts.run.path)}",
+    ]
+    if parts.state.step:
+        lines.append(f"resumed  at step {parts.state.step}")
+    console.say("\n".join(lines))
+
+
+def _relative(path: Path) -> Path:
+    """The path as seen from here, where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path

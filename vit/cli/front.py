@@ -1,0 +1,156 @@
+"""The front door: argv to Hydra, errors to one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vit.cli.argv import prepare, quoted, short_hash, value_of
+from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
+from vit.cli.usage import groups_in, usage
+from vit.config.compose import config_dir
+from vit.config.errors import VitError
+from vit.config.suggest import nearest
+
+Job = Callable[[dict[str, Any], list[str]], object]
+"""Runs on plain settings and the overrides that led to them; raises typed errors."""
+
+
+def run(command: str, job: Job) -> int:
+    """Run `vit-<command>` on sys.argv; returns the exit code.
+
+    Args:
+        command: names the config file.
+        job: what to do with the composed settings.
+    """
+    with _errors_to_exit_code(command) as outcome:
+        argv = sys.argv[1:]
+        configs = config_dir()
+        if {"-h", "--help"} & set(argv):
+            print(usage(command, configs), end="")
+            return 0
+        _compose_and_run(command, job, prepare(argv, _groups(configs, argv)), configs)
+    return outcome[0]
+
+
+def is_sweep(argv: list[str]) -> bool:
+    """Whether the arguments ask for several runs."""
+    asked = {"-m", "--multirun"} & set(argv)
+    return bool(asked) or value_of(argv, "sweep") not in (None, "null")
+
+
+def sweep_folder(argv: list[str]) -> Path:
+    """A sweep's folder: its name, or a hash of its overrides, so that it is found again."""
+    outputs = Path(os.path.expanduser(value_of(argv, "outputs") or "outputs"))
+    overrides = sorted(arg for arg in argv if "=" in arg)
+    name = value_of(argv, "name") or f"sweep-{short_hash(' '.join(overrides))}"
+    return outputs / name
+
+
+def _compose_and_run(command: str, job: Job, argv: list[str], configs: Path) -> None:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    def task(config: Any) -> None:
+        plain = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(plain, dict)
+        job(plain, list(HydraConfig.get().overrides.task))  # type: ignore[arg-type]
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
+    folder = sweep_folder(argv) if is_sweep(argv) else None
+    if folder is not None:
+        job = as_sweep_job(job, folder, argv)
+        argv = [arg for arg in argv if arg not in ("-m", "--multirun")]
+        argv += ["-m", f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=."]
+    before = sys.argv
+    sys.argv = [f"vit-{command}", *argv]
+    try:
+        hydra.main(version_base="1.3", config_path=str(configs), config_name=command)(task)()
+    except SweepInterrupted as stopped:
+        raise stopped.error from None
+    finally:
+        sys.argv = before
+    if folder is not None:
+        report(folder)
+
+
+def _groups(configs: Path, argv: list[str]) -> list[str]:
+    own = _after(argv, "--config-dir")
+    folders = [configs] + ([Path(own)] if own and Path(own).is_dir() else [])
+    return [group for folder in folders for group in groups_in(folder)]
+
+
+def _after(argv: list[str], flag: str) -> str | None:
+    for i, arg in enumerate(argv):
+        if arg == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if arg.startswith(f"{flag}="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+@contextlib.contextmanager
+def _errors_to_exit_code(command: str) -> Iterator[list[int]]:
+    """Print what went wrong in words and put the exit code into the list that is yielded."""
+    outcome = [0]
+    try:
+        yield outcome
+    except VitError as error:
+        for line in str(error).splitlines():
+            print(f"vit-{command}: {line}", file=sys.stderr)
+        outcome[0] = error.exit_code
+    except KeyboardInterrupt:
+        print(f"vit-{command}: interrupted", file=sys.stderr)
+        outcome[0] = 130
+    except Exception as error:
+        words = _hydra_words(error) or _memory_words(error)
+        if words is None:
+            traceback.print_exc()
+            print(
+                f"vit-{command}: unexpected {type(error).__name__}; a run that has saved a "
+                f"checkpoint goes on with resume=<run folder>",
+                file=sys.stderr,
+            )
+            outcome[0] = 1
+        else:
+            text, outcome[0] = words
+            print(f"vit-{command}: {text}", file=sys.stderr)
+
+
+def _hydra_words(error: Exception) -> tuple[str, int] | None:
+    """Hydra's and OmegaConf's own complaints as one line; they are configuration errors."""
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = [o for o in error.options or [] if not o.startswith("_")]
+        close = nearest(name, options)
+        hint = f" (did you mean {close}?)" if close else ""
+        return f"{group}={name} does not exist; choose one of {', '.join(options)}{hint}", 2
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"{' '.join(lines[:2])} (see vit-train --help for the keys)", 2
+    return None
+
+
+def _memory_words(error: Exception) -> tuple[str, int] | None:
+    """Out of memory, on any device, with the overrides that help."""
+    import torch
+
+    text = str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        return (
+            "out of memory; try trainer.accumulate=2 (same result), a smaller "
+            "trainer.eval_batch_size, or trainer.precision=bf16",
+            1,
+        )
+    return None
+
+

@@ -1,0 +1,81 @@
+"""A sweep: every job in its own folder, failures recorded, a table at the end."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vit.artifacts.leaderboard import leaderboard, read_runs
+from vit.artifacts.run_dir import RunDir
+from vit.cli.argv import safe_name
+from vit.config.errors import InterruptedRun, VitError
+
+Job = Callable[[dict[str, Any], list[str]], object]
+
+
+class SweepInterrupted(BaseException):  # noqa: N818 (Hydra swallows every Exception of a job)
+    """A signal stopped the job that was running; the sweep stops with it."""
+
+    def __init__(self, error: InterruptedRun) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class SweepFailedError(VitError):
+    """Some jobs of a sweep failed; the others ran."""
+
+
+def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
+    """`job` as one of many: named by its overrides, resumed if it was killed, never fatal.
+
+    Args:
+        job: trains one run.
+        folder: the sweep's folder.
+        common: overrides that all jobs share; the others name the job.
+    """
+
+    def run_one(plain: dict[str, Any], overrides: list[str]) -> None:
+        own = [override.lstrip("+") for override in overrides if override not in common]
+        name = safe_name(",".join(own).replace("=", "-").replace(",", "_"))
+        print(f"\n=== {name}", flush=True)
+        try:
+            job({**plain, "outputs": str(folder), "name": name, "resume": "auto"}, overrides)
+        except InterruptedRun as error:
+            raise SweepInterrupted(error) from None
+        except Exception as error:
+            _record(folder / name, error)
+
+    return run_one
+
+
+def report(folder: Path) -> None:
+    """Print the sweep's table.
+
+    Raises:
+        SweepFailedError: not every job finished.
+    """
+    runs = read_runs(folder)
+    print(f"\n{leaderboard(runs)}")
+    failed = [run.name for run in runs if run.summary.get("state") != "finished"]
+    if failed:
+        raise SweepFailedError(
+            f"{len(failed)} of {len(runs)} jobs did not finish ({', '.join(failed)}); the same "
+            f"command runs just these again"
+        )
+
+
+def _record(path: Path, error: Exception) -> None:
+    """Note in the job's folder how it failed."""
+    path.mkdir(parents=True, exist_ok=True)
+    run = RunDir(path)
+    exit_code = error.exit_code if isinstance(error, VitError) else 1
+    summary = {**run.read_summary(), "state": "failed", "exit_code": exit_code}
+    run.write_summary({**summary, "error": str(error)})
+    if isinstance(error, VitError):
+        print(f"vit-train: {error}", file=sys.stderr)
+    else:
+        (path / "error.txt").write_text("".join(traceback.format_exception(error)))
+        print(f"vit-train: {error!r}; see {path / 'error.txt'}", file=sys.stderr)

@@ -1,0 +1,131 @@
+"""`vit-train`: compose the settings, build the parts, train, say where the result is."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit.artifacts.run_dir import RunDir, is_run
+from vit.cli import front
+from vit.config.compose import load_yaml, to_config
+from vit.config.errors import ConfigError, InterruptedRun, NoCheckpointError, VitError
+from vit.config.schema import RunConfig
+from vit.runtime.dist import world
+from vit.runtime.signals import StopRequest
+
+if TYPE_CHECKING:
+    from vit.engine.trainer import Parts
+
+
+def main() -> None:
+    """Entry point of `vit-train`."""
+    sys.exit(front.run("train", train))
+
+
+def train(plain: dict[str, Any], overrides: list[str]) -> None:
+    """Train one run on composed settings, or go on with one."""
+    with StopRequest() as stop:
+        if plain["resume"] not in (None, "auto"):
+            plain = saved_settings(Path(plain["resume"]), overrides)
+        config = to_config(plain, world().size)
+        run, is_new = open_run(config)
+        try:
+            _train(config, run, stop)
+        except Exception as error:
+            trained = run.metrics.exists()
+            if is_new and not trained:
+                run.discard()
+            else:
+                run.write_summary({**run.read_summary(), **_failure(error)})
+            raise
+        finally:
+            run.unlock()
+
+
+def saved_settings(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """The settings of a run, with the user's own values on top.
+
+    Raises:
+        NoCheckpointError: `folder` is no run.
+        ConfigError: an override picks a group (`model=small`) instead of giving a value.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if not is_run(folder):
+        raise NoCheckpointError(f"resume={folder} is no run folder (it has no config.yaml)")
+    run = RunDir(folder)
+    plain = load_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
+    for override in OverridesParser.create().parse_overrides(overrides):
+        section, _, name = override.key_or_group.rpartition(".")
+        if not override.input_line.startswith("+"):
+            raise ConfigError(
+                f"{override.input_line} picks a group, which a resumed run cannot change; leave it "
+                f"out, or start a new run"
+            )
+        place = plain
+        for part in filter(None, section.split(".")):
+            place = place.setdefault(part, {})
+        place[name] = override.value()
+    return {**plain, "resume": str(folder), "name": None}
+
+
+def open_run(config: RunConfig) -> tuple[RunDir, bool]:
+    """The run's folder, locked, and whether it is new.
+
+    Raises:
+        ConfigError: the name is taken, the folder is in use or cannot be written.
+    """
+    outputs = Path(config.outputs).expanduser()
+    if config.resume not in (None, "auto"):
+        run, is_new = RunDir(Path(str(config.resume))), False
+    elif config.resume == "auto" and (outputs / str(config.name)).is_dir():
+        run, is_new = RunDir(outputs / str(config.name)), False
+    else:
+        default = f"{config.data.name}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        run = RunDir.create(outputs, config.name or default, unique=config.name is not None)
+        is_new = True
+    run.lock()
+    return run, is_new
+
+
+def _train(config: RunConfig, run: RunDir, stop: StopRequest) -> None:
+    # torch is imported here: an error in the settings is answered without it.
+    from vit.cli.build import build
+    from vit.engine.summary import summary
+    from vit.engine.trainer import Trainer
+
+    parts = build(config, run, stop)
+    if parts is None:
+        return
+    run.write_summary(summary(parts, "running", {}))
+    try:
+        scores = Trainer(parts).fit()
+    finally:
+        stop.immediate()
+        parts.logger.close()
+    run.write_summary(summary(parts, "finished", scores))
+    _say_goodbye(parts, scores)
+
+
+def _say_goodbye(parts: Parts, scores: dict[str, float]) -> None:
+    told = "  ".join(
+        f"{split} top-1 {scores[key]:.2f}"
+        for split, key in (("val", "val_top1"), ("test", "test_top1"))
+        if key in scores
+    )
+    folder = parts.run.path
+    print(f"\n{told or 'done'}  in {folder}")
+    print(f"  vit-eval checkpoint={folder}\n  tensorboard --logdir {folder}")
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if isinstance(error, InterruptedRun):
+        return {"state": "interrupted", "exit_code": error.exit_code}
+    code = error.exit_code if isinstance(error, VitError) else 1
+    return {"state": "failed", "exit_code": code, "error": str(error) or repr(error)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""`--help`: the YAML files with their comments, at once (neither torch nor Hydra is loaded)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EXAMPLES = {
+    "train": (
+        ("vit-train", "handwritten digits, a small model: a good result within two minutes"),
+        ("vit-train data=folder data.root=~/flowers", "a folder with one sub-folder per class"),
+        ("vit-train data=cifar10 model=small model.patch_size=4 trainer.epochs=100", "CIFAR-10"),
+        ("vit-train -m model.depth=2,4 optim.lr=1e-3,3e-3", "a sweep, and a table of what won"),
+        ("vit-train resume=outputs/<run>", "go on exactly where it was killed"),
+    ),
+    "eval": (
+        ("vit-eval checkpoint=outputs/<run>", "the best weights on the test set"),
+        ("vit-eval checkpoint=outputs/<run> split=val", "on the validation set"),
+        ("vit-eval checkpoint=outputs/<run> images=~/more", "another folder, the same classes"),
+        ("vit-eval checkpoint=outputs/<run>/checkpoints/best.pt output=scores", "a file"),
+        ("vit-eval checkpoint=outputs/<run> data.root=/new/place", "the data has moved"),
+    ),
+}
+ABOUT = {
+    "train": "Train a Vision Transformer.",
+    "eval": "Evaluate a trained Vision Transformer: scores, and a prediction for every image.",
+}
+
+
+def groups_in(folder: Path) -> dict[str, list[str]]:
+    """The config groups below `folder`, each with the names of its options."""
+    return {
+        group.name: sorted(f.stem for f in group.glob("*.yaml") if not f.name.startswith("_"))
+        for group in sorted(folder.iterdir())
+        if group.is_dir() and not group.name.startswith((".", "_"))
+    }
+
+
+def usage(command: str, configs: Path) -> str:
+    """The help text of `vit-<command>`."""
+    top = (configs / f"{command}.yaml").read_text(encoding="utf-8")
+    lines = [
+        f"{ABOUT[command]}",
+        "",
+        f"usage: vit-{command} [key=value ...] [--config-dir FOLDER]"
+        + (" [-m]" if command == "train" else ""),
+        "",
+        "examples:",
+        *(f"  {line}\n      {why}" for line, why in EXAMPLES[command]),
+        "",
+    ]
+    if command == "train":
+        lines += ["  -m                   a sweep: every combination of comma-separated values"]
+        lines += ["  --config-dir FOLDER  adds your own YAML files, laid out like the groups below"]
+        lines += ["  --cfg job            print the composed settings instead of running", ""]
+    lines += ["settings (key: default  # meaning):", "", *_settings(top), ""]
+    if command == "train":
+        for group, options in groups_in(configs).items():
+            lines += _group(configs / group, options, _default(top, group))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _settings(top: str) -> list[str]:
+    """The lines between the defaults list and Hydra's own section."""
+    body = top.split("\n\n", 1)[1].split("\nhydra:", 1)[0]
+    return [f"  {line}" for line in body.strip().splitlines()]
+
+
+def _default(top: str, group: str) -> str:
+    for line in top.splitlines():
+        if line.strip().startswith(f"- {group}:"):
+            return line.split(":", 1)[1].strip()
+    return "null"
+
+
+def _group(folder: Path, options: list[str], default: str) -> list[str]:
+    lines = [f"{folder.name}=...  (default: {default})"]
+    width = max(map(len, options))
+    lines += [f"  {option:<{width}}  {_about(folder / f'{option}.yaml')}" for option in options]
+    base = folder / "_base.yaml"
+    source = base if base.is_file() else folder / f"{default}.yaml"
+    if source.is_file():
+        for line in source.read_text(encoding="utf-8").splitlines():
+            if not line.startswith(("#", "defaults:")):
+                lines.append(f"    {folder.name}.{line}")
+    return [*lines, ""]
+
+
+def _about(file: Path) -> str:
+    """The first comment of a YAML file that is not a Hydra directive."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# ") and "@package" not in line:
+            return line[2:]
+    return ""

@@ -1,0 +1,1 @@
+"""Typed settings: schema, checks, durations, composition. Imports no torch."""

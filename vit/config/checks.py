@@ -1,0 +1,170 @@
+"""Contradictions between settings: each rule names the keys it looks at and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vit.config.durations import parse_duration
+
+
+@dataclass(frozen=True)
+class Check:
+    """`rule(*values of keys, world_size)` returns the complaint with its remedy, or None."""
+
+    keys: tuple[str, ...]
+    rule: Callable[..., str | None]
+
+
+CHECKS: list[Check] = []
+
+
+def _check(*keys: str) -> Callable[[Callable[..., str | None]], Callable[..., str | None]]:
+    def register(rule: Callable[..., str | None]) -> Callable[..., str | None]:
+        CHECKS.append(Check(keys, rule))
+        return rule
+
+    return register
+
+
+def auto_patch_size(image_size: int) -> int:
+    """About 64 patches for small images, 16 px from 128 px on; always a divisor of the size."""
+    if image_size >= 128:
+        return next((p for p in (16, 14, 32, 8) if image_size % p == 0), 1)
+    wanted = max(1, image_size // 8)
+    divisors = [p for p in range(1, image_size + 1) if image_size % p == 0]
+    return min(divisors, key=lambda p: (abs(p - wanted), p))
+
+
+def nearest_multiples(value: int, step: int) -> str:
+    """The multiples of `step` around `value`, as words."""
+    below = value // step * step
+    return f"{below} or {below + step}" if below else f"{step}"
+
+
+@_check("model.dim", "model.heads")
+def _heads_divide_dim(dim: int, heads: int, _: int) -> str | None:
+    if dim % heads == 0:
+        return None
+    return (
+        f"model.dim={dim} is not divisible by model.heads={heads}; "
+        f"try {nearest_multiples(dim, heads)}"
+    )
+
+
+@_check("model.dim", "model.positions")
+def _sincos_needs_quarters(dim: int, positions: str, _: int) -> str | None:
+    parts = {"sincos1d": 2, "sincos2d": 4}.get(positions, 1)
+    if dim % parts == 0:
+        return None
+    return (
+        f"model.dim={dim} is not divisible by {parts}, as model.positions={positions} needs; "
+        f"try {nearest_multiples(dim, parts)}"
+    )
+
+
+@_check("data.image_size", "model.patch_size")
+def _patch_divides_image(size: int, patch: int | str, _: int) -> str | None:
+    if patch == "auto":
+        patch = auto_patch_size(size)
+        if size // patch <= max(32, size // 8):
+            return None
+        return (
+            f"data.image_size={size} has no good patch size for model.patch_size=auto; "
+            f"try data.image_size={round(size / 16) * 16}"
+        )
+    assert isinstance(patch, int)
+    if size % patch == 0:
+        return None
+    divisors = [p for p in range(1, size + 1) if size % p == 0]
+    close = sorted(divisors, key=lambda p: abs(p - patch))[:2]
+    return (
+        f"model.patch_size={patch} does not divide data.image_size={size}; "
+        f"try {' or '.join(map(str, sorted(close)))}"
+    )
+
+
+@_check("trainer.epochs", "trainer.steps")
+def _one_length(epochs: float | None, steps: int | None, _: int) -> str | None:
+    if (epochs is None) != (steps is None):
+        return None
+    if epochs is None:
+        return "trainer.epochs=null and trainer.steps=null: give one of them, e.g. trainer.epochs=10"
+    return (
+        f"trainer.epochs={epochs:g} and trainer.steps={steps} contradict each other; "
+        f"give only one of them"
+    )
+
+
+@_check("trainer.batch_size", "trainer.accumulate")
+def _batch_splits(batch: int, accumulate: int, world_size: int) -> str | None:
+    parts = accumulate * world_size
+    if batch % parts == 0:
+        return None
+    return (
+        f"trainer.batch_size={batch} is not divisible by trainer.accumulate={accumulate} x "
+        f"{world_size} processes; try {nearest_multiples(batch, parts)}"
+    )
+
+
+@_check("trainer.batch_size", "augment.mixup", "augment.cutmix")
+def _mixing_pairs(batch: int, mixup: float, cutmix: float, world_size: int) -> str | None:
+    if not (mixup or cutmix) or batch % (2 * world_size) == 0:
+        return None
+    return (
+        f"trainer.batch_size={batch} leaves an image without a partner for augment.mixup or "
+        f"augment.cutmix; try {nearest_multiples(batch, 2 * world_size)}"
+    )
+
+
+@_check("trainer.early_stop", "data.val_fraction")
+def _early_stop_needs_validation(early_stop: int | None, fraction: float, _: int) -> str | None:
+    if early_stop is None or fraction > 0:
+        return None
+    return (
+        f"trainer.early_stop={early_stop} needs validation images, but data.val_fraction=0; "
+        f"try data.val_fraction=0.1 or trainer.early_stop=null"
+    )
+
+
+@_check("data.val_fraction", "data.test_fraction")
+def _something_to_train_on(val: float, test: float, _: int) -> str | None:
+    if val + test < 1:
+        return None
+    return (
+        f"data.val_fraction={val:g} and data.test_fraction={test:g} leave nothing to train on; "
+        f"try 0.1 each"
+    )
+
+
+@_check("data.mean", "data.std")
+def _one_value_per_channel(mean: list[float], std: list[float], _: int) -> str | None:
+    if len(mean) == len(std) and len(mean) in (1, 3):
+        return None
+    return (
+        f"data.mean={mean} and data.std={std} need one value per channel each: "
+        f"1 (gray) or 3 (red, green, blue)"
+    )
+
+
+@_check("data.name", "data.root")
+def _folder_needs_root(name: str, root: str | None, _: int) -> str | None:
+    if name != "folder" or root:
+        return None
+    return "data=folder needs data.root=<folder with one sub-folder per class>"
+
+
+@_check("schedule.warmup", "trainer.steps")
+def _warmup_fits(warmup: int | str, steps: int | None, _: int) -> str | None:
+    length, unit = parse_duration(warmup)
+    if steps is None or unit or length <= steps:
+        return None
+    return f"schedule.warmup={warmup} is longer than trainer.steps={steps}; try schedule.warmup=5%"
+
+
+@_check("resume", "name")
+def _auto_needs_name(resume: str | None, name: str | None, _: int) -> str | None:
+    if resume != "auto" or name:
+        return None
+    return "resume=auto needs name=<run name>, else every start would be a new run"

@@ -1,0 +1,51 @@
+"""The errors that a user may see: each is one clear sentence with its remedy and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class VitError(Exception):
+    """An error with a message for the user; `exit_code` is what the process ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(VitError):
+    """A configuration or a file named in it cannot be used; `problems` lists every reason."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(ConfigError):
+    """The data set is missing, unreadable or does not fit what the checkpoint was trained on."""
+
+
+class NoCheckpointError(VitError):
+    """There is no checkpoint that is complete and undamaged."""
+
+    exit_code = 3
+
+
+class DivergedError(VitError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+    exit_code = 4
+
+
+class DiskFullError(VitError):
+    """A file could not be written for lack of space; what was there before is intact."""
+
+    exit_code = 5
+
+
+class InterruptedRun(VitError):
+    """A signal asked the run to stop; what could be saved was saved."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum

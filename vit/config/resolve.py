@@ -1,0 +1,94 @@
+"""Every `auto` becomes a value and every duration a number of steps, once, by pure functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from vit.config.checks import auto_patch_size
+from vit.config.durations import duration_in_steps, epochs_in_steps
+from vit.config.errors import ConfigError
+from vit.config.schema import RunConfig
+
+MEMORY_LIMIT = 4 * 2**30
+"""Data sets up to this many bytes of decoded pixels are held on the device."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run in optimiser steps. An epoch (`steps_per_epoch`) need not be a whole number."""
+
+    steps: int
+    steps_per_epoch: Fraction
+    warmup: float
+    eval_every: Fraction
+    log_every: Fraction
+    save_every: Fraction
+    ema_decay: float | None
+
+    def epoch_at(self, step: int) -> Fraction:
+        """How many passes over the training images `step` steps are."""
+        return step / self.steps_per_epoch
+
+
+def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
+    """Replace `auto` in patch size, flip, memory and precision; the device stays `auto`.
+
+    Args:
+        config: checked settings.
+        bf16: the device multiplies bfloat16 matrices in hardware.
+    """
+    patch_size = config.model.patch_size
+    if patch_size == "auto":
+        patch_size = auto_patch_size(config.data.image_size)
+    flip = config.augment.flip
+    if flip == "auto":
+        flip = 0.5 if config.data.mirror else 0.0
+    precision = config.trainer.precision
+    if precision == "auto":
+        precision = "bf16" if bf16 else "fp32"
+    return replace(
+        config,
+        data=replace(config.data, memory="device"),
+        model=replace(config.model, patch_size=patch_size),
+        augment=replace(config.augment, flip=flip),
+        trainer=replace(config.trainer, precision=precision),
+    )
+
+
+def check_memory(decoded_bytes: int, image_size: int) -> None:
+    """Refuse a data set that is too large to be held decoded.
+
+    Raises:
+        ConfigError: `decoded_bytes` is over MEMORY_LIMIT.
+    """
+    if decoded_bytes > MEMORY_LIMIT:
+        raise ConfigError(
+            f"the decoded images need {decoded_bytes / 2**30:.1f} GiB, over the limit of "
+            f"{MEMORY_LIMIT / 2**30:.0f} GiB; try a smaller data.image_size than {image_size}"
+        )
+
+
+def plan(config: RunConfig, train_samples: int) -> Plan:
+    """All durations of `config` in optimiser steps, for `train_samples` training images."""
+    trainer = config.trainer
+    per_epoch = Fraction(train_samples, trainer.batch_size)
+    if trainer.steps is not None:
+        steps = trainer.steps
+    else:
+        assert trainer.epochs is not None
+        steps = epochs_in_steps(trainer.epochs, train_samples, trainer.batch_size)
+
+    def in_steps(text: int | str) -> Fraction:
+        return duration_in_steps(text, per_epoch, steps)
+
+    return Plan(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        warmup=min(float(in_steps(config.schedule.warmup)), float(steps)),
+        eval_every=in_steps(trainer.eval_every),
+        log_every=in_steps(trainer.log_every),
+        save_every=in_steps(trainer.save_every),
+        ema_decay=None if trainer.ema is None else math.exp(-1 / (trainer.ema * float(per_epoch))),
+    )

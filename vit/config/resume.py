@@ -1,0 +1,63 @@
+"""What may change when a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit.config.errors import ConfigError
+
+MAY_CHANGE = frozenset(
+    {
+        "trainer.epochs", "trainer.steps", "trainer.device", "trainer.compile",
+        "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
+        "data.root", "data.workers", "outputs", "name", "resume",
+    }
+)  # fmt: skip
+"""Where, how fast, how often and how long; everything else would make it another run."""
+
+UNINTERESTING = frozenset({"outputs", "name", "resume"})
+
+
+def changes(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The differences between two flat configs, as lines `key: old -> new`.
+
+    A wanted value of `auto` stands for whatever was resolved when the run started.
+
+    Raises:
+        ConfigError: a difference that is not in MAY_CHANGE, or a shorter run.
+    """
+    differing = [
+        key
+        for key in sorted(saved.keys() | wanted.keys())
+        if key not in UNINTERESTING
+        and saved.get(key) != wanted.get(key)
+        and not (wanted.get(key) == "auto" and key not in MAY_CHANGE)
+    ]
+    refused = [
+        f"{key}={wanted.get(key)} differs from the run's {key}={saved.get(key)}; leave it out, "
+        f"or start a new run with it"
+        for key in differing
+        if key not in MAY_CHANGE
+    ]
+    for key in ("trainer.epochs", "trainer.steps"):
+        before, after = saved.get(key), wanted.get(key)
+        if before is not None and after is not None and after < before:
+            refused.append(
+                f"{key}={after:g} is shorter than the run's {before:g}; a run can only be made longer"
+            )
+    if refused:
+        raise ConfigError(refused)
+    return [f"{key}: {saved.get(key)} -> {wanted.get(key)}" for key in differing]
+
+
+def with_saved(saved: Mapping[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """`wanted` (nested) with every `auto` replaced by what `saved` (nested) resolved it to."""
+    return {
+        key: with_saved(saved.get(key, {}), value)
+        if isinstance(value, dict)
+        else saved.get(key, value)
+        if value == "auto"
+        else value
+        for key, value in wanted.items()
+    }

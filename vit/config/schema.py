@@ -1,0 +1,250 @@
+"""The types of every setting. No defaults live here: every value stands in `configs/`."""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from vit.config.durations import parse_duration
+from vit.config.suggest import nearest
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+class Rule(Protocol):
+    """A condition on one value, beyond its type."""
+
+    def broken_by(self, value: Any) -> str | None:
+        """The words that follow `key=value` when the rule is broken, else None."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number (or each number of a list) lies in [low, high], or below `high` if `open_high`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_high: bool = False
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        numbers = value if isinstance(value, list) else [value]
+        if all(self.low <= x < self.high or (x == self.high and not self.open_high)
+               for x in numbers):  # fmt: skip
+            return None
+        if self.high == math.inf:
+            return f"must be {self.low:g} or more"
+        return f"must lie in [{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+
+
+@dataclass(frozen=True)
+class Length:
+    """A list has exactly `count` entries."""
+
+    count: int
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        return None if len(value) == self.count else f"must have {self.count} entries"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A name that is safe as a folder name everywhere."""
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        legal = value and not value.startswith(".") and all(
+            c.isascii() and (c.isalnum() or c in "._-") for c in value
+        )  # fmt: skip
+        return None if legal else "may hold only letters, digits, '.', '_' and '-'"
+
+
+@dataclass(frozen=True)
+class DurationRule:
+    """Steps (`500`), epochs (`2ep`) or a share of the run (`5%`); at least `low`."""
+
+    low: int = 0
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        try:
+            length, unit = parse_duration(value)
+        except ValueError:
+            return "must be steps (500), epochs (2ep) or a share of the run (5%)"
+        if unit == "%" and length > 100:
+            return "must be at most 100%"
+        return None if length > 0 or self.low == 0 else "must be more than 0"
+
+
+@cache
+def registry_names(file: str, table: str) -> tuple[str, ...]:
+    """The keys of the dictionary `table` in `vit/<file>`, read from its source.
+
+    Read, not imported: the modules that register models and data sets import torch, and a typo
+    should be answered at once. So a new entry is one dictionary line, known here by itself.
+    """
+    for node in ast.parse((_PACKAGE / file).read_text(encoding="utf-8")).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and target.id == table and isinstance(node, ast.AnnAssign):
+            keys = node.value.keys if isinstance(node.value, ast.Dict) else []
+            return tuple(str(key.value) for key in keys if isinstance(key, ast.Constant))
+    raise LookupError(f"vit/{file} has no annotated dictionary {table}")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A name that is a key of a builder dictionary."""
+
+    file: str
+    table: str
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        names = registry_names(self.file, self.table)
+        if value in names:
+            return None
+        close = nearest(str(value), names)
+        listed = ", ".join(names)
+        return f"must be one of {listed}" + (f" (did you mean {close}?)" if close else "")
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(1e-12, 1e12)]
+NonNegative = Annotated[float, Range(0, 1e12)]
+Fraction = Annotated[float, Range(0, 1, open_high=True)]
+Probability = Annotated[float, Range(0, 1)]
+RGB = Annotated[list[float], Range(-1e6, 1e6)]
+Name = Annotated[str, Pattern()]
+Every = Annotated[int | str, DurationRule(low=1)]
+Span = Annotated[int | str, DurationRule()]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Group `data`: which images, how they are split, where they are held."""
+
+    name: Annotated[str, Registered("data/sources.py", "SOURCES")]
+    root: str | None
+    image_size: Annotated[int, Range(4, 4096)]
+    mean: RGB
+    std: Annotated[list[float], Range(1e-6, 1e6)]
+    mirror: bool
+    val_fraction: Fraction
+    test_fraction: Fraction
+    split_seed: Whole
+    memory: Literal["auto", "device"]
+    workers: Whole | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Group `model`: the Vision Transformer's shape."""
+
+    name: Name
+    patch_size: Count | Literal["auto"]
+    dim: Count
+    depth: Count
+    heads: Count
+    mlp_ratio: Positive
+    positions: Annotated[str, Registered("model/positions.py", "POSITIONS")]
+    pool: Annotated[str, Registered("model/pooling.py", "POOLINGS")]
+    dropout: Fraction
+    drop_path: Fraction
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Group `augment`: what happens to the training images, drawn per image."""
+
+    name: Name
+    crop_padding: Fraction
+    flip: Probability | Literal["auto"]
+    erasing: Probability
+    mixup: NonNegative
+    cutmix: NonNegative
+    mix_probability: Probability
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Group `optim`: the optimiser."""
+
+    name: Annotated[str, Registered("optim/build.py", "OPTIMIZERS")]
+    lr: NonNegative
+    weight_decay: NonNegative
+    betas: Annotated[list[float], Length(2), Range(0, 1, open_high=True)]
+    clip_norm: Positive | None
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Group `schedule`: the learning rate as a function of the step."""
+
+    name: Annotated[str, Registered("optim/schedule.py", "SCHEDULES")]
+    warmup: Span
+    final: Probability
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Group `trainer`: how long, how big, how often."""
+
+    epochs: Positive | None
+    steps: Count | None
+    batch_size: Count
+    eval_batch_size: Count
+    accumulate: Count
+    precision: Literal["auto", "bf16", "fp32"]
+    device: Literal["auto", "cpu", "cuda"]
+    compile: bool
+    ema: Positive | None
+    label_smoothing: Fraction
+    eval_every: Every
+    log_every: Every
+    save_every: Every
+    keep: Annotated[int, Range(2)]
+    early_stop: Count | None
+    max_bad_steps: Count
+    deterministic: bool
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of one training run; immutable."""
+
+    data: DataConfig
+    model: ModelConfig
+    augment: AugmentConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    seed: Whole
+    name: Name | None
+    outputs: str
+    resume: str | None
+
+
+@dataclass(frozen=True)
+class EvalDataConfig:
+    """Where `vit-eval` finds the images."""
+
+    root: str | None
+    workers: Whole | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """All settings of `vit-eval`."""
+
+    checkpoint: str
+    split: Literal["val", "test"]
+    images: str | None
+    data: EvalDataConfig
+    device: Literal["auto", "cpu", "cuda"]
+    output: str | None

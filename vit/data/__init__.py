@@ -1,0 +1,1 @@
+"""Data sets, splits, decoding, augmentation and the loader."""

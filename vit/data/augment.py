@@ -1,0 +1,154 @@
+"""Batched augmentation on the device, drawn per image and never once per batch.
+
+Draws are made for the *global* batch from (seed, "augment", step), then sliced by rank, so that
+the images a step sees do not depend on how many processes share it.
+
+Legend: B batch, C channels, S image side in pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit.config.schema import AugmentConfig
+from vit.runtime.seeding import numpy_generator
+
+ERASE_AREA = (0.02, 1 / 3)
+ERASE_ASPECT = (0.3, 3.3)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What happens to each image of a batch; every field has the batch as its first dimension.
+
+    Attributes:
+        shift: rows and columns to crop at, within the padded image, int64 (B, 2).
+        flip: mirror left to right, bool (B,).
+        erase: box [top, left, bottom, right) in pixels, int64 (B, 4); empty: none.
+        cut: box of cutmix, likewise.
+        keep: weight of the image itself in mixup, float32 (B,); 1: not mixed.
+    """
+
+    shift: Tensor
+    flip: Tensor
+    erase: Tensor
+    cut: Tensor
+    keep: Tensor
+
+    def slice(self, part: slice) -> Draws:
+        """The draws of some images."""
+        return Draws(*(getattr(self, field.name)[part] for field in fields(self)))
+
+    def to(self, device: torch.device) -> Draws:
+        """The draws on another device."""
+        return Draws(
+            *(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self))
+        )
+
+
+def padding(config: AugmentConfig, size: int) -> int:
+    """Pixels of black padding on every side before the random crop."""
+    return round(config.crop_padding * size)
+
+
+def draw(config: AugmentConfig, batch: int, size: int, seed: int, step: int) -> Draws:
+    """Draw for a global batch of `batch` images of side `size` at `step`.
+
+    All draws are made whatever the settings are, in a fixed order, so that switching one
+    ingredient on or off leaves the others as they were.
+    """
+    rng = numpy_generator(seed, "augment", step)
+    shift = rng.integers(0, 2 * padding(config, size) + 1, (batch, 2))
+    assert not isinstance(config.flip, str)
+    flip = rng.random(batch) < config.flip
+    erase = _boxes(rng, size, _erase_shape(rng, batch, size))
+    erase[rng.random(batch) >= config.erasing] = 0
+
+    mixed = rng.random(batch) < config.mix_probability
+    use_cut = rng.random(batch) < 0.5
+    if not config.mixup or not config.cutmix:
+        use_cut[:] = config.cutmix > 0
+        mixed &= bool(config.mixup or config.cutmix)
+    share = rng.beta(config.mixup or 1.0, config.mixup or 1.0, batch)
+    cut_share = rng.beta(config.cutmix or 1.0, config.cutmix or 1.0, batch)
+    side = np.rint(np.sqrt(1 - cut_share) * size).astype(np.int64)
+    cut = _boxes(rng, size, np.stack([side, side], axis=1))
+    cut[~(mixed & use_cut)] = 0
+    keep = np.where(mixed & ~use_cut, share, 1.0)
+    return Draws(
+        torch.from_numpy(shift),
+        torch.from_numpy(flip),
+        torch.from_numpy(erase),
+        torch.from_numpy(cut),
+        torch.from_numpy(keep.astype(np.float32)),
+    )
+
+
+def crop_flip(images: Tensor, draws: Draws, pad: int) -> Tensor:
+    """Pad with black, crop at `draws.shift`, mirror: uint8 (B, C, S, S) -> uint8 (B, C, S, S)."""
+    size = images.shape[-1]
+    steps = torch.arange(size, device=images.device)
+    rows = draws.shift[:, :1] + steps  # B S
+    columns = draws.shift[:, 1:] + torch.where(draws.flip[:, None], size - 1 - steps, steps)
+    padded = torch.nn.functional.pad(images, (pad,) * 4)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    cropped = padded[batch, :, rows[:, :, None], columns[:, None, :]]  # B S S C
+    return cropped.permute(0, 3, 1, 2)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (B, C, S, S) -> float32 (pixel / 255 - mean) / std; `mean` and `std` are (C, 1, 1)."""
+    return (images.float() - 255 * mean) / (255 * std)
+
+
+def erase_boxes(images: Tensor, draws: Draws) -> Tensor:
+    """Random erasing (Zhong et al. 2020): the box becomes the mean colour, 0 after normalising."""
+    return images.masked_fill(_inside(draws.erase, images.shape[-1]), 0.0)
+
+
+def mix(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) with the neighbour i XOR 1.
+
+    Args:
+        images: normalised (B, C, S, S), B even.
+        targets: class probabilities (B, K).
+
+    Returns:
+        Mixed images and targets, of the same shapes.
+    """
+    size = images.shape[-1]
+    partner = torch.arange(len(images), device=images.device) ^ 1
+    keep = draws.keep[:, None, None, None]
+    other = images[partner]
+    mixed = torch.where(_inside(draws.cut, size), other, torch.lerp(other, images, keep))
+    top, left, bottom, right = draws.cut.unbind(1)
+    area = ((bottom - top) * (right - left)).float() / size**2
+    weight = (draws.keep - area)[:, None]  # one of keep < 1 and area > 0 at the most
+    return mixed, torch.lerp(targets[partner], targets, weight)
+
+
+def _inside(boxes: Tensor, size: int) -> Tensor:
+    """Boxes (B, 4) as a mask (B, 1, S, S)."""
+    at = torch.arange(size, device=boxes.device)
+    top, left, bottom, right = boxes[:, :, None].unbind(1)  # each B 1
+    rows = (at >= top) & (at < bottom)
+    columns = (at >= left) & (at < right)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _erase_shape(rng: np.random.Generator, batch: int, size: int) -> np.ndarray:
+    """Height and width (B, 2) of boxes with uniform area and log-uniform aspect ratio."""
+    area = rng.uniform(*ERASE_AREA, batch) * size**2
+    aspect = np.exp(rng.uniform(*np.log(ERASE_ASPECT), batch))
+    sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], axis=1)
+    return np.clip(np.rint(sides), 1, size).astype(np.int64)
+
+
+def _boxes(rng: np.random.Generator, size: int, shape: np.ndarray) -> np.ndarray:
+    """Boxes [top, left, bottom, right) of `shape` (B, 2), uniformly inside the image: (B, 4)."""
+    corner = rng.integers(0, size - shape + 1)
+    return np.concatenate([corner, corner + shape], axis=1)

@@ -1,0 +1,86 @@
+"""What the data layer hands to the rest: data sets as listed, batches as trained on.
+
+Legend: N images, B batch, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+class Images(Protocol):
+    """Where the pixels of a split come from."""
+
+    def read(self, index: np.ndarray, workers: int) -> np.ndarray:
+        """Pixels of the images `index` (n,): uint8 (n, C, height, width).
+
+        Raises:
+            DataError: images that cannot be decoded, by name.
+        """
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split as listed, not yet decoded.
+
+    Attributes:
+        labels: class numbers, int64 (N,).
+        names: what a person calls each image: a path below the root, or its index.
+        images: where the pixels are.
+        index: which images of `images` these are, int64 (N,).
+    """
+
+    labels: np.ndarray
+    names: Sequence[str]
+    images: Images
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: np.ndarray) -> Samples:
+        """The samples at `positions` (n,), in that order."""
+        names = [self.names[i] for i in positions]
+        return Samples(self.labels[positions], names, self.images, self.index[positions])
+
+    def read(self, workers: int) -> np.ndarray:
+        """All pixels: uint8 (N, C, height, width)."""
+        return self.images.read(self.index, workers)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as listed: classes and splits. `val` and `test` may be missing."""
+
+    classes: list[str]
+    splits: dict[str, Samples]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model is trained on.
+
+    Attributes:
+        images: normalised float32 (B, C, height, width), on the device.
+        labels: class numbers int64 (B,).
+        targets: class probabilities float32 (B, K); mixed images have two classes.
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+
+    def split(self, parts: int) -> list[Batch]:
+        """Equal consecutive parts, for gradient accumulation."""
+        return [
+            Batch(*tensors)
+            for tensors in zip(
+                self.images.chunk(parts), self.labels.chunk(parts), self.targets.chunk(parts),
+                strict=True,
+            )  # fmt: skip
+        ]

@@ -1,0 +1,1 @@
+"""Where data, model, optimiser and artifacts meet: training, evaluation, restore."""

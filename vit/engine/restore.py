@@ -1,0 +1,126 @@
+"""Between a model and its checkpoint: the user gives a path, never an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit.artifacts import checkpoint
+from vit.artifacts.run_dir import RunDir
+from vit.config.compose import to_plain
+from vit.config.errors import NoCheckpointError
+from vit.config.schema import RunConfig
+from vit.engine.state import TrainState
+from vit.model.vit import VisionTransformer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and all that is needed to use it.
+
+    Attributes:
+        model: the selected weights, on the device, in eval mode.
+        classes: names of the logits.
+        preprocessing: `image_size` [height, width], `channels`, `mean`, `std`.
+        evaluation: `batch_size` and `precision` of the run's own evaluations.
+        config: the run's settings as plain values.
+        step: the optimiser step of the weights.
+        path: the file.
+    """
+
+    model: VisionTransformer
+    classes: list[str]
+    preprocessing: dict[str, Any]
+    evaluation: dict[str, Any]
+    config: dict[str, Any]
+    step: int
+    path: Path
+
+
+def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
+    """A new model as `config` (resolved) says, its weights drawn from torch's global generator."""
+    m = config.model
+    assert not isinstance(m.patch_size, str)
+    return VisionTransformer(
+        image_size=config.data.image_size,
+        patch_size=m.patch_size,
+        num_classes=num_classes,
+        dim=m.dim,
+        depth=m.depth,
+        heads=m.heads,
+        mlp_ratio=m.mlp_ratio,
+        positions=m.positions,
+        pool=m.pool,
+        dropout=m.dropout,
+        drop_path=m.drop_path,
+        channels=len(config.data.mean),
+    )
+
+
+def to_checkpoint(
+    state: TrainState, config: RunConfig, classes: list[str], training: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The content of a checkpoint; with `training` it is one that a run can go on from."""
+    model = state.selected
+    return {
+        "spec": model.spec,
+        "preprocessing": {
+            "image_size": model.spec["image_size"],
+            "channels": model.spec["channels"],
+            "mean": config.data.mean,
+            "std": config.data.std,
+        },
+        "classes": classes,
+        "evaluation": {
+            "batch_size": config.trainer.eval_batch_size,
+            "precision": config.trainer.precision,
+        },
+        "config": to_plain(config),
+        "step": state.step,
+        "weights": model.state_dict(),
+        "training": training,
+    }
+
+
+def load_trained(where: Path, device: torch.device, report: Callable[[str], None]) -> Trained:
+    """The model of a run folder (its best weights, else its last) or of a checkpoint file.
+
+    Args:
+        where: run folder or file.
+        device: where the model goes.
+        report: told when the best checkpoint is damaged and the newest is taken instead.
+
+    Raises:
+        NoCheckpointError: nothing there, or nothing undamaged.
+    """
+    path, content = find(where, report)
+    model = VisionTransformer(**content["spec"])
+    model.load_state_dict(content["weights"])
+    return Trained(
+        model=model.to(device).eval(),
+        classes=content["classes"],
+        preprocessing=content["preprocessing"],
+        evaluation=content["evaluation"],
+        config=content["config"],
+        step=content["step"],
+        path=path,
+    )
+
+
+def find(where: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that a path stands for; see `load_trained`."""
+    if where.is_file():
+        return where, checkpoint.load(where)
+    if not where.exists():
+        raise NoCheckpointError(f"checkpoint={where} does not exist; give a run folder or a file")
+    run = RunDir(where)
+    if run.best.is_file():
+        try:
+            return run.best, checkpoint.load(run.best)
+        except checkpoint.BadCheckpointError as error:
+            report(f"{error}; taking the newest checkpoint instead of the best")
+    return checkpoint.newest(run, report)

@@ -1,0 +1,142 @@
+"""Everything that changes while a run trains, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit.model.vit import VisionTransformer
+from vit.optim.ema import Ema
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far: higher top-1 wins, then lower loss."""
+
+    top1: float
+    loss: float
+    top5: float
+    step: int
+    epoch: float
+
+    def beaten_by(self, top1: float, loss: float) -> bool:
+        """Whether a new score is better."""
+        return (top1, -loss) > (self.top1, -self.loss)
+
+
+class TrainState:
+    """Model, average, optimiser, and the counters that a checkpoint carries.
+
+    Attributes:
+        step: optimiser steps done.
+        odometer: float64 (4,) on the device since the run's start, over the steps that were
+            taken: sum of losses, correct images, images, sum of gradient norms.
+        marks: the odometer at the last log line and at the start of the epoch, as numbers.
+        bad: int64 (4,) on the device: non-finite steps in a row now, the most in a row since the
+            last log line, in all, and the number of the last one.
+        best: best validation so far.
+        evaluated_at: step of the last complete evaluation.
+        stale: evaluations since the best one.
+        seconds, images: time trained and images seen in that time, without evaluation, saving and
+            compilation.
+    """
+
+    def __init__(
+        self, model: VisionTransformer, ema: Ema | None, optimizer: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.ema = ema
+        self.optimizer = optimizer
+        self.step = 0
+        self.odometer = torch.zeros(4, dtype=torch.float64, device=device)
+        self.marks = {"log": [0.0] * 4, "epoch": [0.0] * 4}
+        self.bad = torch.tensor([0, 0, 0, -1], device=device)
+        self.best: Best | None = None
+        self.evaluated_at = 0
+        self.stale = 0
+        self.seconds = 0.0
+        self.images = 0
+
+    @property
+    def selected(self) -> VisionTransformer:
+        """The weights that are evaluated, selected and exported: the average where there is one."""
+        averaged = self.ema.model if self.ema is not None else self.model
+        assert isinstance(averaged, VisionTransformer)
+        return averaged
+
+    def since(self, mark: str, *, move: bool) -> dict[str, float]:
+        """Means since a mark: loss, top1 (percent) and grad_norm; `move` sets the mark to now."""
+        now = self.odometer.tolist()
+        loss, correct, images, norms = (a - b for a, b in zip(now, self.marks[mark], strict=True))
+        steps = max(round(images / self.batch_size), 1)
+        if move:
+            self.marks[mark] = now
+        images = max(images, 1)
+        return {"loss": loss / images, "top1": 100 * correct / images, "grad_norm": norms / steps}
+
+    batch_size = 1
+    """Images per step; set by the trainer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors, all that resuming needs."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "odometer": self.odometer,
+            "marks": self.marks,
+            "bad": self.bad,
+            "best": asdict(self.best) if self.best is not None else None,
+            "evaluated_at": self.evaluated_at,
+            "stale": self.stale,
+            "seconds": self.seconds,
+            "images": self.images,
+        }
+
+    def load_state_dict(self, step: int, saved: dict[str, Any]) -> None:
+        """Go back to what `state_dict` said at `step`."""
+        self.step = step
+        self.model.load_state_dict(saved["model"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.odometer.copy_(saved["odometer"])
+        self.marks = {name: list(values) for name, values in saved["marks"].items()}
+        self.bad.copy_(saved["bad"])
+        self.best = Best(**saved["best"]) if saved["best"] is not None else None
+        self.evaluated_at = saved["evaluated_at"]
+        self.stale = saved["stale"]
+        self.seconds = saved["seconds"]
+        self.images = saved["images"]
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a finite number."""
+        return all(bool(p.isfinite().all()) for p in self.model.parameters())
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trainable weights."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def flops_per_image(model: VisionTransformer) -> int:
+    """Operations of one forward pass per image, 2 per multiply-add, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    height, width = model.spec["image_size"]
+    with torch.device("meta"):
+        twin = VisionTransformer(**model.spec)
+        images = torch.empty(1, model.spec["channels"], height, width)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        twin(images)
+    return int(counter.get_total_flops())
+
+
+def as_tensor(*values: Tensor) -> Tensor:
+    """Scalars on the device as one float64 vector."""
+    return torch.stack([value.double() for value in values])

@@ -1,0 +1,280 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from vit.artifacts import checkpoint, console
+from vit.artifacts.logger import RunLogger, image_grid
+from vit.artifacts.run_dir import RunDir
+from vit.config.compose import flatten, to_plain
+from vit.config.errors import DivergedError, InterruptedRun
+from vit.config.resolve import Plan
+from vit.config.schema import RunConfig
+from vit.data.loader import EvalLoader, TrainLoader
+from vit.engine.cadence import due
+from vit.engine.clock import Clock
+from vit.engine.evaluate import predict
+from vit.engine.restore import load_trained, to_checkpoint
+from vit.engine.state import Best, TrainState, flops_per_image
+from vit.engine.step import train_step
+from vit.model.vit import VisionTransformer
+from vit.optim.schedule import lr_at
+from vit.runtime.device import environment, matrix_rate
+from vit.runtime.signals import StopRequest
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer works with; built by the command line.
+
+    `val` and `test` may be None; `classes` are the names of the logits.
+    """
+
+    config: RunConfig
+    plan: Plan
+    state: TrainState
+    train: TrainLoader
+    val: EvalLoader | None
+    test: EvalLoader | None
+    classes: list[str]
+    run: RunDir
+    logger: RunLogger
+    stop: StopRequest
+    device: torch.device
+
+
+class Trainer:
+    """Trains `parts.state` to the end of `parts.plan`, wherever it starts."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.state = parts.state
+        self.state.batch_size = parts.config.trainer.batch_size
+        self.flops = flops_per_image(parts.state.model)
+        self.rate = matrix_rate(parts.device, parts.config.trainer.precision)
+        self.clock = Clock(parts.device, parts.state.seconds)
+        self.last_log = (parts.state.seconds, parts.state.images)
+        self.bar = console.EpochBar()
+        self.compiling = parts.config.trainer.compile
+        self.val_scores: dict[str, float] = {}
+
+    def fit(self) -> dict[str, float]:
+        """Train, then evaluate the selected weights on the test set.
+
+        Returns:
+            `val_*` and `test_*` scores of the final weights, as far as there are such splits.
+
+        Raises:
+            InterruptedRun: a signal came; the state was saved.
+            DivergedError: too many steps in a row were not finite.
+        """
+        self.parts.stop.defer()
+        with contextlib.closing(self.bar):
+            try:
+                self._show_first_batch()
+                if self._evaluation_is_due():  # a signal cut it short
+                    self._round_off()
+                while not self._finished():
+                    self._step()
+                    self._round_off()
+                    self._stop_if_asked()
+                return self._final_scores()
+            except InterruptedRun:
+                self._save()
+                raise
+
+    def _finished(self) -> bool:
+        patience = self.parts.config.trainer.early_stop
+        stale = patience is not None and self.state.stale >= patience
+        return stale or self.state.step >= self.parts.plan.steps
+
+    def _step(self) -> None:
+        """One step, and a log line when it is due."""
+        parts, state, config = self.parts, self.state, self.parts.config
+        self._open_bar()
+        lr = self.lr(state.step)
+        # The first call compiles, which is no training time.
+        with self.clock.paused() if self.compiling else contextlib.nullcontext():
+            train_step(
+                state, parts.train.batch_at(state.step), lr, seed=config.seed, rank=0,
+                config=config.trainer, clip_norm=config.optim.clip_norm, device=parts.device,
+            )  # fmt: skip
+        if not self.compiling:
+            state.images += config.trainer.batch_size
+        self.compiling = False
+        self.bar.advance(config.trainer.batch_size)
+        if self._due(parts.plan.log_every):
+            self._log(lr)
+
+    def _round_off(self) -> None:
+        """What falls due after a step: evaluation, the line of the epoch, a checkpoint."""
+        plan = self.parts.plan
+        evaluates = self._evaluation_is_due()
+        if evaluates:
+            with self.clock.paused():
+                self._evaluate()
+        if self._due(plan.steps_per_epoch) or evaluates:
+            self._epoch_line()
+        if self._due(plan.save_every):
+            self._save()
+
+    def _evaluation_is_due(self) -> bool:
+        state = self.state
+        due_now = state.evaluated_at < state.step and self._due(self.parts.plan.eval_every)
+        return due_now and self.parts.val is not None
+
+    def _due(self, every: Fraction) -> bool:
+        """Due at its own cadence and at the end."""
+        return due(self.state.step, every) or self.state.step == self.parts.plan.steps
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step number `step`."""
+        return schedule_lr(self.parts.config, self.parts.plan, step)
+
+    def _log(self, lr: float) -> None:
+        """Read the counters from the device, write them down, and judge them."""
+        state, config = self.state, self.parts.config
+        means = state.since("log", move=True)
+        in_row, most, total, last = state.bad.tolist()
+        seconds = self.clock.seconds
+        then, images_then = self.last_log
+        self.last_log = (seconds, state.images)
+        speed = (state.images - images_then) / max(seconds - then, 1e-9)
+        values = {
+            "epoch": float(self.parts.plan.epoch_at(state.step)),
+            "loss": means["loss"],
+            "top1": means["top1"],
+            "lr": lr,
+            "grad_norm": means["grad_norm"],
+            "bad_steps": total,
+            "images_per_second": round(speed, 1),
+            "mfu": round(3 * self.flops * speed / self.rate, 4),
+            "seconds": round(seconds, 3),
+        }
+        self.parts.logger.log("train", state.step, values)
+        left = (self.parts.plan.steps - state.step) * config.trainer.batch_size / max(speed, 1e-9)
+        self.bar.show(
+            loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}", eta=console.duration(left)
+        )
+        if most >= config.trainer.max_bad_steps:
+            norm = means["grad_norm"]
+            ids = [self.parts.train.names[i] for i in self.parts.train.indices_at(last)[:8]]
+            raise DivergedError(
+                f"{most} steps in a row without a finite gradient, the last of them step {last} "
+                f"(lr {self.lr(last):g}, mean finite gradient norm {norm:g}, images "
+                f"{', '.join(ids)}, ...); lower optim.lr, set optim.clip_norm=1.0 or "
+                f"trainer.precision=fp32, then resume from the last checkpoint"
+            )
+        state.bad[1] = in_row
+
+    def _evaluate(self) -> None:
+        """Score the selected weights on validation and keep them if they are the best so far."""
+        parts, state = self.parts, self.state
+        assert parts.val is not None
+        scores = self._score(state.selected, parts.val)
+        epoch = float(parts.plan.epoch_at(state.step))
+        if state.best is None or state.best.beaten_by(scores["top1"], scores["loss"]):
+            state.best = Best(**scores, step=state.step, epoch=epoch)
+            state.stale = 0
+            content = to_checkpoint(state, parts.config, parts.classes, training=None)
+            checkpoint.save(parts.run.best, content)
+        else:
+            state.stale += 1
+        state.evaluated_at = state.step
+        self.val_scores = scores
+        weights = "model" if state.ema is None else "ema"
+        parts.logger.log("val", state.step, {"epoch": epoch, **scores, "weights": weights})
+
+    def _score(self, model: VisionTransformer, loader: EvalLoader) -> dict[str, float]:
+        precision = self.parts.config.trainer.precision
+        return predict(model, loader, self.parts.device, precision, self._stop_if_asked).scores()
+
+    def _epoch_line(self) -> None:
+        state, plan = self.state, self.parts.plan
+        means = state.since("epoch", move=self._due(plan.steps_per_epoch))
+        total = float(plan.epoch_at(plan.steps))
+        line = (
+            f"epoch {float(plan.epoch_at(state.step)):6.2f}/{total:g}  step {state.step}  "
+            f"train loss {means['loss']:.4f} top-1 {means['top1']:5.2f}"
+        )
+        if self.val_scores and state.evaluated_at == state.step:
+            best = " *" if state.best is not None and state.best.step == state.step else ""
+            line += f" | val loss {self.val_scores['loss']:.4f} top-1 {self.val_scores['top1']:5.2f}{best}"
+        speed = state.images / max(self.clock.seconds, 1e-9)
+        console.say(f"{line} | {speed:,.0f} images/s  {console.duration(self.clock.seconds)}")
+
+    def _save(self) -> None:
+        """Write a checkpoint that the run can go on from."""
+        parts, state = self.parts, self.state
+        with self.clock.paused():
+            if not state.is_finite():
+                raise DivergedError(
+                    f"weights are not finite at step {state.step}; no checkpoint of them is "
+                    f"written: lower optim.lr, then resume from the last checkpoint"
+                )
+            state.seconds = self.clock.seconds
+            training = {
+                **state.state_dict(),
+                "metrics_bytes": parts.logger.durable_bytes(),
+                "environment": environment(parts.device),
+            }
+            content = to_checkpoint(state, parts.config, parts.classes, training)
+            checkpoint.save(parts.run.step_file(state.step), content)
+            parts.run.prune(parts.config.trainer.keep)
+
+    def _stop_if_asked(self) -> None:
+        signum = self.parts.stop.signum
+        if signum is not None:
+            raise InterruptedRun(
+                signum,
+                f"interrupted and saved at step {self.state.step}; go on with "
+                f"`vit-train resume={self.parts.run.path}`",
+            )
+
+    def _final_scores(self) -> dict[str, float]:
+        """Scores of the best weights (without validation: the last) on val and test."""
+        state, parts = self.state, self.parts
+        scores: dict[str, float] = {}
+        if state.best is not None:
+            best = state.best
+            scores = {"val_loss": best.loss, "val_top1": best.top1, "val_top5": best.top5}
+        if parts.test is not None:
+            trained = load_trained(parts.run.path, parts.device, console.warn)
+            test = self._score(trained.model, parts.test)
+            parts.logger.log("test", state.step, {"epoch": float(parts.plan.epoch_at(state.step)), **test})
+            scores |= {f"test_{key}": value for key, value in test.items()}
+        state.seconds = self.clock.seconds
+        settings = flatten(to_plain(parts.config))
+        parts.logger.hparams(settings, {f"hparam/{key}": value for key, value in scores.items()})
+        return scores
+
+    def _open_bar(self) -> None:
+        """A new bar at the start of an epoch, or where a resumed run is."""
+        plan, step = self.parts.plan, self.state.step
+        if self.bar.is_open and not due(step, plan.steps_per_epoch):
+            return
+        images = len(self.parts.train)
+        epoch, done = divmod(step * self.parts.config.trainer.batch_size, images)
+        self.bar.start(epoch + 1, images, done)
+
+    def _show_first_batch(self) -> None:
+        """The first images as the model sees them, in TensorBoard."""
+        if self.state.step == 0:
+            images = self.parts.train.normalise.undo(self.parts.train.batch_at(0).images[:32])
+            self.parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
+
+
+def schedule_lr(config: RunConfig, plan: Plan, step: int) -> float:
+    """The learning rate of step number `step` under `config`."""
+    schedule = config.schedule
+    return lr_at(
+        step, name=schedule.name, lr=config.optim.lr, steps=plan.steps, warmup=plan.warmup,
+        final=schedule.final,
+    )  # fmt: skip
+

@@ -1,0 +1,170 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
+
+Legend: B batch, C channels, N patches, T tokens (prefix + patches), D width, H heads.
+State-dict names are timm's, so weights travel both ways (see `weights.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit.model.block import Block
+from vit.model.pooling import POOLINGS
+from vit.model.positions import POSITIONS, grid_coordinates
+
+
+class PatchEmbed(nn.Module):
+    """Cuts images into patches and projects each linearly, as one matrix product.
+
+    The weight has a convolution's shape (D, C, P, P), as in timm.
+    """
+
+    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) -> (B, N, D) in raster order."""
+        size = self.patch_size
+        batch, channels, height, width = images.shape
+        patches = images.view(batch, channels, height // size, size, width // size, size)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # B N C*P*P
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class VisionTransformer(nn.Module):
+    """A pre-norm Vision Transformer classifier.
+
+    Args:
+        image_size: height and width in pixels, or one number for both; multiples of `patch_size`.
+        patch_size: side of a square patch in pixels.
+        num_classes: number of logits.
+        dim: width D of the tokens; a multiple of `heads`.
+        depth: number of blocks.
+        heads: attention heads H per block.
+        mlp_ratio: hidden width of the MLP, as a multiple of `dim`.
+        positions: a key of `positions.POSITIONS`.
+        pool: a key of `pooling.POOLINGS`.
+        dropout: after positions, attention projection and MLP layers.
+        drop_path: stochastic depth rate of the last block; rises linearly from 0.
+        channels: image channels C.
+
+    Raises:
+        ValueError: `dim` is not a multiple of `heads`, or `image_size` not of `patch_size`.
+
+    Example:
+        >>> model = VisionTransformer(32, 4, num_classes=10, dim=192, depth=6, heads=3)
+        >>> model(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_classes: int = 1000,
+        dim: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        positions: str = "learned",
+        pool: str = "cls",
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if dim % heads:
+            raise ValueError(f"dim={dim} is not a multiple of heads={heads}")
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"image_size={image_size} is not a multiple of {patch_size=}")
+        self.spec: dict[str, Any] = {
+            "image_size": [height, width], "patch_size": patch_size, "num_classes": num_classes,
+            "dim": dim, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
+            "positions": positions, "pool": pool, "dropout": dropout, "drop_path": drop_path,
+            "channels": channels,
+        }  # fmt: skip
+        grid = (height // patch_size, width // patch_size)
+
+        self.patch_embed = PatchEmbed(patch_size, channels, dim)
+        self.positions = POSITIONS[positions](grid, dim)
+        self.register_buffer("coordinates", grid_coordinates(*grid), persistent=False)
+        table = self.positions.table()
+        if table is None or isinstance(table, nn.Parameter):
+            self.register_parameter("pos_embed", table)
+        else:
+            self.register_buffer("pos_embed", table)
+        self.dropout = nn.Dropout(dropout)
+        pooling = POOLINGS[pool]()
+        self.prefix = int(pooling.needs_class_token)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if self.prefix else None
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        hidden = int(dim * mlp_ratio)
+        self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout, rate) for rate in rates)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pool = pooling
+        self.head = nn.Linear(dim, num_classes)
+        self._initialise()
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits of images: (B, C, height, width) -> (B, num_classes).
+
+        Args:
+            images: normalised pixels.
+            mask: (B, T) with True for tokens that exist; None: all do.
+        """
+        keys = None if mask is None else mask[:, None, None, :]
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x, keys)
+        logits: Tensor = self.head(self.pool(self.norm(x), self.prefix, mask))
+        return logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens before the first block: (B, C, height, width) -> (B, T, D)."""
+        patches, _ = self.positions(self.patch_embed(images), self.coordinates, self.pos_embed)
+        prefix = [] if self.cls_token is None else [self.cls_token.expand(len(images), -1, -1)]
+        tokens: Tensor = self.dropout(torch.cat([*prefix, patches], dim=1))
+        return tokens
+
+    @torch.no_grad()
+    def attention_maps(self, images: Tensor) -> list[Tensor]:
+        """The attention weights of every block, each (B, H, T, T)."""
+        x = self.embed(images)
+        maps = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            maps.append(block.attn.weights(block.norm1(x)))
+            x = block(x)
+        return maps
+
+    def decays(self, name: str) -> bool:
+        """Whether the parameter `name` takes weight decay: matrices do; vectors and tokens not."""
+        return self.get_parameter(name).ndim > 1 and name not in ("pos_embed", "cls_token")
+
+    def depth_of(self, name: str) -> int:
+        """The depth a parameter belongs to: 0 embeddings, 1..depth blocks, depth + 1 the rest."""
+        if name in ("pos_embed", "cls_token") or name.startswith("patch_embed."):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return len(self.blocks) + 1
+
+    def _initialise(self) -> None:
+        """Truncated normal 0.02 for matrices, zero biases, a zero head (the first loss is log K)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        fan_in = self.patch_embed.proj.weight[0].numel()
+        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=fan_in**-0.5)
+        nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.zeros_(self.head.weight)

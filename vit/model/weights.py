@@ -1,0 +1,51 @@
+"""Weights to and from timm's `VisionTransformer`, whose state-dict names are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with which `timm.models.VisionTransformer` reads our state dict as it is.
+
+    timm reads fixed positions as a parameter that it then holds.
+    """
+    return {
+        "img_size": tuple(spec["image_size"]),
+        "patch_size": spec["patch_size"],
+        "in_chans": spec["channels"],
+        "num_classes": spec["num_classes"],
+        "embed_dim": spec["dim"],
+        "depth": spec["depth"],
+        "num_heads": spec["heads"],
+        "mlp_ratio": spec["mlp_ratio"],
+        "pos_embed": "none" if spec["positions"] == "none" else "learn",
+        "class_token": spec["pool"] == "cls",
+        "global_pool": "token" if spec["pool"] == "cls" else "avg",
+        "no_embed_class": True,
+        "fc_norm": False,
+    }
+
+
+def from_timm(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict of `VisionTransformer(**spec)` from that of a timm model of the same shape.
+
+    timm's default gives the class token a position of its own (row 0 of `pos_embed`, (1, 1+N, D));
+    it is constant, so it is folded into `cls_token`.
+
+    Raises:
+        ValueError: pooling through `fc_norm`, which our model does not have.
+    """
+    state = dict(state)
+    if any(name.startswith("fc_norm.") for name in state):
+        raise ValueError("timm weights with fc_norm: build the timm model with fc_norm=False")
+    height, width = spec["image_size"]
+    patches = (height // spec["patch_size"]) * (width // spec["patch_size"])
+    table = state.get("pos_embed")
+    if table is not None and table.shape[1] == patches + 1:
+        state["cls_token"] = state["cls_token"] + table[:, :1]
+        state["pos_embed"] = table[:, 1:]
+    return state

@@ -1,0 +1,1 @@
+"""Parameter groups, optimisers, schedules and the moving average of weights."""

@@ -1,0 +1,32 @@
+"""The exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """An average over about the last 1 / (1 - decay) steps; shorter at the start of a run.
+
+    `decay_t = min(decay, (1 + t) / (10 + t))`, as in TensorFlow's ExponentialMovingAverage, keeps
+    the random initial weights out of the average.
+
+    Args:
+        model: is copied; the copy is never trained.
+        decay: in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the weights of `model` after the optimiser's step number `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(
+            list(self.model.parameters()), [p.detach() for p in model.parameters()], 1 - decay
+        )

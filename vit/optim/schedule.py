@@ -1,0 +1,45 @@
+"""The learning rate as a pure function of the step. A new schedule is a line in SCHEDULES."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 to 0 (Loshchilov & Hutter 2017, eq. 5, one cycle)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def linear(progress: float) -> float:
+    """A straight line from 1 to 0."""
+    return 1 - progress
+
+
+def constant(progress: float) -> float:
+    """Always 1."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": cosine,
+    "linear": linear,
+    "constant": constant,
+}
+
+
+def lr_at(step: int, *, name: str, lr: float, steps: int, warmup: float, final: float) -> float:
+    """The learning rate of the optimiser's step number `step`, in [0, steps].
+
+    Args:
+        step: counts from 0.
+        name: a key of SCHEDULES: the shape after the warm-up, from 1 down to 0.
+        lr: the peak.
+        steps: length of the run.
+        warmup: steps of a linear rise from 0; the peak is reached at `step == warmup`.
+        final: share of the peak that is left at the end.
+    """
+    if step < warmup:
+        return lr * step / warmup
+    progress = (step - warmup) / max(steps - warmup, 1e-9)
+    return lr * (final + (1 - final) * SCHEDULES[name](min(progress, 1.0)))

@@ -1,0 +1,1 @@
+"""Processes, seeds, signals and the device."""

@@ -1,0 +1,25 @@
+"""Randomness as a pure function of (seed, stream, index): nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, stream: str, *index: int) -> int:
+    """A 63-bit seed for one use, e.g. `derive(0, "augment", step)`; different for every argument."""
+    text = ":".join([str(seed), stream, *map(str, index)])
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def numpy_generator(seed: int, stream: str, *index: int) -> np.random.Generator:
+    """A fresh generator for `derive(seed, stream, *index)`."""
+    return np.random.Generator(np.random.PCG64(derive(seed, stream, *index)))
+
+
+def reseed(seed: int, stream: str, *index: int) -> None:
+    """Seed torch's global generators, which initialisation, dropout and drop-path draw from."""
+    torch.manual_seed(derive(seed, stream, *index))

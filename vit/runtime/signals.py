@@ -1,0 +1,55 @@
+"""SIGTERM, SIGINT and SIGUSR1: ask once and the run saves and stops, ask twice and it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from vit.config.errors import InterruptedRun
+
+_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """While entered, catches the signals that ask a run to stop.
+
+    Before `defer()` a signal raises InterruptedRun at once: there is nothing to save yet. After it
+    a signal only sets `signum`, and the loop stops at the end of its step. A second signal ends
+    the process. Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._deferred = False
+        self._previous: dict[int, Any] = {}
+
+    def defer(self) -> None:
+        """From now on the caller looks at `signum` itself."""
+        self._deferred = True
+
+    def immediate(self) -> None:
+        """From now on a signal raises InterruptedRun."""
+        self._deferred = False
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for signum in _CAUGHT:
+                self._previous[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum = signum
+        if not self._deferred:
+            name = signal.Signals(signum).name
+            raise InterruptedRun(signum, f"stopped by {name} before training; nothing was lost")
