@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, checked before they are trusted, plain types and tensors only."""
+"""Checkpoints: complete or absent, checked before trusted, plain types and tensors only."""
 
 from __future__ import annotations
 

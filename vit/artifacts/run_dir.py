@@ -99,6 +99,10 @@ class RunDir:
             self._lock.close()
             self._lock = None
 
+    def has_progress(self) -> bool:
+        """Whether anything was trained here."""
+        return self.metrics.is_file() and self.metrics.stat().st_size > 0
+
     def discard(self) -> None:
         """Remove a folder in which nothing was trained, so that its name is free again."""
         shutil.rmtree(self.path, ignore_errors=True)

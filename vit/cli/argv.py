@@ -7,12 +7,22 @@ import os
 import re
 from collections.abc import Iterable
 
+from vit.config.errors import ConfigError
+
 PATH_KEYS = frozenset(
     {
         "data.root", "outputs", "resume", "checkpoint", "images", "output", "model.weights", "name",
     }
 )  # fmt: skip
 """Their values are taken as they are: Hydra's grammar refuses `~`, `=`, parentheses and more."""
+
+HYDRA_FLAGS = frozenset(
+    {
+        "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run", "-cp",
+        "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-i", "--info", "-sc",
+        "--shell-completion", "--hydra-help", "--version", "--experimental-rerun",
+    }
+)  # fmt: skip
 
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[^=\s~+'\"-][^=\s]*)=(?P<value>.*)", re.DOTALL)
 _LENGTHS = {"trainer.steps": "trainer.epochs", "trainer.epochs": "trainer.steps"}
@@ -24,9 +34,21 @@ def prepare(argv: list[str], groups: Iterable[str]) -> list[str]:
     Args:
         argv: the arguments as typed.
         groups: names of config groups, whose overrides (`model=small`) are Hydra's.
+
+    Raises:
+        ConfigError: an option that does not exist.
     """
     keys = {match["key"] for arg in argv if (match := _OVERRIDE.fullmatch(arg))}
-    prepared = [_prepare_one(arg, frozenset(groups)) for arg in argv]
+    flags = [arg for arg in argv if not _OVERRIDE.fullmatch(arg)]
+    for flag in flags:
+        if flag.startswith("-") and flag.split("=")[0] not in HYDRA_FLAGS:
+            raise ConfigError(
+                f"{flag} is no option; settings are written key=value, e.g. trainer.epochs=10 "
+                f"(vit-train --help lists them)"
+            )
+    overrides = [arg for arg in argv if _OVERRIDE.fullmatch(arg)]
+    # Hydra's parser wants all overrides in one piece.
+    prepared = [*flags, *(_prepare_one(arg, frozenset(groups)) for arg in overrides)]
     for given, other in _LENGTHS.items():
         if given in keys and other not in keys:
             prepared.append(f"++{other}=null")

@@ -65,9 +65,7 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
         model.compile()
     train, val, test = _loaders(config, data, device)
     logger = RunLogger(run, state.step, saved["training"]["metrics_bytes"] if saved else 0)
-    parts = Parts(
-        config, length, state, train, val, test, data.classes, run, logger, stop, device
-    )
+    parts = Parts(config, length, state, train, val, test, data.classes, run, logger, stop, device)
     _announce(parts, data)
     return parts
 
@@ -82,9 +80,7 @@ def _saved(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
     return content
 
 
-def _resolved(
-    config: RunConfig, device: torch.device, saved: dict[str, Any] | None
-) -> RunConfig:
+def _resolved(config: RunConfig, device: torch.device, saved: dict[str, Any] | None) -> RunConfig:
     """No `auto` left: as the run resolved it when it started, else as this machine does."""
     from vit.config.compose import to_config
 

@@ -57,17 +57,21 @@ def _compose_and_run(command: str, job: Job, argv: list[str], configs: Path) -> 
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    failure: list[Exception] = []
+
     def task(config: Any) -> None:
-        plain = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(plain, dict)
-        job(plain, list(HydraConfig.get().overrides.task))  # type: ignore[arg-type]
+        try:  # Hydra would print a line of its own about an exception
+            plain = OmegaConf.to_container(config, resolve=True)
+            job(plain, list(HydraConfig.get().overrides.task))  # type: ignore[arg-type]
+        except Exception as error:
+            failure.append(error)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     folder = sweep_folder(argv) if is_sweep(argv) else None
     if folder is not None:
         job = as_sweep_job(job, folder, argv)
         argv = [arg for arg in argv if arg not in ("-m", "--multirun")]
-        argv += ["-m", f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=."]
+        argv = ["-m", *argv, f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=."]
     before = sys.argv
     sys.argv = [f"vit-{command}", *argv]
     try:
@@ -76,6 +80,8 @@ def _compose_and_run(command: str, job: Job, argv: list[str], configs: Path) -> 
         raise stopped.error from None
     finally:
         sys.argv = before
+    if failure:
+        raise failure[0]
     if folder is not None:
         report(folder)
 
@@ -152,5 +158,3 @@ def _memory_words(error: Exception) -> tuple[str, int] | None:
             1,
         )
     return None
-
-

@@ -16,7 +16,7 @@ from vit.config.errors import InterruptedRun, VitError
 Job = Callable[[dict[str, Any], list[str]], object]
 
 
-class SweepInterrupted(BaseException):  # noqa: N818 (Hydra swallows every Exception of a job)
+class SweepInterrupted(BaseException):
     """A signal stopped the job that was running; the sweep stops with it."""
 
     def __init__(self, error: InterruptedRun) -> None:

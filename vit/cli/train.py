@@ -34,8 +34,7 @@ def train(plain: dict[str, Any], overrides: list[str]) -> None:
         try:
             _train(config, run, stop)
         except Exception as error:
-            trained = run.metrics.exists()
-            if is_new and not trained:
+            if is_new and not run.has_progress():
                 run.discard()
             else:
                 run.write_summary({**run.read_summary(), **_failure(error)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from vit.config.durations import parse_duration
 
@@ -90,7 +89,7 @@ def _one_length(epochs: float | None, steps: int | None, _: int) -> str | None:
     if (epochs is None) != (steps is None):
         return None
     if epochs is None:
-        return "trainer.epochs=null and trainer.steps=null: give one of them, e.g. trainer.epochs=10"
+        return "trainer.epochs=null and trainer.steps=null: give one, e.g. trainer.epochs=10"
     return (
         f"trainer.epochs={epochs:g} and trainer.steps={steps} contradict each other; "
         f"give only one of them"

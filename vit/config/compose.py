@@ -14,7 +14,7 @@ import yaml
 
 from vit.config.checks import CHECKS, Check
 from vit.config.errors import ConfigError
-from vit.config.schema import EvalConfig, RunConfig, Rule
+from vit.config.schema import EvalConfig, Rule, RunConfig
 from vit.config.suggest import nearest
 
 _NONE = type(None)
@@ -177,7 +177,7 @@ def _fit(value: Any, hint: Any) -> tuple[Any, str | None]:
 
 def _join(problems: list[str]) -> str:
     """Put the complaints of a union's members into one sentence."""
-    parts = [problem.removeprefix("must be ") for problem in problems]
+    parts = [problem.removeprefix("must ").removeprefix("be ") for problem in problems]
     parts = [part for part in parts if part != "null"] + (["null"] if "null" in parts else [])
     return "must be " + " or ".join(dict.fromkeys(parts))
 

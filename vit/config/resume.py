@@ -44,7 +44,7 @@ def changes(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
         before, after = saved.get(key), wanted.get(key)
         if before is not None and after is not None and after < before:
             refused.append(
-                f"{key}={after:g} is shorter than the run's {before:g}; a run can only be made longer"
+                f"{key}={after:g} is shorter than the run's {before:g}; give {before:g} or more"
             )
     if refused:
         raise ConfigError(refused)

@@ -61,7 +61,7 @@ class Pattern:
         legal = value and not value.startswith(".") and all(
             c.isascii() and (c.isalnum() or c in "._-") for c in value
         )  # fmt: skip
-        return None if legal else "may hold only letters, digits, '.', '_' and '-'"
+        return None if legal else "must hold only letters, digits, '.', '_' and '-'"
 
 
 @dataclass(frozen=True)

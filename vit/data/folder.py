@@ -83,7 +83,9 @@ def list_samples(root: Path, classes: list[str], config: DataConfig, prefix: str
         files = sorted(_image_files(root / name))
         if not files:
             listed = ", ".join(sorted(EXTENSIONS))
-            raise DataError(f"class folder {root / name} holds no image ({listed}); fill or remove it")
+            raise DataError(
+                f"class folder {root / name} holds no image ({listed}); fill or remove it"
+            )
         paths += files
         labels += [label] * len(files)
     names = [os.path.join(prefix, os.path.relpath(path, root)) for path in paths]

@@ -24,7 +24,5 @@ def load_data_set(config: DataConfig) -> DataSet:
         DataError: it is missing or unusable; the message says what to do.
     """
     listed = SOURCES[config.name](config)
-    splits = complete(
-        listed.splits, config.val_fraction, config.test_fraction, config.split_seed
-    )
+    splits = complete(listed.splits, config.val_fraction, config.test_fraction, config.split_seed)
     return DataSet(listed.classes, splits)

@@ -77,10 +77,5 @@ class Batch:
 
     def split(self, parts: int) -> list[Batch]:
         """Equal consecutive parts, for gradient accumulation."""
-        return [
-            Batch(*tensors)
-            for tensors in zip(
-                self.images.chunk(parts), self.labels.chunk(parts), self.targets.chunk(parts),
-                strict=True,
-            )  # fmt: skip
-        ]
+        chunks = (tensor.chunk(parts) for tensor in (self.images, self.labels, self.targets))
+        return [Batch(*tensors) for tensors in zip(*chunks, strict=True)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 
@@ -205,7 +204,8 @@ class Trainer:
         )
         if self.val_scores and state.evaluated_at == state.step:
             best = " *" if state.best is not None and state.best.step == state.step else ""
-            line += f" | val loss {self.val_scores['loss']:.4f} top-1 {self.val_scores['top1']:5.2f}{best}"
+            loss, top1 = self.val_scores["loss"], self.val_scores["top1"]
+            line += f" | val loss {loss:.4f} top-1 {top1:5.2f}{best}"
         speed = state.images / max(self.clock.seconds, 1e-9)
         console.say(f"{line} | {speed:,.0f} images/s  {console.duration(self.clock.seconds)}")
 
@@ -247,7 +247,9 @@ class Trainer:
         if parts.test is not None:
             trained = load_trained(parts.run.path, parts.device, console.warn)
             test = self._score(trained.model, parts.test)
-            parts.logger.log("test", state.step, {"epoch": float(parts.plan.epoch_at(state.step)), **test})
+            parts.logger.log(
+                "test", state.step, {"epoch": float(parts.plan.epoch_at(state.step)), **test}
+            )
             scores |= {f"test_{key}": value for key, value in test.items()}
         state.seconds = self.clock.seconds
         settings = flatten(to_plain(parts.config))
@@ -277,4 +279,3 @@ def schedule_lr(config: RunConfig, plan: Plan, step: int) -> float:
         step, name=schedule.name, lr=config.optim.lr, steps=plan.steps, warmup=plan.warmup,
         final=schedule.final,
     )  # fmt: skip
-

@@ -60,10 +60,13 @@ class Learned(Additive):
     """One trainable vector per position (Dosovitskiy et al. 2021, section 3.1)."""
 
     def table(self) -> nn.Parameter:
-        """Truncated normal with deviation 0.02: (1, N, D)."""
+        """Standard normal, the scale of the embedded patches: (1, N, D).
+
+        Where the usual 0.02 is too faint, small images with few patches take many epochs longer.
+        """
         height, width = self.grid
         table = torch.empty(1, height * width, self.dim)
-        return nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        return nn.Parameter(nn.init.normal_(table))
 
 
 class SinCos1d(Additive):

@@ -104,7 +104,7 @@ class VisionTransformer(nn.Module):
         pooling = POOLINGS[pool]()
         self.prefix = int(pooling.needs_class_token)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if self.prefix else None
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         hidden = int(dim * mlp_ratio)
         self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -157,14 +157,17 @@ class VisionTransformer(nn.Module):
         return len(self.blocks) + 1
 
     def _initialise(self) -> None:
-        """Truncated normal 0.02 for matrices, zero biases, a zero head (the first loss is log K)."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        fan_in = self.patch_embed.proj.weight[0].numel()
-        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=fan_in**-0.5)
-        nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]
-        if self.cls_token is not None:
-            nn.init.normal_(self.cls_token, std=0.02)
+        """As big_vision does: Xavier uniform for each of q, k, v, projection and MLP, LeCun normal
+        for the patch embedding, zero biases and class token, a zero head (first loss: log K).
+        """
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for matrix in (*block.attn.qkv.weight.chunk(3), block.attn.proj.weight,
+                           block.mlp.fc1.weight, block.mlp.fc2.weight):  # fmt: skip
+                nn.init.xavier_uniform_(matrix)
+        patch = self.patch_embed.proj.weight
+        nn.init.trunc_normal_(patch, std=patch[0].numel() ** -0.5)
         nn.init.zeros_(self.head.weight)
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                nn.init.zeros_(parameter)

@@ -84,5 +84,5 @@ def environment(device: torch.device) -> dict[str, str | int]:
     return {
         "device": describe(device),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }

@@ -1,0 +1,59 @@
+"""What an evaluation leaves: metrics.json and predictions.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vit.artifacts.files import write_atomic
+from vit.config.errors import ConfigError
+
+
+class Scored(Protocol):
+    """Predictions for N samples; see `engine.evaluate.Predictions`."""
+
+    @property
+    def top(self) -> np.ndarray:
+        """Classes, the most probable first (N, up to 5)."""
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Of the first class (N,)."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The truth (N,)."""
+
+
+def write_evaluation(
+    folder: Path,
+    metrics: dict[str, Any],
+    names: Sequence[str],
+    classes: Sequence[str],
+    predictions: Scored,
+) -> None:
+    """Write `metrics.json` and `predictions.csv` (image, label, prediction, probability).
+
+    Raises:
+        ConfigError: `folder` cannot be written.
+        DiskFullError: no space.
+    """
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["image", "label", "prediction", "probability"])
+    for name, label, top, probability in zip(
+        names, predictions.labels, predictions.top[:, 0], predictions.probability, strict=True
+    ):
+        writer.writerow([name, classes[label], classes[top], f"{probability:.6f}"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={folder} cannot be made ({error.strerror})") from None
+    write_atomic(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    write_atomic(folder / "predictions.csv", table.getvalue().encode("utf-8", "surrogateescape"))
