@@ -127,12 +127,12 @@ def differences(one: RunDir, other: RunDir) -> list[str]:
         found.append("metrics.jsonl")
     for name in ("newest", "best"):
         files = [r.step_files()[0] if name == "newest" else r.best for r in (one, other)]
-        contents = [checkpoint.load(file) for file in files]
-        for content in contents:
+        a, b = (checkpoint.load(file) for file in files)
+        for content in (a, b):
             content["config"] = None  # holds the run's name
             for volatile in ("seconds", "metrics_bytes", "images"):
                 (content["training"] or {}).pop(volatile, None)
-        found += [f"{name} checkpoint: {where}" for where in unequal(*contents)]
+        found += [f"{name} checkpoint: {where}" for where in unequal(a, b)]
     return found
 
 

@@ -58,7 +58,7 @@ def saved_settings(folder: Path, overrides: list[str]) -> dict[str, Any]:
     plain = load_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
     for override in OverridesParser.create().parse_overrides(overrides):
         section, _, name = override.key_or_group.rpartition(".")
-        if not override.input_line.startswith("+"):
+        if not str(override.input_line).startswith("+"):
             raise ConfigError(
                 f"{override.input_line} picks a group, which a resumed run cannot change; leave it "
                 f"out, or start a new run"

@@ -103,7 +103,7 @@ def _checked(
 ) -> Config:
     values: dict[str, Any] = {}
     legal = legal_keys(schema)
-    known = {*legal, *(key.rpartition(".")[0] for key in legal)}
+    known = set(legal) | {key.rpartition(".")[0] for key in legal}
     problems = [_unknown(key, schema) for key in flatten(plain) if key not in known]
     sections = _collect(schema, plain, "", values, problems)
     for check in checks:

@@ -8,6 +8,7 @@ Legend: B batch, C channels, S image side in pixels, K classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -143,9 +144,10 @@ def _inside(boxes: Tensor, size: int) -> Tensor:
 def _erase_shape(rng: np.random.Generator, batch: int, size: int) -> np.ndarray:
     """Height and width (B, 2) of boxes with uniform area and log-uniform aspect ratio."""
     area = rng.uniform(*ERASE_AREA, batch) * size**2
-    aspect = np.exp(rng.uniform(*np.log(ERASE_ASPECT), batch))
+    aspect = np.exp(rng.uniform(math.log(ERASE_ASPECT[0]), math.log(ERASE_ASPECT[1]), batch))
     sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], axis=1)
-    return np.clip(np.rint(sides), 1, size).astype(np.int64)
+    shape: np.ndarray = np.rint(sides).clip(1, size).astype(np.int64)
+    return shape
 
 
 def _boxes(rng: np.random.Generator, size: int, shape: np.ndarray) -> np.ndarray:

@@ -13,4 +13,5 @@ class ArrayImages:
 
     def read(self, index: np.ndarray, workers: int) -> np.ndarray:
         """The images `index`; see `types.Images`."""
-        return self.pixels[index]
+        chosen: np.ndarray = self.pixels[index]
+        return chosen

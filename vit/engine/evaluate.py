@@ -70,7 +70,5 @@ def predict(
         probability = logits.softmax(dim=-1).amax(dim=-1)
         parts.append((losses, top, probability, labels))
         between()
-    losses, top, probability, labels = (
-        torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)
-    )
-    return Predictions(losses.astype(np.float64), top, probability, labels)
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+    return Predictions(columns[0].astype(np.float64), *columns[1:])

@@ -39,7 +39,7 @@ def train_step(
         with autocast(device, config.precision):
             logits = model(part.images)
         losses = cross_entropy(logits, part.targets, config.label_smoothing)
-        (losses.sum() / config.batch_size).backward()
+        (losses.sum() / config.batch_size).backward()  # type: ignore[no-untyped-call]
         total_loss += losses.detach().sum()
         correct += (logits.argmax(dim=-1) == part.labels).sum()
 

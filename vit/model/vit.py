@@ -63,6 +63,9 @@ class VisionTransformer(nn.Module):
         torch.Size([2, 10])
     """
 
+    coordinates: Tensor
+    pos_embed: Tensor | None
+
     def __init__(
         self,
         image_size: int | tuple[int, int] = 224,

@@ -36,7 +36,8 @@ def parameter_groups(
         decays: the model's own word on a parameter's name.
         weight_decay: for the first group.
     """
-    with_decay, without = [], []
+    with_decay: list[nn.Parameter] = []
+    without: list[nn.Parameter] = []
     for name, parameter in parameters:
         (with_decay if decays(name) else without).append(parameter)
     return [
