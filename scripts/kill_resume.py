@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def kill_often(run: RunDir, settings: list[str], kills: int) -> Counter[str]:
     hit: Counter[str] = Counter()
     rng = random.Random(0)
     for number in range(kills):
-        wanted = PHASES[number % len(PHASES)]
+        wanted = min(PHASES, key=lambda phase: hit[phase])
         before = set(run.step_files())
         process = start(run, settings)
         while not set(run.step_files()) - before:
@@ -87,6 +88,9 @@ def kill_often(run: RunDir, settings: list[str], kills: int) -> Counter[str]:
         deadline = time.monotonic() + 20
         if wanted == "epoch":
             time.sleep(rng.uniform(0, 0.3))
+        elif wanted == "save":
+            while not saving(run) and time.monotonic() < deadline:
+                pass
         else:
             while phase_of(run) != wanted and time.monotonic() < deadline:
                 pass
@@ -98,9 +102,17 @@ def kill_often(run: RunDir, settings: list[str], kills: int) -> Counter[str]:
     return hit
 
 
+def saving(run: RunDir) -> bool:
+    """Whether a checkpoint is half written."""
+    return any(
+        name.startswith("step-") and name.endswith(TEMPORARY)
+        for name in os.listdir(run.checkpoints)
+    )
+
+
 def phase_of(run: RunDir) -> str:
     """What the run is doing (or was doing when it died), from what it has left on disk."""
-    if any(path.name.startswith("step-") for path in run.checkpoints.glob(f"*{TEMPORARY}")):
+    if saving(run):
         return "save"
     line = last_line(run)
     if line.get("event") == "train" and line["step"] % EVAL_EVERY == 0:

@@ -53,13 +53,13 @@ class RunLogger:
         """Show a picture (C, height, width) with values in [0, 1] in TensorBoard."""
         self._board.add_image(tag, grid.expand(3, -1, -1), step)
 
-    def hparams(self, settings: dict[str, Any], scores: dict[str, float]) -> None:
-        """Fill TensorBoard's HPARAMS page."""
+    def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
+        """Fill TensorBoard's HPARAMS page with a run's settings and its final scores."""
         plain = {
             key: value if isinstance(value, (bool, int, float, str)) else str(value)
             for key, value in settings.items()
         }
-        self._board.add_hparams(plain, scores, run_name=".")
+        self._board.add_hparams(plain, scores, run_name=".", global_step=step)
 
     def durable_bytes(self) -> int:
         """The length of metrics.jsonl after it has reached the disk."""

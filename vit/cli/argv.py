@@ -64,7 +64,7 @@ def value_of(argv: Iterable[str], key: str) -> str | None:
 def safe_name(text: str) -> str:
     """`text` as a folder name of [A-Za-z0-9._-]; a hash keeps what would be lost distinct."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "run"
-    if name == text.replace("=", "-").replace(",", "_") and len(name) <= 120:
+    if name == text and len(name) <= 120:
         return name
     return f"{name[:100]}-{short_hash(text)}"
 

@@ -48,10 +48,10 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
     data = load_data_set(config.data)
     length = plan(config, len(data.splits["train"]))
     if saved is not None:
+        _compare(config, saved, device, len(data.splits["train"]))
         if run.read_summary().get("state") == "finished" and saved["step"] >= length.steps:
             console.say(f"{run.path} is finished; more with trainer.epochs=<more>")
             return None
-        _compare(config, saved, device, len(data.splits["train"]))
     run.write_config(dump_yaml({**to_plain(config), "resume": None}))
 
     reseed(config.seed, "init")
@@ -106,7 +106,7 @@ def _compare(
     now = runtime_device.environment(device)
     for key, was in saved["training"]["environment"].items():
         if now.get(key) != was:
-            console.warn(f"not bit-exact: {key} {now.get(key)}, was {was}")
+            console.warn(f"not bit-exact: {key} {now.get(key)}, before {was}")
 
 
 def _loaders(

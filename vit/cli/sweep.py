@@ -34,12 +34,11 @@ def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
     Args:
         job: trains one run.
         folder: the sweep's folder.
-        common: overrides that all jobs share; the others name the job.
+        common: the overrides as typed; what a job has besides them names it.
     """
 
     def run_one(plain: dict[str, Any], overrides: list[str]) -> None:
-        own = [override.lstrip("+") for override in overrides if override not in common]
-        name = safe_name(",".join(own).replace("=", "-").replace(",", "_"))
+        name = job_name(overrides, common)
         print(f"\n=== {name}", flush=True)
         try:
             job({**plain, "outputs": str(folder), "name": name, "resume": "auto"}, overrides)
@@ -49,6 +48,23 @@ def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
             _record(folder / name, error)
 
     return run_one
+
+
+def job_name(overrides: list[str], common: list[str]) -> str:
+    """A job's name: the overrides that are its own, so that it is found again by them.
+
+    Args:
+        overrides: of the job, as Hydra gives them: `++model.depth=2`.
+        common: as typed, with every value of a sweep: `++model.depth=2,4`.
+    """
+    typed = _last_values(common)
+    own = {k: v for k, v in _last_values(overrides).items() if typed.get(k) != v}
+    return safe_name("_".join(f"{key}-{value}" for key, value in own.items()))
+
+
+def _last_values(overrides: list[str]) -> dict[str, str]:
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    return {key: value for key, equals, value in pairs if equals}
 
 
 def report(folder: Path) -> None:

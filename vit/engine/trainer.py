@@ -253,7 +253,8 @@ class Trainer:
             scores |= {f"test_{key}": value for key, value in test.items()}
         state.seconds = self.clock.seconds
         settings = flatten(to_plain(parts.config))
-        parts.logger.hparams(settings, {f"hparam/{key}": value for key, value in scores.items()})
+        final = {f"hparam/{key}": value for key, value in scores.items()}
+        parts.logger.hparams(state.step, settings, final)
         return scores
 
     def _open_bar(self) -> None:

@@ -1,0 +1,42 @@
+# Every habit is a target; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format tensorboard kill-resume clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## create .venv and install the project with what development needs
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+train: setup  ## train on the embedded digits; under two minutes on two cores
+	$(BIN)/vit-train
+
+test: setup  ## the whole test suite: no GPU, no network
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## let ruff format the code and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tensorboard: setup  ## open TensorBoard on outputs/
+	$(BIN)/tensorboard --logdir outputs
+
+kill-resume: setup  ## kill a run with SIGKILL 20 times, resume it, compare to the bit
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/kill_resume.py --kills 20
+
+clean:  ## remove .venv and caches; outputs/ stays
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
