@@ -32,8 +32,17 @@ class Plan:
         return step / self.steps_per_epoch
 
 
+def auto_lr(dim: int, batch_size: int) -> float:
+    """A peak learning rate for Adam-like optimisers: 0.1 / dim * sqrt(batch / 64).
+
+    1 / width as in Yang et al. 2022 (muP), the square root of the batch as in Malladi et al. 2022.
+    It passes through what the literature found: 1e-3 for ViT-S at batch 1024 and for ViT-B at 4096.
+    """
+    return float(f"{0.1 / dim * math.sqrt(batch_size / 64):.3g}")
+
+
 def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
-    """Replace `auto` in patch size, flip, memory and precision; the device stays `auto`.
+    """Replace `auto` in patch size, flip, lr, memory and precision; the device stays `auto`.
 
     Args:
         config: checked settings.
@@ -48,11 +57,15 @@ def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
     precision = config.trainer.precision
     if precision == "auto":
         precision = "bf16" if bf16 else "fp32"
+    lr = config.optim.lr
+    if lr == "auto":
+        lr = auto_lr(config.model.dim, config.trainer.batch_size)
     return replace(
         config,
         data=replace(config.data, memory="device"),
         model=replace(config.model, patch_size=patch_size),
         augment=replace(config.augment, flip=flip),
+        optim=replace(config.optim, lr=lr),
         trainer=replace(config.trainer, precision=precision),
     )
 

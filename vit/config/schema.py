@@ -176,7 +176,7 @@ class OptimConfig:
     """Group `optim`: the optimiser."""
 
     name: Annotated[str, Registered("optim/build.py", "OPTIMIZERS")]
-    lr: NonNegative
+    lr: NonNegative | Literal["auto"]
     weight_decay: NonNegative
     betas: Annotated[list[float], Length(2), Range(0, 1, open_high=True)]
     clip_norm: Positive | None

@@ -275,8 +275,9 @@ class Trainer:
 
 def schedule_lr(config: RunConfig, plan: Plan, step: int) -> float:
     """The learning rate of step number `step` under `config`."""
-    schedule = config.schedule
+    schedule, lr = config.schedule, config.optim.lr
+    assert not isinstance(lr, str)
     return lr_at(
-        step, name=schedule.name, lr=config.optim.lr, steps=plan.steps, warmup=plan.warmup,
+        step, name=schedule.name, lr=lr, steps=plan.steps, warmup=plan.warmup,
         final=schedule.final,
     )  # fmt: skip

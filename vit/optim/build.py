@@ -16,7 +16,7 @@ Group = dict[str, Any]
 def adamw(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), fused: one kernel, which also skips non-finite steps."""
     beta1, beta2 = config.betas
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), fused=True)
+    return torch.optim.AdamW(groups, betas=(beta1, beta2), fused=True)
 
 
 OPTIMIZERS: dict[str, Callable[[list[Group], OptimConfig], torch.optim.Optimizer]] = {
