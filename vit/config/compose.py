@@ -124,8 +124,8 @@ def _collect(
     result: dict[str, Any] = {}
     for name, hint in get_type_hints(schema, include_extras=True).items():
         key = prefix + name
-        if name not in plain:
-            problems.append(f"{key} is missing; give it a value, e.g. on the command line")
+        if plain.get(name, "???") == "???":  # Hydra's word for a value that must be given
+            problems.append(f"{key} is missing; give it as {key}=<value>")
         elif dataclasses.is_dataclass(hint):
             if isinstance(plain[name], Mapping):
                 section = typing.cast(type, hint)

@@ -98,8 +98,12 @@ def load_trained(where: Path, device: torch.device, report: Callable[[str], None
         NoCheckpointError: nothing there, or nothing undamaged.
     """
     path, content = find(where, report)
-    model = VisionTransformer(**content["spec"])
-    model.load_state_dict(content["weights"])
+    try:
+        model = VisionTransformer(**content["spec"])
+        model.load_state_dict(content["weights"])
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise NoCheckpointError(f"{path} describes no model of this version ({reason})") from None
     return Trained(
         model=model.to(device).eval(),
         classes=content["classes"],

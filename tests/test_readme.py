@@ -1,0 +1,51 @@
+"""Every command in the README and in --help is one that the settings accept."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vit.cli.argv import HYDRA_FLAGS, prepare
+from vit.cli.usage import EXAMPLES, groups_in
+from vit.config.compose import config_dir, legal_keys
+from vit.config.schema import EvalConfig, RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted(
+    {
+        line.split("#")[0].strip("`$ ")
+        for text in TEXTS
+        for line in re.findall(r"(?:^|`)(vit-(?:train|eval)[^`\n]*)", text.read_text(), re.M)
+    }
+    | {line for examples in EXAMPLES.values() for line, _ in examples}
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_accepted(command: str) -> None:
+    program, *args = shlex.split(command)
+    groups = groups_in(config_dir())
+    legal = set(legal_keys(RunConfig if program == "vit-train" else EvalConfig))
+    for arg in prepare([arg for arg in args if arg != "--help"], groups):
+        key, equals, value = arg.lstrip("+").partition("=")
+        if not equals:
+            assert key in HYDRA_FLAGS, command
+        elif key in groups:
+            assert value in groups[key], command
+        else:
+            assert key in legal, command
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) > 10
+
+
+def test_every_make_target_in_the_texts_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    used = {t for text in TEXTS for t in re.findall(r"\bmake ([a-z-]+)", text.read_text())}
+    assert used <= targets
+    assert {"setup", "train", "test", "lint", "help", "clean", "tensorboard"} <= targets
