@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+# One thread, before torch is imported: two busy processes on two cores slow each other down a lot.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SMALL = [
     "model.dim=16", "model.depth=2", "model.heads=2", "trainer.batch_size=64",
     "trainer.log_every=5", "data.workers=0", "trainer.precision=fp32",

@@ -18,13 +18,13 @@ PATH_KEYS = frozenset(
 
 HYDRA_FLAGS = frozenset(
     {
-        "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run", "-cp",
-        "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-i", "--info", "-sc",
-        "--shell-completion", "--hydra-help", "--version", "--experimental-rerun",
+        "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-cd", "--config-dir",
+        "-i", "--info", "-sc", "--shell-completion", "--hydra-help", "--version",
     }
 )  # fmt: skip
+_WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-cd", "--config-dir"})
 
-_OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[^=\s~+'\"-][^=\s]*)=(?P<value>.*)", re.DOTALL)
+_OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
 _LENGTHS = {"trainer.steps": "trainer.epochs", "trainer.epochs": "trainer.steps"}
 
 
@@ -38,27 +38,38 @@ def prepare(argv: list[str], groups: Iterable[str]) -> list[str]:
     Raises:
         ConfigError: an option that does not exist.
     """
-    keys = {match["key"] for arg in argv if (match := _OVERRIDE.fullmatch(arg))}
-    flags = [arg for arg in argv if not _OVERRIDE.fullmatch(arg)]
+    flags, overrides = _sort(argv)
+    given = {m["key"] for m in map(_OVERRIDE.fullmatch, overrides) if m and m["value"] != "null"}
+    # Hydra's parser wants all overrides in one piece.
+    prepared = [*flags, *(_prepare_one(override, frozenset(groups)) for override in overrides)]
+    for length, other in _LENGTHS.items():
+        if length in given and value_of(overrides, other) is None:
+            prepared.append(f"++{other}=null")
+    return prepared
+
+
+def _sort(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and overrides."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for arg in argv:
+        if (flags and flags[-1] in _WITH_VALUE) or not _OVERRIDE.fullmatch(arg):
+            flags.append(arg)
+        else:
+            overrides.append(arg)
     for flag in flags:
         if flag.startswith("-") and flag.split("=")[0] not in HYDRA_FLAGS:
             raise ConfigError(
                 f"{flag} is no option; settings are written key=value, e.g. trainer.epochs=10 "
                 f"(vit-train --help lists them)"
             )
-    overrides = [arg for arg in argv if _OVERRIDE.fullmatch(arg)]
-    # Hydra's parser wants all overrides in one piece.
-    prepared = [*flags, *(_prepare_one(arg, frozenset(groups)) for arg in overrides)]
-    for given, other in _LENGTHS.items():
-        if given in keys and other not in keys:
-            prepared.append(f"++{other}=null")
-    return prepared
+    return flags, overrides
 
 
 def value_of(argv: Iterable[str], key: str) -> str | None:
     """The last value given to `key`, as typed, without quotes."""
     matches = [m for arg in argv if (m := _OVERRIDE.fullmatch(arg)) and m["key"] == key]
-    return matches[-1]["value"].strip("'\"") if matches else None
+    return _unquoted(matches[-1]["value"]) if matches else None
 
 
 def safe_name(text: str) -> str:
@@ -76,7 +87,8 @@ def short_hash(text: str) -> str:
 
 def quoted(value: str) -> str:
     """A path in quotes, `~` expanded; `null`, quoted values and lists stay."""
-    if value == "null" or value[:1] in ("'", '"', "["):
+    is_quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
+    if value == "null" or is_quoted or (value.startswith("[") and value.endswith("]")):
         return value
     path = os.path.expanduser(value)
     # In Hydra's quotes a backslash is special only before a quote.
@@ -95,3 +107,11 @@ def _prepare_one(arg: str, groups: frozenset[str]) -> str:
     if key in PATH_KEYS:
         value = quoted(value)
     return f"{sign or '++'}{key}={value}"
+
+
+def _unquoted(value: str) -> str:
+    """What Hydra makes of a value that `quoted` made."""
+    if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
+        value = re.sub(r"(\\+)$", lambda m: m[1][: len(m[1]) // 2], value[1:-1])
+        return re.sub(r"(\\+)(')", lambda m: m[1][: len(m[1]) // 2] + m[2], value)
+    return value

@@ -14,7 +14,7 @@ from vit.cli.argv import prepare, quoted, short_hash, value_of
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config.compose import config_dir
-from vit.config.errors import VitError
+from vit.config.errors import ConfigError, VitError
 from vit.config.suggest import nearest
 
 Job = Callable[[dict[str, Any], list[str]], object]
@@ -34,7 +34,10 @@ def run(command: str, job: Job) -> int:
         if {"-h", "--help"} & set(argv):
             print(usage(command, configs), end="")
             return 0
-        _compose_and_run(command, job, prepare(argv, _groups(configs, argv)), configs)
+        groups = _groups(configs, argv)
+        argv = prepare(argv, groups)
+        _check_groups(argv, groups)
+        _compose_and_run(command, job, argv, configs)
     return outcome[0]
 
 
@@ -48,8 +51,10 @@ def sweep_folder(argv: list[str]) -> Path:
     """A sweep's folder: its name, or a hash of its overrides, so that it is found again."""
     outputs = Path(os.path.expanduser(value_of(argv, "outputs") or "outputs"))
     overrides = sorted(arg for arg in argv if "=" in arg)
-    name = value_of(argv, "name") or f"sweep-{short_hash(' '.join(overrides))}"
-    return outputs / name
+    name = value_of(argv, "name")
+    if name in (None, "null"):
+        name = f"sweep-{short_hash(' '.join(overrides))}"
+    return outputs / str(name)
 
 
 def _compose_and_run(command: str, job: Job, argv: list[str], configs: Path) -> None:
@@ -69,6 +74,8 @@ def _compose_and_run(command: str, job: Job, argv: list[str], configs: Path) -> 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     folder = sweep_folder(argv) if is_sweep(argv) else None
     if folder is not None:
+        if {"-c", "--cfg", "-i", "--info"} & set(argv):
+            raise ConfigError("--cfg shows the settings of one run; leave out -m and sweep=")
         job = as_sweep_job(job, folder, argv)
         argv = [arg for arg in argv if arg not in ("-m", "--multirun")]
         argv = ["-m", *argv, f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=."]
@@ -86,10 +93,30 @@ def _compose_and_run(command: str, job: Job, argv: list[str], configs: Path) -> 
         report(folder)
 
 
-def _groups(configs: Path, argv: list[str]) -> list[str]:
-    own = _after(argv, "--config-dir")
-    folders = [configs] + ([Path(own)] if own and Path(own).is_dir() else [])
-    return [group for folder in folders for group in groups_in(folder)]
+def _groups(configs: Path, argv: list[str]) -> dict[str, list[str]]:
+    """Every config group with its options, the user's own included."""
+    groups = groups_in(configs)
+    own = _after(argv, "--config-dir") or _after(argv, "-cd")
+    if own and Path(own).is_dir():
+        for group, options in groups_in(Path(own)).items():
+            groups[group] = sorted({*groups.get(group, []), *options})
+    return groups
+
+
+def _check_groups(argv: list[str], groups: dict[str, list[str]]) -> None:
+    """Refuse `data=cifar`, naming what there is."""
+    problems = []
+    for group, options in groups.items():
+        for name in (value_of(argv, group) or options[0]).split(","):
+            may_be_null = group in ("experiment", "sweep")
+            if name in options or (may_be_null and name == "null"):
+                continue
+            close = nearest(name, options)
+            hint = f" (did you mean {close}?)" if close else ""
+            listed = ", ".join(options)
+            problems.append(f"{group}={name} does not exist; choose one of {listed}{hint}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _after(argv: list[str], flag: str) -> str | None:
@@ -131,18 +158,19 @@ def _errors_to_exit_code(command: str) -> Iterator[list[int]]:
 
 def _hydra_words(error: Exception) -> tuple[str, int] | None:
     """Hydra's and OmegaConf's own complaints as one line; they are configuration errors."""
-    from hydra.errors import HydraException, MissingConfigException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = [o for o in error.options or [] if not o.startswith("_")]
-        close = nearest(name, options)
-        hint = f" (did you mean {close}?)" if close else ""
-        return f"{group}={name} does not exist; choose one of {', '.join(options)}{hint}", 2
+    if isinstance(error, OverrideParseException):
+        typed = str(error.override).lstrip("+")
+        if "=" not in typed:
+            return f"{typed} is no setting; write key=value (vit-train --help lists them)", 2
+        return f"{typed} cannot be read; put special characters in quotes: \"key='value'\"", 2
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{' '.join(lines[:2])} (see vit-train --help for the keys)", 2
+        if any("--multirun" in line for line in lines):
+            return f"{lines[0].replace('++', '')}: add -m to run each value, or write [a,b]", 2
+        return f"{' '.join(lines[:2])} (see vit-train --help)", 2
     return None
 
 

@@ -66,6 +66,8 @@ def saved_settings(folder: Path, overrides: list[str]) -> dict[str, Any]:
         place = plain
         for part in filter(None, section.split(".")):
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{override.key_or_group} is no known key; {section} is a value")
         place[name] = override.value()
     return {**plain, "resume": str(folder), "name": None}
 

@@ -14,7 +14,7 @@ import yaml
 
 from vit.config.checks import CHECKS, Check
 from vit.config.errors import ConfigError
-from vit.config.schema import EvalConfig, Rule, RunConfig
+from vit.config.schema import DurationRule, EvalConfig, Rule, RunConfig
 from vit.config.suggest import nearest
 
 _NONE = type(None)
@@ -142,7 +142,8 @@ def _collect(
 
 
 def _unknown(key: str, schema: type) -> str:
-    close = nearest(key, legal_keys(schema))
+    legal = legal_keys(schema)
+    close = nearest(key, [*legal, *dict.fromkeys(name.partition(".")[0] for name in legal)])
     if close:
         return f"{key} is no known key; did you mean {close}?"
     return f"{key} is no known key; vit-train --help lists all keys"
@@ -161,7 +162,7 @@ def _fit(value: Any, hint: Any) -> tuple[Any, str | None]:
         base, *rules = get_args(hint)
         value, problem = _fit(value, base)
         for rule in rules:
-            if problem is None:
+            if problem is None or isinstance(rule, DurationRule):  # whose words say more
                 problem = typing.cast(Rule, rule).broken_by(value)
         return value, problem
     if get_origin(hint) in (Union, types.UnionType):
@@ -177,9 +178,10 @@ def _fit(value: Any, hint: Any) -> tuple[Any, str | None]:
 
 def _join(problems: list[str]) -> str:
     """Put the complaints of a union's members into one sentence."""
-    parts = [problem.removeprefix("must ").removeprefix("be ") for problem in problems]
-    parts = [part for part in parts if part != "null"] + (["null"] if "null" in parts else [])
-    return "must be " + " or ".join(dict.fromkeys(parts))
+    ordered = sorted(dict.fromkeys(problems), key=lambda problem: problem == "must be null")
+    first, *others = (problem.removeprefix("must ") for problem in ordered)
+    verb = "be " if first.startswith("be ") else ""
+    return " or ".join([f"must {first}", *(other.removeprefix(verb) for other in others)])
 
 
 def _fit_plain(value: Any, hint: Any) -> tuple[Any, str | None]:
@@ -199,6 +201,8 @@ def _fit_plain(value: Any, hint: Any) -> tuple[Any, str | None]:
         fitted = [_fit(entry, item) for entry in value]
         return [entry for entry, _ in fitted], next((why for _, why in fitted if why), None)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and (isinstance(value, int) or hint is int) and abs(value) > 2**63:
+        return value, "must be smaller than 2^63"
     if hint is float and is_number:
         return float(value), None
     if hint is int and is_number and math.isfinite(value) and value == int(value):

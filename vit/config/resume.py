@@ -32,7 +32,7 @@ def changes(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
         for key in sorted(saved.keys() | wanted.keys())
         if key not in UNINTERESTING
         and saved.get(key) != wanted.get(key)
-        and not (wanted.get(key) == "auto" and key not in MAY_CHANGE)
+        and not _was_resolved(key, wanted.get(key))
     ]
     refused = [
         f"{key}={wanted.get(key)} differs from the run's {key}={saved.get(key)}; leave it out, "
@@ -51,13 +51,22 @@ def changes(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {saved.get(key)} -> {wanted.get(key)}" for key in differing]
 
 
-def with_saved(saved: Mapping[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """`wanted` (nested) with every `auto` replaced by what `saved` (nested) resolved it to."""
-    return {
-        key: with_saved(saved.get(key, {}), value)
-        if isinstance(value, dict)
-        else saved.get(key, value)
-        if value == "auto"
-        else value
-        for key, value in wanted.items()
-    }
+def with_saved(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Any]:
+    """`wanted` (nested) with every `auto` replaced by what `saved` (nested) resolved it to.
+
+    Keys in MAY_CHANGE keep their `auto`.
+    """
+    merged = {}
+    for name, value in wanted.items():
+        key = prefix + name
+        if isinstance(value, Mapping):
+            merged[name] = with_saved(saved.get(name, {}), value, f"{key}.")
+        else:
+            merged[name] = saved.get(name, value) if _was_resolved(key, value) else value
+    return merged
+
+
+def _was_resolved(key: str, value: Any) -> bool:
+    return value == "auto" and key not in MAY_CHANGE

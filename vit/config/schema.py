@@ -65,6 +65,15 @@ class Pattern:
 
 
 @dataclass(frozen=True)
+class NotEmpty:
+    """A text has at least one character."""
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        return None if value else "must not be empty"
+
+
+@dataclass(frozen=True)
 class DurationRule:
     """Steps (`500`), epochs (`2ep`) or a share of the run (`5%`); at least `low`."""
 
@@ -121,6 +130,7 @@ Fraction = Annotated[float, Range(0, 1, open_high=True)]
 Probability = Annotated[float, Range(0, 1)]
 RGB = Annotated[list[float], Range(-1e6, 1e6)]
 Name = Annotated[str, Pattern()]
+Place = Annotated[str, NotEmpty()]
 Every = Annotated[int | str, DurationRule(low=1)]
 Span = Annotated[int | str, DurationRule()]
 
@@ -130,7 +140,7 @@ class DataConfig:
     """Group `data`: which images, how they are split, where they are held."""
 
     name: Annotated[str, Registered("data/sources.py", "SOURCES")]
-    root: str | None
+    root: Place | None
     image_size: Annotated[int, Range(4, 4096)]
     mean: RGB
     std: Annotated[list[float], Range(1e-6, 1e6)]
@@ -226,15 +236,15 @@ class RunConfig:
     trainer: TrainerConfig
     seed: Whole
     name: Name | None
-    outputs: str
-    resume: str | None
+    outputs: Place
+    resume: Place | None
 
 
 @dataclass(frozen=True)
 class EvalDataConfig:
     """Where `vit-eval` finds the images."""
 
-    root: str | None
+    root: Place | None
     workers: Whole | Literal["auto"]
 
 
@@ -242,9 +252,9 @@ class EvalDataConfig:
 class EvalConfig:
     """All settings of `vit-eval`."""
 
-    checkpoint: str
+    checkpoint: Place
     split: Literal["val", "test"]
-    images: str | None
+    images: Place | None
     data: EvalDataConfig
     device: Literal["auto", "cpu", "cuda"]
-    output: str | None
+    output: Place | None

@@ -59,25 +59,27 @@ def padding(config: AugmentConfig, size: int) -> int:
 def draw(config: AugmentConfig, batch: int, size: int, seed: int, step: int) -> Draws:
     """Draw for a global batch of `batch` images of side `size` at `step`.
 
-    All draws are made whatever the settings are, in a fixed order, so that switching one
-    ingredient on or off leaves the others as they were.
+    Every ingredient has a generator of its own, so that switching one on or off leaves the others
+    as they were.
     """
-    rng = numpy_generator(seed, "augment", step)
-    shift = rng.integers(0, 2 * padding(config, size) + 1, (batch, 2))
+    shift_rng, flip_rng, erase_rng, mix_rng, cut_rng = (
+        numpy_generator(seed, "augment", step, ingredient) for ingredient in range(5)
+    )
+    shift = shift_rng.integers(0, 2 * padding(config, size) + 1, (batch, 2))
     assert not isinstance(config.flip, str)
-    flip = rng.random(batch) < config.flip
-    erase = _boxes(rng, size, _erase_shape(rng, batch, size))
-    erase[rng.random(batch) >= config.erasing] = 0
+    flip = flip_rng.random(batch) < config.flip
+    erase = _boxes(erase_rng, size, _erase_shape(erase_rng, batch, size))
+    erase[erase_rng.random(batch) >= config.erasing] = 0
 
-    mixed = rng.random(batch) < config.mix_probability
-    use_cut = rng.random(batch) < 0.5
+    mixed = mix_rng.random(batch) < config.mix_probability
+    use_cut = mix_rng.random(batch) < 0.5
     if not config.mixup or not config.cutmix:
         use_cut[:] = config.cutmix > 0
         mixed &= bool(config.mixup or config.cutmix)
-    share = rng.beta(config.mixup or 1.0, config.mixup or 1.0, batch)
-    cut_share = rng.beta(config.cutmix or 1.0, config.cutmix or 1.0, batch)
+    share = mix_rng.beta(config.mixup or 1.0, config.mixup or 1.0, batch)
+    cut_share = cut_rng.beta(config.cutmix or 1.0, config.cutmix or 1.0, batch)
     side = np.rint(np.sqrt(1 - cut_share) * size).astype(np.int64)
-    cut = _boxes(rng, size, np.stack([side, side], axis=1))
+    cut = _boxes(cut_rng, size, np.stack([side, side], axis=1))
     cut[~(mixed & use_cut)] = 0
     keep = np.where(mixed & ~use_cut, share, 1.0)
     return Draws(

@@ -34,11 +34,23 @@ def decode(path: str, size: int, channels: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=FORMATS) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB" if channels == 3 else "L")
+            image = flatten(ImageOps.exif_transpose(file)).convert("RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """8 bits a channel and no transparency: 16-bit values are halved in depth, what is
+    transparent is laid on white.
+    """
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image
 
 
 def worker_count(workers: int | str) -> int:

@@ -26,7 +26,10 @@ def load(config: DataConfig) -> DataSet:
     root = Path(config.root)
     if not root.is_dir():
         raise DataError(f"data.root={root} is no folder; check the path")
-    if (root / "train").is_dir():
+    found = _sub_folders(root)
+    if found and found <= set(SPLITS) and "train" not in found:
+        raise DataError(f"data.root={root} has {sorted(found)} but no train folder; add it")
+    if "train" in found and _sub_folders(root / "train"):
         present = [split for split in SPLITS if (root / split).is_dir()]
         classes = class_names(root / "train")
         splits = {
@@ -55,7 +58,7 @@ def class_names(root: Path) -> list[str]:
     Raises:
         DataError: fewer than two.
     """
-    names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    names = sorted(_sub_folders(root))
     if len(names) < 2:
         raise DataError(
             f"{root} has {len(names)} class folders; put the images into one sub-folder per class, "
@@ -70,7 +73,7 @@ def list_samples(root: Path, classes: list[str], config: DataConfig, prefix: str
     Raises:
         DataError: a class folder is missing, unknown or holds no image.
     """
-    found = {e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")}
+    found = _sub_folders(root)
     if found != set(classes):
         missing, extra = sorted(set(classes) - found), sorted(found - set(classes))
         raise DataError(
@@ -93,9 +96,14 @@ def list_samples(root: Path, classes: list[str], config: DataConfig, prefix: str
     return Samples(np.asarray(labels, dtype=np.int64), names, images, np.arange(len(paths)))
 
 
+def _sub_folders(root: Path) -> set[str]:
+    return {e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")}
+
+
 def _image_files(folder: Path) -> list[str]:
     files = []
-    for where, _, names in os.walk(folder):
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         files += [
             os.path.join(where, name)
             for name in names

@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, dropout: float = 0.0
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """softmax(scale * q k^T) v with the kernel that is fastest for device and dtype.
 
     On CPUs in bf16 the fused kernel's backward is several times slower than plain products.
@@ -23,15 +21,13 @@ def attend(
         q, k, v: (B, H, T, K).
         scale: factor of the logits.
         mask: boolean, broadcastable to (B, H, T, T); True keeps. None keeps all.
-        dropout: probability of dropping an attention weight.
 
     Returns:
         (B, H, T, K).
     """
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        weights = attention_weights(q, k, scale, mask)
-        return F.dropout(weights, dropout, dropout > 0) @ v
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+        return attention_weights(q, k, scale, mask) @ v
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 
 def attention_weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:

@@ -73,7 +73,7 @@ class SinCos1d(Additive):
     """Fixed sine and cosine of the raster index (Vaswani et al. 2017, section 3.5)."""
 
     def table(self) -> Tensor:
-        """Halves [sin, cos] of geometric frequencies: (1, N, D)."""
+        """Halves [sin, cos] of geometric frequencies: (1, N, D); D is even."""
         height, width = self.grid
         return sincos(torch.arange(height * width), self.dim)[None]
 
@@ -82,7 +82,9 @@ class SinCos2d(Additive):
     """Fixed sine and cosine of column and row, as in MoCo v3 and big_vision's ViT-S/16."""
 
     def table(self) -> Tensor:
-        """Quarters [sin x, cos x, sin y, cos y] of geometric frequencies: (1, N, D)."""
+        """Quarters [sin x, cos x, sin y, cos y] of geometric frequencies: (1, N, D); D % 4 is 0."""
+        if self.dim % 4:
+            raise ValueError(f"dim={self.dim} is not a multiple of 4, as sincos2d needs")
         y, x = grid_coordinates(*self.grid).unbind(-1)
         return torch.cat([sincos(x, self.dim // 2), sincos(y, self.dim // 2)], dim=-1)[None]
 
@@ -113,7 +115,12 @@ def sincos(index: Tensor, dim: int) -> Tensor:
     """[sin(i w), cos(i w)] with w_j = 10000^(-j / (dim/2 - 1)) over (N,) indices: (N, dim).
 
     The frequencies span 1 to 1/10000 inclusive, as in big_vision's `posemb_sincos_2d`.
+
+    Raises:
+        ValueError: `dim` is odd.
     """
+    if dim % 2:
+        raise ValueError(f"dim={dim} is odd; sine and cosine need an even one")
     power = torch.linspace(0, 1, dim // 2, dtype=torch.float64)
     angles = index.double()[:, None] * TEMPERATURE**-power
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()

@@ -55,7 +55,8 @@ class VisionTransformer(nn.Module):
         channels: image channels C.
 
     Raises:
-        ValueError: `dim` is not a multiple of `heads`, or `image_size` not of `patch_size`.
+        ValueError: `dim` is not a multiple of `heads` (of 2 or 4 for fixed positions), or
+            `image_size` not of `patch_size`.
 
     Example:
         >>> model = VisionTransformer(32, 4, num_classes=10, dim=192, depth=6, heads=3)
@@ -106,7 +107,7 @@ class VisionTransformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         pooling = POOLINGS[pool]()
         self.prefix = int(pooling.needs_class_token)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if self.prefix else None
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim)) if self.prefix else None
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         hidden = int(dim * mlp_ratio)
         self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout, rate) for rate in rates)
@@ -161,7 +162,9 @@ class VisionTransformer(nn.Module):
 
     def _initialise(self) -> None:
         """As big_vision does: Xavier uniform for each of q, k, v, projection and MLP, LeCun normal
-        for the patch embedding, zero biases and class token, a zero head (first loss: log K).
+        for the patch embedding, zero biases, a zero head (first loss: log K). The class token is
+        standard normal, like patches and positions: at 0 the first norm would multiply its
+        gradient by 1000, and that gradient alone would decide how the others are clipped.
         """
         for block in self.blocks:
             assert isinstance(block, Block)

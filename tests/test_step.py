@@ -1,0 +1,452 @@
+"""A training step, its loss, average and groups; evaluation; what a checkpoint carries."""
+
+import copy
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from vit.config.compose import config_dir
+from vit.config.schema import OptimConfig, TrainerConfig
+from vit.data.loader import EvalLoader, Normalise
+from vit.data.memory import ArrayImages
+from vit.data.types import Batch, Samples
+from vit.engine.evaluate import predict
+from vit.engine.loss import cross_entropy
+from vit.engine.state import Best, TrainState, flops_per_image, parameter_count
+from vit.engine.step import train_step
+from vit.model.vit import VisionTransformer
+from vit.optim.build import build_optimizer, parameter_groups
+from vit.optim.ema import Ema
+
+CPU = torch.device("cpu")
+CLASSES = 7
+ADAMW = OptimConfig(
+    name="adamw", lr=1e-3, weight_decay=0.1, betas=[0.9, 0.999], clip_norm=1.0
+)  # fmt: skip
+
+
+def trainer(**changes):
+    """The settings of configs/trainer/default.yaml, in fp32."""
+    plain = yaml.safe_load((config_dir() / "trainer" / "default.yaml").read_text())
+    return TrainerConfig(**{**plain, "precision": "fp32", "batch_size": 8, **changes})
+
+
+def model(**changes):
+    """A small model whose head and class token do not start at zero."""
+    torch.manual_seed(0)
+    built = VisionTransformer(8, 4, num_classes=CLASSES, dim=16, depth=2, heads=2, **changes)
+    torch.nn.init.normal_(built.head.weight)
+    torch.nn.init.normal_(built.cls_token)
+    return built
+
+
+def sgd_state(ema=None, **changes):
+    """With SGD at a rate of 1 a step's gradient is what the weights moved by."""
+    built = model(**changes)
+    optimizer = torch.optim.SGD(built.parameters(), lr=1.0, fused=True)
+    return TrainState(built, ema and Ema(built, ema), optimizer, CPU)
+
+
+def adamw_state(ema=None, **changes):
+    built = model(**changes)
+    optimizer = build_optimizer(built.named_parameters(), built.decays, ADAMW)
+    return TrainState(built, ema and Ema(built, ema), optimizer, CPU)
+
+
+def batch(number=0, size=8):
+    generator = torch.Generator().manual_seed(number)
+    labels = torch.randint(CLASSES, (size,), generator=generator)
+    targets = torch.rand(size, CLASSES, generator=generator).softmax(dim=1)
+    return Batch(torch.randn(size, 3, 8, 8, generator=generator), labels, targets)
+
+
+def train(state, data, lr=1.0, seed=0, rank=0, clip_norm=None, **changes):
+    train_step(
+        state, data, lr, seed=seed, rank=rank, config=trainer(**changes), clip_norm=clip_norm,
+        device=CPU,
+    )  # fmt: skip
+    return weights(state.model)
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()]).clone()
+
+
+def saved(state):
+    """A state as a checkpoint holds it: nothing shared with the live one."""
+    file = io.BytesIO()
+    torch.save(state.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_equal(a, b):
+    """Nested containers hold the same bits."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+# Gradients
+
+
+def test_a_step_follows_the_gradient():
+    state, data = sgd_state(), batch()
+    twin = copy.deepcopy(state.model)
+    loss = cross_entropy(twin(data.images), data.targets, 0.1).mean()
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in twin.parameters()])
+    after = train(state, data, lr=0.5, label_smoothing=0.1)
+    torch.testing.assert_close(after, weights(twin) - 0.5 * gradient, rtol=1e-6, atol=1e-7)
+    total, correct, images, norm = state.odometer.tolist()
+    assert total == pytest.approx(8 * loss.item(), rel=1e-6)
+    assert correct == (twin(data.images).argmax(dim=1) == data.labels).sum()
+    assert images == 8
+    assert norm == pytest.approx(gradient.norm().item(), rel=1e-5)
+    assert state.step == 1
+    assert all(p.grad is None for p in state.model.parameters())
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulation_is_the_whole_batch(parts):
+    whole, accumulated = sgd_state(), sgd_state()
+    start = weights(whole.model)
+    gradient = train(whole, batch()) - start
+    other = train(accumulated, batch(), accumulate=parts) - start
+    assert (other - gradient).norm() < 1e-6 * gradient.norm()
+    torch.testing.assert_close(accumulated.odometer, whole.odometer, rtol=1e-6, atol=0)
+    assert whole.step == accumulated.step == 1
+
+
+def test_clipping():
+    start = weights(model())
+    full = train(sgd_state(), batch()) - start
+    assert full.norm() > 0.5
+    clipped = train(sgd_state(), batch(), clip_norm=0.5) - start
+    assert clipped.norm().item() == pytest.approx(0.5, rel=1e-4)
+    torch.testing.assert_close(clipped / 0.5, full / full.norm(), rtol=0, atol=1e-4)
+    state = sgd_state()
+    loose = train(state, batch(), clip_norm=2 * full.norm().item()) - start
+    torch.testing.assert_close(loose, full, rtol=0, atol=1e-6)
+    train(state, batch(), clip_norm=0.5)
+    _, _, _, norms = state.odometer.tolist()
+    assert norms > full.norm().item() + 0.6  # norms are logged as they were before clipping
+
+
+def test_learning_rate_is_that_of_the_call():
+    start = weights(model())
+    assert torch.equal(train(sgd_state(), batch(), lr=0.0), start)
+    small, large = (train(sgd_state(), batch(), lr=lr) - start for lr in (0.01, 0.02))
+    torch.testing.assert_close(2 * small, large, rtol=0, atol=1e-6)
+
+
+# Bad steps
+
+
+@pytest.mark.parametrize("pixel", [math.inf, -math.inf, math.nan])
+def test_a_non_finite_batch_changes_no_weight(pixel):
+    state = adamw_state()
+    train(state, batch(0))
+    before, odometer = saved(state), state.odometer.clone()
+    bad = batch(1)
+    bad.images[3, 0, 0, 0] = pixel
+    train(state, bad, clip_norm=1.0)
+    after = saved(state)
+    assert_equal(after["model"], before["model"])
+    assert_equal(after["optimizer"]["state"], before["optimizer"]["state"])
+    assert torch.equal(state.odometer, odometer)
+    assert state.bad.tolist() == [1, 1, 1, 1]
+    assert state.step == 2
+    assert state.is_finite()
+
+    moved = train(state, batch(2))
+    assert not torch.equal(moved, torch.cat([v.flatten() for v in before["model"].values()]))
+    assert state.is_finite()
+    assert state.bad.tolist() == [0, 1, 1, 1]
+    assert state.odometer[2] == odometer[2] + 8
+
+
+def test_a_bad_first_step_leaves_a_fresh_optimiser():
+    state, untouched = adamw_state(), adamw_state()
+    bad = batch()
+    bad.images[0] = math.inf
+    train(state, bad)
+    untouched.step = 1
+    train(state, batch(1))
+    train(untouched, batch(1))
+    assert torch.equal(weights(state.model), weights(untouched.model))
+
+
+def test_bad_steps_are_counted_in_a_row_and_in_all():
+    state = adamw_state()
+    for number, is_bad in enumerate([0, 1, 1, 1, 0, 0, 1, 1, 0, 1]):
+        data = batch(number)
+        if is_bad:
+            data.images[0] = math.nan
+        train(state, data)
+    assert state.bad.tolist() == [1, 3, 6, 9]
+    assert state.odometer[2] == 4 * 8
+
+
+def test_one_bad_part_spoils_the_whole_step():
+    state = adamw_state()
+    before = weights(state.model)
+    bad = batch()
+    bad.images[7] = math.inf
+    assert torch.equal(train(state, bad, accumulate=4), before)
+    assert state.bad.tolist() == [1, 1, 1, 0]
+
+
+# Model randomness
+
+
+@pytest.mark.parametrize("rates", [{"dropout": 0.3}, {"drop_path": 0.5}])
+def test_dropout_is_a_function_of_seed_step_rank_and_part(rates):
+    def at(step=0, **options):
+        state = sgd_state(**rates)
+        state.step = step
+        return train(state, batch(), lr=0.1, **options)
+
+    first = at()
+    torch.manual_seed(99)
+    torch.rand(5)
+    assert torch.equal(at(), first)
+    for other in (at(step=1), at(seed=1), at(rank=1)):
+        assert not torch.allclose(other, first, atol=1e-4)
+
+
+def test_parts_of_a_batch_have_their_own_dropout():
+    half = batch(size=4)
+    twice = Batch(*(torch.cat([t, t]) for t in (half.images, half.labels, half.targets)))
+    one = train(sgd_state(dropout=0.3), half, lr=0.1, batch_size=4)
+    both = train(sgd_state(dropout=0.3), twice, lr=0.1, accumulate=2)
+    assert not torch.allclose(one, both, atol=1e-4)
+    plain = train(sgd_state(), half, lr=0.1, batch_size=4)
+    torch.testing.assert_close(train(sgd_state(), twice, lr=0.1, accumulate=2), plain)
+
+
+def test_a_step_puts_the_model_into_training():
+    state = sgd_state(dropout=0.3)
+    state.model.eval()
+    assert not torch.equal(train(state, batch()), train(sgd_state(), batch()))
+
+
+# Loss
+
+
+def test_cross_entropy_of_soft_and_smoothed_targets():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(6, CLASSES) * 3, torch.rand(6, CLASSES).softmax(dim=1)
+    for smoothing in (0.0, 0.1, 0.5):
+        smooth = (1 - smoothing) * targets.double() + smoothing / CLASSES
+        expected = -(smooth * logits.double().log_softmax(dim=1)).sum(dim=1)
+        losses = cross_entropy(logits, targets, smoothing)
+        assert losses.shape == (6,)
+        torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_cross_entropy_is_computed_in_fp32():
+    logits = torch.randn(4, CLASSES).bfloat16()
+    targets = torch.eye(CLASSES)[:4]
+    losses = cross_entropy(logits, targets)
+    assert losses.dtype == torch.float32
+    assert torch.equal(losses, cross_entropy(logits.float(), targets))
+
+
+def test_bf16_trains_nearly_like_fp32():
+    start = weights(model())
+    exact = train(sgd_state(), batch()) - start
+    rough = train(sgd_state(), batch(), precision="bf16") - start
+    assert rough.dtype == torch.float32
+    assert not torch.equal(exact, rough)
+    assert torch.cosine_similarity(exact, rough, dim=0) > 0.99
+
+
+# Average and groups
+
+
+def test_ema_is_the_formula():
+    state = sgd_state(ema=0.3)
+    expected = weights(state.model).double()
+    decays = []
+    for step in range(6):
+        current = train(state, batch(step), lr=0.05).double()
+        decays.append(min(0.3, (1 + step) / (10 + step)))
+        expected = decays[-1] * expected + (1 - decays[-1]) * current
+        torch.testing.assert_close(weights(state.ema.model).double(), expected, rtol=0, atol=1e-6)
+    assert decays[0] == 0.1
+    assert decays[-1] == 0.3
+    assert state.selected is state.ema.model
+    assert sgd_state().selected is not None
+    assert not any(p.requires_grad for p in state.ema.model.parameters())
+
+
+def test_only_matrices_decay():
+    built = model()
+    decay, plain = parameter_groups(built.named_parameters(), built.decays, 0.1)
+    assert (decay["weight_decay"], plain["weight_decay"]) == (0.1, 0)
+    assert all(p.ndim > 1 for p in decay["params"])
+    tokens = [built.pos_embed, built.cls_token]
+    assert all(p.ndim == 1 or any(p is token for token in tokens) for p in plain["params"])
+    everything = [*decay["params"], *plain["params"]]
+    assert len({id(p) for p in everything}) == len(everything) == len(list(built.parameters()))
+
+
+def test_weight_decay_reaches_the_weights():
+    built = model()
+    before = {name: p.detach().clone() for name, p in built.named_parameters()}
+    optimizer = build_optimizer(built.named_parameters(), built.decays, ADAMW)
+    for p in built.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in built.named_parameters():
+        factor = 1 - ADAMW.lr * ADAMW.weight_decay if built.decays(name) else 1
+        torch.testing.assert_close(p.detach(), before[name] * factor, rtol=1e-6, atol=0)
+
+
+# Evaluation
+
+
+def evaluation(n, batch_size):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8)
+    listed = Samples(
+        np.arange(n) % CLASSES, [str(i) for i in range(n)], ArrayImages(pixels), np.arange(n)
+    )
+    return EvalLoader(listed, batch_size, Normalise([0.5] * 3, [0.5] * 3, CPU), CPU, workers=0)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(37, 10), (37, 37), (37, 100), (37, 1), (1, 4)])
+def test_scores_are_those_of_a_plain_loop(n, batch_size):
+    built = model().train()
+    predictions = predict(built, evaluation(n, batch_size), CPU, "fp32")
+    exact = copy.deepcopy(built).double().eval()
+    losses, ranks, best = [], [], []
+    for k in range(n):
+        images, labels = evaluation(n, 1).batch(k)
+        logits = exact(images.double())[0].tolist()
+        probabilities = [math.exp(x) / sum(math.exp(y) for y in logits) for x in logits]
+        losses.append(-math.log(probabilities[labels.item()]))
+        ranks.append(sum(x > logits[labels.item()] for x in logits))
+        best.append(max(probabilities))
+    assert predictions.losses.dtype == np.float64
+    np.testing.assert_allclose(predictions.losses, losses, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predictions.probability, best, rtol=1e-4)
+    assert predictions.labels.tolist() == [i % CLASSES for i in range(n)]
+    assert predictions.top.shape == (n, 5)
+    scores = predictions.scores()
+    assert scores["loss"] == pytest.approx(sum(losses) / n, rel=1e-5)
+    assert scores["top1"] == pytest.approx(100 * sum(rank == 0 for rank in ranks) / n)
+    assert scores["top5"] == pytest.approx(100 * sum(rank < 5 for rank in ranks) / n)
+    assert not built.training
+
+
+def test_scores_do_not_depend_on_the_batch_size():
+    built = model(dropout=0.5, drop_path=0.5)
+    expected = predict(built, evaluation(60, 60), CPU, "fp32")
+    for batch_size in (1, 7, 59, 1000):
+        other = predict(built, evaluation(60, batch_size), CPU, "fp32")
+        assert np.array_equal(other.top[:, 0], expected.top[:, 0])
+        assert other.scores()["top1"] == expected.scores()["top1"]
+        np.testing.assert_allclose(other.losses, expected.losses, rtol=1e-4)
+
+
+def test_top5_of_fewer_classes():
+    torch.manual_seed(0)
+    built = VisionTransformer(8, 4, num_classes=3, dim=16, depth=1, heads=2)
+    torch.nn.init.normal_(built.head.weight)
+    loader = evaluation(20, 8)
+    loader.labels %= 3
+    predictions = predict(built, loader, CPU, "fp32")
+    assert predictions.top.shape == (20, 3)
+    assert predictions.scores()["top5"] == 100
+
+
+def test_between_batches_one_can_stop():
+    calls = []
+    predict(model(), evaluation(37, 10), CPU, "fp32", lambda: calls.append(1))
+    assert len(calls) == 4
+    with pytest.raises(KeyboardInterrupt):
+        predict(model(), evaluation(37, 10), CPU, "fp32", interrupt)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+# State
+
+
+def test_a_restored_state_goes_on_bit_for_bit():
+    state = adamw_state(ema=0.5, dropout=0.2)
+    bad = batch(9)
+    bad.images[0] = math.nan
+    for data in (batch(0), bad, batch(1)):
+        train(state, data, lr=1e-2, clip_norm=1.0)
+    state.since("log", move=True)
+    state.best = Best(top1=50.0, loss=1.5, top5=90.0, step=2, epoch=0.5)
+    state.evaluated_at, state.stale, state.seconds, state.images = 2, 1, 3.5, 24
+    content = saved(state)
+
+    other = adamw_state(ema=0.5, dropout=0.2)
+    other.load_state_dict(3, content)
+    assert other.step == 3
+    assert other.best == state.best
+    assert_equal(saved(other), content)
+    for number in (4, 5):
+        train(state, batch(number), lr=1e-2, clip_norm=1.0)
+        train(other, batch(number), lr=1e-2, clip_norm=1.0)
+    assert_equal(saved(other), saved(state))
+    assert not torch.equal(content["odometer"], other.odometer)
+
+
+def test_means_since_a_mark():
+    state = sgd_state()
+    state.batch_size = 8
+    for number in range(3):
+        train(state, batch(number), lr=0.01)
+    loss, correct, images, norms = state.odometer.tolist()
+    for _ in range(2):  # looking does not move the mark
+        since = state.since("epoch", move=False)
+        assert since == pytest.approx(
+            {"loss": loss / 24, "top1": 100 * correct / 24, "grad_norm": norms / 3}
+        )
+    assert state.since("epoch", move=True) == since
+    train(state, batch(3), lr=0.01)
+    later = state.since("epoch", move=False)
+    assert later["loss"] == pytest.approx((state.odometer[0].item() - loss) / 8)
+    assert later["grad_norm"] == pytest.approx(state.odometer[3].item() - norms)
+    assert state.marks["log"] == [0.0] * 4
+    assert images == 24
+
+
+def test_best_is_top1_then_loss():
+    best = Best(top1=50.0, loss=1.0, top5=90.0, step=1, epoch=1.0)
+    assert best.beaten_by(50.1, 9.0)
+    assert best.beaten_by(50.0, 0.9)
+    assert not best.beaten_by(50.0, 1.0)
+    assert not best.beaten_by(49.9, 0.1)
+
+
+def test_counts_of_weights_and_operations():
+    built = model()
+    assert parameter_count(built) == sum(p.numel() for p in built.parameters())
+    built.cls_token.requires_grad_(False)
+    assert parameter_count(built) == sum(p.numel() for p in built.parameters()) - 16
+    tokens, patches, dim, hidden = 5, 4, 16, 64
+    block = tokens * (4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim
+    products = patches * 3 * 4 * 4 * dim + 2 * block + dim * CLASSES
+    assert flops_per_image(built) == 2 * products
