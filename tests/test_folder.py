@@ -102,7 +102,7 @@ def test_only_visible_image_files_are_listed(tmp_path):
 
 def test_hidden_folders_are_not_listed(tmp_path):
     two_classes(tmp_path)
-    save(tmp_path / "a" / ".thumbnails" / "1.png")  # BUG? hidden at the top, listed inside a class
+    save(tmp_path / "a" / ".thumbnails" / "1.png")
     assert len(folder.load(folder_config(tmp_path)).splits["train"]) == 2
 
 
@@ -203,7 +203,7 @@ def test_sixteen_bit_grayscale_keeps_its_range(tmp_path):
     ramp = np.repeat(np.linspace(0, 65535, 16)[None], 16, axis=0).astype(np.uint16)
     path = save(tmp_path / "16bit.png", Image.fromarray(ramp))
     pixels = decode.decode(str(path), 16, 1)[0]
-    # BUG? convert("L") clips: all but the darkest 1/256 of the range turn white
+
     assert np.abs(pixels.astype(int) - ramp // 256).max() <= 1
 
 
@@ -220,7 +220,7 @@ def test_palette_with_alpha(tmp_path):
     with Image.open(path) as file:
         assert file.mode == "P"
         assert isinstance(file.info["transparency"], bytes)
-    pixels = decode.decode(str(path), 16, 3)  # BUG? Pillow warns, and a warning is an error here
+    pixels = decode.decode(str(path), 16, 3)
     assert is_colour(pixels[:, :, :7], RED)
     assert is_colour(pixels[:, :, 9:], (127, 127, 255))  # half transparent, on white
 

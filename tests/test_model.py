@@ -364,8 +364,8 @@ def test_depth_of_every_parameter():
         ({"dim": 30}, "dim=30 is not a multiple of heads=4"),
         ({"image_size": 18}, "image_size=18"),
         ({"image_size": (16, 18)}, "patch_size=4"),
-        ({"dim": 30, "heads": 5, "positions": "sincos2d"}, "dim=30"),  # BUG? fails in forward
-        ({"dim": 33, "heads": 3, "positions": "sincos1d"}, "dim=33"),  # BUG? fails in forward
+        ({"dim": 30, "heads": 5, "positions": "sincos2d"}, "dim=30"),
+        ({"dim": 33, "heads": 3, "positions": "sincos1d"}, "dim=33"),
     ],
 )
 def test_bad_shapes(changes, message):

@@ -79,7 +79,10 @@ def legal_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
 
 def dump_yaml(plain: Mapping[str, Any]) -> str:
     """Plain values as YAML text that `load_yaml` reads back unchanged."""
-    return str(yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True))
+    readable = str(yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True))
+    if yaml.safe_load(readable) == plain:
+        return readable
+    return str(yaml.safe_dump(dict(plain), sort_keys=False))  # rare characters need escapes
 
 
 def load_yaml(text: str, where: str) -> dict[str, Any]:
