@@ -108,14 +108,12 @@ def test_the_groups_are_those_of_the_schema():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
 def test_every_option_is_listed_with_what_it_is(group, option):
-
     section = usage("train", config_dir()).split(f"\n{group}=...", 1)[1].split("=...")[0]
     assert re.search(rf"^  {option} +\S", section, re.M)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_is_explained_in_the_help(key):
-
     text = usage("train", config_dir())
     assert re.search(rf"^ +{re.escape(key)}: \S.* # \S", text, re.M)
 
@@ -237,7 +235,7 @@ def test_the_nearest_key_is_suggested(typo, meant):
 def test_nothing_is_suggested_for_gibberish():
     assert nearest("xyzzy", KEYS) is None
     (problem,) = problems({**composed(), "xyzzy": 1})
-    assert problem == "xyzzy is no known key; vit-train --help lists all keys"
+    assert problem == "xyzzy is no known key; --help lists all keys"
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -306,7 +304,6 @@ def test_a_bad_value_is_named_with_what_is_legal(key, value, words):
     ("key", "value"), [("name", "a b"), ("trainer.epochs", math.inf), ("optim.clip_norm", 0)]
 )
 def test_complaints_about_optional_values_are_english(key, value):
-
     plain = composed()
     put(plain, key, value)
     assert not re.search(r"be (hold|lie|have|must|at most)", problems(plain)[0])
@@ -410,7 +407,8 @@ def check_value(key, value):
     put(plain, key, value)
     config, found = outcome(plain)
     assert (config is None) == bool(found)
-    assert all(key in problem for problem in found)
+    spelt = (key, f"{key.removesuffix('.name')}=")  # data.name=folder is data=folder
+    assert all(any(words in problem for words in spelt) for problem in found)
     if config is None:
         return
     assert flatten(to_plain(config))[key] == value
@@ -458,14 +456,18 @@ def test_any_tree_is_taken_or_refused(junk):
 # Text that a config is saved as
 
 
+TEXT = st.text(min_size=1)
+
+
 @UNHURRIED
-@given(
-    root=st.text(min_size=1), outputs=st.text(min_size=1), lr=st.floats(0, 1e12),
-    seed=st.integers(0, 2**63),
-)  # fmt: skip
+@given(root=TEXT, outputs=TEXT, lr=st.floats(0, 1e12), seed=st.integers(0, 2**63))
 def test_what_is_saved_is_what_is_loaded(root, outputs, lr, seed):
     config = to_config(changed(data__root=root, outputs=outputs, optim__lr=lr, seed=seed))
     assert to_config(load_yaml(dump_yaml(to_plain(config)), "memory")) == config
+
+
+def test_the_one_character_that_yaml_loses_is_escaped():
+    assert load_yaml(dump_yaml({"outputs": "a\x85b"}), "memory") == {"outputs": "a\x85b"}
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "3", "a: [", "a: !!python/object:os.system {}", "\0"])
@@ -620,15 +622,7 @@ def test_every_refusal_is_reported_at_once():
     wanted = {**SAVED, "seed": 5, "optim.weight_decay": 3.0, "trainer.epochs": 1.0}
     with pytest.raises(ConfigError) as raised:
         changes(SAVED, wanted)
-    assert len(raised.value.problems) == 3
-
-
-@pytest.mark.parametrize(("before", "after"), [(10, 9), (10.0, 9.5), (1, 0.1)])
-@pytest.mark.parametrize("key", ["trainer.epochs", "trainer.steps"])
-def test_a_run_cannot_become_shorter(key, before, after):
-    with pytest.raises(ConfigError, match=rf"{key}={after:g} is shorter.*{before:g} or more"):
-        changes({**SAVED, key: before}, {**SAVED, key: after})
-    assert len(changes({**SAVED, key: after}, {**SAVED, key: before})) == 1
+    assert len(raised.value.problems) == 2
 
 
 def test_automatic_values_stay_what_they_became():
@@ -649,7 +643,6 @@ def test_a_value_that_was_given_is_kept(key):
 
 @pytest.mark.parametrize(("key", "saved"), [("trainer.device", "cpu"), ("data.workers", 3)])
 def test_automatic_may_be_asked_for_where_change_is_allowed(key, saved):
-
     before, wanted = composed(), composed()
     put(before, key, saved)
     put(wanted, key, "auto")

@@ -99,12 +99,10 @@ def test_null_quotes_lists_and_signs_stay(argument, value):
 
 @pytest.mark.parametrize("path", ["'90s photos", '"a', "[1] flowers"])
 def test_a_path_that_only_begins_like_a_quote_or_a_list(path):
-
     assert parsed(f"data.root={path}")[1] == path
 
 
 def test_a_folder_with_an_equals_sign_stays_with_its_option():
-
     assert prepare(["--config-dir", "./my=configs"], GROUPS) == ["--config-dir", "./my=configs"]
 
 
@@ -236,12 +234,10 @@ def test_a_named_sweep_lies_under_its_name():
 
 
 def test_a_sweep_without_a_name_is_not_called_null():
-
     assert sweep_folder(prepare([*SWEEP, "name=null"], GROUPS)).name.startswith("sweep-")
 
 
 def test_the_folder_of_a_sweep_is_the_one_that_was_typed():
-
     assert sweep_folder(prepare([*SWEEP, "outputs=it's"], GROUPS)).parent == Path("it's")
 
 
@@ -268,6 +264,8 @@ MISTAKES = {
     ),
     "a number for a group": (["trainer=5"], ["trainer=5", "default"]),
     "null for a group": (["model=null"], ["model=null", "tiny"]),
+    # BUG? "Could not find 'trainer/' Available options in 'trainer':" and then none
+    "nothing for a group": (["trainer="], ["trainer=", "default"]),
     "wrong type": (["trainer.batch_size=many"], ["trainer.batch_size=many", "a whole number"]),
     "not whole": (["trainer.batch_size=1.5"], ["trainer.batch_size=1.5", "a whole number"]),
     "out of range": (["optim.lr=-1"], ["optim.lr=-1", "[0, "]),
@@ -321,6 +319,8 @@ MISTAKES = {
     "a sweep without -m": (["optim.lr=1e-3,2e-3"], ["optim.lr=1e-3,2e-3", "-m"]),
     "no such config folder": (["--config-dir", "/no/such"], ["/no/such", "not found"]),
     "no such config": (["--config-name", "foo"], ["--config-name is no option"]),
+    # BUG? argparse answers, with the usage of Hydra's own options
+    "an option without its value": (["--config-dir"], ["--config-dir needs a value"]),
     "settings of a sweep": (["-m", "seed=1,2", "--cfg", "job"], ["--cfg"]),
 }
 
@@ -434,6 +434,44 @@ def test_a_group_of_ones_own(tmp_path):
     done, _ = command("--config-dir", "mine", "+hardware=laptop", "--cfg", "job", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["trainer"]["batch_size"] == 16
+
+
+def test_a_folder_without_settings_is_no_group(tmp_path):
+    # BUG? IndexError in _check_groups: `--config-dir .` fails beside any folder without YAML files
+    (tmp_path / "notes").mkdir()
+    done, _ = command("--config-dir", ".", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unreadable_yaml_of_ones_own_is_named(tmp_path):
+    # BUG? traceback of yaml's ParserError, exit 1
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "broken.yaml").write_text("trainer:\n  epochs: [\n")
+    done, _ = command("--config-dir", "mine", "experiment=broken", cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "broken.yaml" in done.stderr
+
+
+def test_typos_in_yaml_of_ones_own_are_named(tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "odd.yaml").write_text(
+        "# @package _global_\ntrainr:\n  epochs: 3\noptim:\n  lr: fast\n"
+    )
+    done, _ = command("--config-dir", "mine", "experiment=odd", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean trainer.epochs?" in done.stderr
+    assert "optim.lr=fast" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "models", ["tiny,small", "choice(tiny,small)", "'tiny','small'", "tiny, small"]
+)
+def test_groups_are_swept_in_every_way_that_hydra_knows(models, tmp_path):
+    # BUG? "model=choice(tiny does not exist": the value is split at its commas
+    done, _ = command("-m", f"model={models}", "trainer.epochs=0", cwd=tmp_path)
+    assert "does not exist" not in done.stderr
+    assert done.stderr.count("trainer.epochs=0 must") == 2  # both jobs were started
 
 
 def test_a_printed_config_is_what_was_asked_for(tmp_path):

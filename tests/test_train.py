@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, lines, run
+from kill_resume import differences, metrics
 
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-from kill_resume import differences, metrics
 
 
 def events(folder: Path) -> dict[tuple[str, int], float]:
@@ -162,6 +160,7 @@ def test_killed_in_the_final_evaluation_it_runs_again(copied: Path) -> None:
         ("model.dim=32", "model.dim=32 differs"),
         ("seed=5", "seed=5 differs"),
         ("trainer.epochs=2", "shorter"),
+        ("trainer.steps=30", "shorter"),
         ("model=small", "picks a group"),
         ("data.val_fraction=0.2", "data.val_fraction=0.2 differs"),
     ],

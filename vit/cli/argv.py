@@ -19,7 +19,7 @@ PATH_KEYS = frozenset(
 HYDRA_FLAGS = frozenset(
     {
         "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-cd", "--config-dir",
-        "-i", "--info", "-sc", "--shell-completion", "--hydra-help", "--version",
+        "-i", "--info", "-sc", "--shell-completion", "--hydra-help",
     }
 )  # fmt: skip
 _WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-cd", "--config-dir"})
@@ -57,11 +57,13 @@ def _sort(argv: list[str]) -> tuple[list[str], list[str]]:
             flags.append(arg)
         else:
             overrides.append(arg)
+    if flags and flags[-1] in _WITH_VALUE:
+        raise ConfigError(f"{flags[-1]} needs a value, e.g. --config-dir ./mine or --cfg job")
     for flag in flags:
         if flag.startswith("-") and flag.split("=")[0] not in HYDRA_FLAGS:
             raise ConfigError(
                 f"{flag} is no option; settings are written key=value, e.g. trainer.epochs=10 "
-                f"(vit-train --help lists them)"
+                f"(--help lists them)"
             )
     return flags, overrides
 

@@ -10,8 +10,8 @@ import torch
 from vit.artifacts import checkpoint, console
 from vit.artifacts.logger import RunLogger
 from vit.artifacts.run_dir import RunDir
-from vit.config.compose import dump_yaml, flatten, to_plain
-from vit.config.errors import NoCheckpointError
+from vit.config.compose import dump_yaml, flatten, to_config, to_plain
+from vit.config.errors import ConfigError, NoCheckpointError
 from vit.config.resolve import check_memory, plan, resolve
 from vit.config.resume import changes, with_saved
 from vit.config.schema import RunConfig
@@ -82,8 +82,6 @@ def _saved(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
 
 def _resolved(config: RunConfig, device: torch.device, saved: dict[str, Any] | None) -> RunConfig:
     """No `auto` left: as the run resolved it when it started, else as this machine does."""
-    from vit.config.compose import to_config
-
     if saved is not None:
         config = to_config(with_saved(saved["config"], to_plain(config)))
     return resolve(config, bf16=runtime_device.has_fast_bf16(device))
@@ -95,12 +93,15 @@ def _compare(
     """Say what is different from the run so far; refuse what would make it another run."""
     for line in changes(flatten(saved["config"]), flatten(to_plain(config))):
         console.say(f"changed: {line}")
-    from vit.config.compose import to_config
-
-    before_config = to_config(saved["config"])
-    step = saved["step"]
-    before = schedule_lr(before_config, plan(before_config, train_samples), step)
-    after = schedule_lr(config, plan(config, train_samples), step)
+    before_config, step = to_config(saved["config"]), saved["step"]
+    before_plan, now_plan = plan(before_config, train_samples), plan(config, train_samples)
+    if now_plan.steps < before_plan.steps:
+        raise ConfigError(
+            f"trainer.epochs={config.trainer.epochs} (trainer.steps={config.trainer.steps}) is "
+            f"shorter than the run's {before_plan.steps} steps; give as many or more"
+        )
+    before = schedule_lr(before_config, before_plan, step)
+    after = schedule_lr(config, now_plan, step)
     if before != after:
         console.say(f"learning rate at step {step}: {before:g} -> {after:g}")
     now = runtime_device.environment(device)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from vit.cli.argv import prepare, quoted, short_hash, value_of
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
-from vit.config.compose import config_dir
+from vit.config.compose import config_dir, legal_keys
 from vit.config.errors import ConfigError, VitError
 from vit.config.suggest import nearest
 
@@ -34,8 +36,13 @@ def run(command: str, job: Job) -> int:
         if {"-h", "--help"} & set(argv):
             print(usage(command, configs), end="")
             return 0
+        if "--version" in argv:
+            print(f"vit-train {version('vit-train')}")
+            return 0
         groups = _groups(configs, argv)
         argv = prepare(argv, groups)
+        if is_sweep(argv) and command != "train":
+            raise ConfigError(f"vit-{command} takes no -m; run it once for each checkpoint")
         _check_groups(argv, groups)
         _compose_and_run(command, job, argv, configs)
     return outcome[0]
@@ -99,22 +106,25 @@ def _groups(configs: Path, argv: list[str]) -> dict[str, list[str]]:
     own = _after(argv, "--config-dir") or _after(argv, "-cd")
     if own and Path(own).is_dir():
         for group, options in groups_in(Path(own)).items():
-            groups[group] = sorted({*groups.get(group, []), *options})
+            if group not in legal_keys():
+                groups[group] = sorted({*groups.get(group, []), *options})
     return groups
 
 
 def _check_groups(argv: list[str], groups: dict[str, list[str]]) -> None:
-    """Refuse `data=cifar`, naming what there is."""
+    """Refuse `data=cifar`, naming what there is; what is no plain name is left to Hydra."""
     problems = []
     for group, options in groups.items():
-        for name in (value_of(argv, group) or options[0]).split(","):
-            may_be_null = group in ("experiment", "sweep")
-            if name in options or (may_be_null and name == "null"):
-                continue
-            close = nearest(name, options)
-            hint = f" (did you mean {close}?)" if close else ""
-            listed = ", ".join(options)
-            problems.append(f"{group}={name} does not exist; choose one of {listed}{hint}")
+        value = value_of(argv, group)
+        if value is None or not re.fullmatch(r"[\w.-]*(,[\w.-]*)*", value):
+            continue
+        legal = [*options, *(["null"] if group in ("experiment", "sweep") else [])]
+        for name in value.split(","):
+            if name not in legal:
+                close = nearest(name, options)
+                hint = f" (did you mean {close}?)" if close else ""
+                listed = ", ".join(options)
+                problems.append(f"{group}={name} does not exist; choose one of {listed}{hint}")
     if problems:
         raise ConfigError(problems)
 
@@ -160,17 +170,20 @@ def _hydra_words(error: Exception) -> tuple[str, int] | None:
     """Hydra's and OmegaConf's own complaints as one line; they are configuration errors."""
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
+    if isinstance(error, YAMLError):
+        return f"a settings file is not readable YAML: {' '.join(str(error).split())}", 2
     if isinstance(error, OverrideParseException):
         typed = str(error.override).lstrip("+")
         if "=" not in typed:
-            return f"{typed} is no setting; write key=value (vit-train --help lists them)", 2
+            return f"{typed} is no setting; write key=value (--help lists them)", 2
         return f"{typed} cannot be read; put special characters in quotes: \"key='value'\"", 2
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         if any("--multirun" in line for line in lines):
             return f"{lines[0].replace('++', '')}: add -m to run each value, or write [a,b]", 2
-        return f"{' '.join(lines[:2])} (see vit-train --help)", 2
+        return f"{' '.join(lines[:2])} (see --help)", 2
     return None
 
 

@@ -28,11 +28,12 @@ ABOUT = {
 
 def groups_in(folder: Path) -> dict[str, list[str]]:
     """The config groups below `folder`, each with the names of its options."""
-    return {
+    found = {
         group.name: sorted(f.stem for f in group.glob("*.yaml") if not f.name.startswith("_"))
         for group in sorted(folder.iterdir())
         if group.is_dir() and not group.name.startswith((".", "_"))
     }
+    return {group: options for group, options in found.items() if options}
 
 
 def usage(command: str, configs: Path) -> str:

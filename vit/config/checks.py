@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,13 +31,12 @@ def _check(*keys: str) -> Callable[[Callable[..., str | None]], Callable[..., st
 def auto_patch_size(image_size: int) -> int:
     """About 64 patches for small images, 16 px from 128 px on; always a divisor of the size.
 
-    At least 2 px where that divides: a patch of one pixel says too little.
+    At least 2 px: a patch of one pixel says too little.
     """
     if image_size >= 128:
         return next((p for p in (16, 14, 32, 8) if image_size % p == 0), 1)
-    wanted = max(2, image_size // 8)
-    divisors = [p for p in range(1, image_size + 1) if image_size % p == 0]
-    return min(divisors, key=lambda p: (abs(p - wanted), p))
+    divisors = [p for p in range(2, image_size) if image_size % p == 0] or [1]
+    return min(divisors, key=lambda p: abs(math.log(image_size / p / 8)))
 
 
 def nearest_multiples(value: int, step: int) -> str:

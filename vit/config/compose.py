@@ -149,7 +149,7 @@ def _unknown(key: str, schema: type) -> str:
     close = nearest(key, [*legal, *dict.fromkeys(name.partition(".")[0] for name in legal)])
     if close:
         return f"{key} is no known key; did you mean {close}?"
-    return f"{key} is no known key; vit-train --help lists all keys"
+    return f"{key} is no known key; --help lists all keys"
 
 
 def _show(value: Any) -> str:

@@ -25,7 +25,7 @@ def changes(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     A wanted value of `auto` stands for whatever was resolved when the run started.
 
     Raises:
-        ConfigError: a difference that is not in MAY_CHANGE, or a shorter run.
+        ConfigError: a difference that is not in MAY_CHANGE.
     """
     differing = [
         key
@@ -40,12 +40,6 @@ def changes(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
         for key in differing
         if key not in MAY_CHANGE
     ]
-    for key in ("trainer.epochs", "trainer.steps"):
-        before, after = saved.get(key), wanted.get(key)
-        if before is not None and after is not None and after < before:
-            refused.append(
-                f"{key}={after:g} is shorter than the run's {before:g}; give {before:g} or more"
-            )
     if refused:
         raise ConfigError(refused)
     return [f"{key}: {saved.get(key)} -> {wanted.get(key)}" for key in differing]

@@ -9,7 +9,7 @@ import torch
 
 
 def derive(seed: int, stream: str, *index: int) -> int:
-    """A 63-bit seed for one use, e.g. `derive(0, "augment", step)`; no two arguments share one."""
+    """A 63-bit seed for one use, e.g. `derive(0, "augment", step)`; `stream` is a plain word."""
     text = ":".join([str(seed), stream, *map(str, index)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
