@@ -33,11 +33,9 @@ def train(plain: dict[str, Any], overrides: list[str]) -> None:
         run, is_new = open_run(config)
         try:
             _train(config, run, stop)
-        except Exception as error:
+        except Exception:
             if is_new and not run.has_progress():
                 run.discard()
-            else:
-                run.write_summary({**run.read_summary(), **_failure(error)})
             raise
         finally:
             run.unlock()
@@ -103,6 +101,9 @@ def _train(config: RunConfig, run: RunDir, stop: StopRequest) -> None:
     run.write_summary(summary(parts, "running", {}))
     try:
         scores = Trainer(parts).fit()
+    except Exception as error:
+        run.write_summary({**summary(parts, "failed", {}), **_failure(error)})
+        raise
     finally:
         stop.immediate()
         parts.logger.close()

@@ -14,7 +14,7 @@ def summary(parts: Parts, state: str, scores: dict[str, float]) -> dict[str, Any
 
     Args:
         parts: of the run.
-        state: `running` or `finished`.
+        state: `running`, `finished` or `failed`.
         scores: `val_*` and `test_*`, top-1 and top-5 in percent, loss in nats.
     """
     trained = parts.state
