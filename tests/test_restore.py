@@ -118,9 +118,9 @@ def test_a_folder_trains_and_evaluates_elsewhere(photos: Path, tmp_path: Path) -
 
     done = run("eval", "checkpoint=outputs/p", f"images={photos / 'val'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "outputs/p/eval/val/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "outputs/p/eval/images-val/metrics.json").read_text())
     assert (metrics["images"], metrics["top1"]) == (14, 100.0)
-    table = (tmp_path / "outputs/p/eval/val/predictions.csv").read_text()
+    table = (tmp_path / "outputs/p/eval/images-val/predictions.csv").read_text()
     assert "hell-größe/3.png,hell-größe,hell-größe," in table
 
     moved = tmp_path / "moved"

@@ -76,7 +76,7 @@ def find_samples(config: EvalConfig, trained: Trained) -> tuple[Samples, str]:
     data: DataConfig = to_config(trained.config).data
     if config.images is not None:
         folder = Path(config.images)
-        return load_flat(folder, trained.classes, data), folder.resolve().name or "images"
+        return load_flat(folder, trained.classes, data), f"images-{folder.resolve().name}"
     if config.data.root is not None:
         data = replace(data, root=config.data.root)
     found = load_data_set(data)
