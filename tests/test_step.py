@@ -111,10 +111,10 @@ def test_a_step_follows_the_gradient():
     gradient = torch.cat([p.grad.flatten() for p in twin.parameters()])
     after = train(state, data, lr=0.5, label_smoothing=0.1)
     torch.testing.assert_close(after, weights(twin) - 0.5 * gradient, rtol=1e-6, atol=1e-7)
-    total, correct, images, norm = state.odometer.tolist()
+    total, correct, images, norm, steps = state.odometer.tolist()
     assert total == pytest.approx(8 * loss.item(), rel=1e-6)
     assert correct == (twin(data.images).argmax(dim=1) == data.labels).sum()
-    assert images == 8
+    assert (images, steps) == (8, 1)
     assert norm == pytest.approx(gradient.norm().item(), rel=1e-5)
     assert state.step == 1
     assert all(p.grad is None for p in state.model.parameters())
@@ -142,7 +142,7 @@ def test_clipping():
     loose = train(state, batch(), clip_norm=2 * full.norm().item()) - start
     torch.testing.assert_close(loose, full, rtol=0, atol=1e-6)
     train(state, batch(), clip_norm=0.5)
-    _, _, _, norms = state.odometer.tolist()
+    _, _, _, norms, _ = state.odometer.tolist()
     assert norms > full.norm().item() + 0.6  # norms are logged as they were before clipping
 
 
@@ -415,10 +415,9 @@ def test_a_restored_state_goes_on_bit_for_bit():
 
 def test_means_since_a_mark():
     state = sgd_state()
-    state.batch_size = 8
     for number in range(3):
         train(state, batch(number), lr=0.01)
-    loss, correct, images, norms = state.odometer.tolist()
+    loss, correct, images, norms, _ = state.odometer.tolist()
     for _ in range(2):  # looking does not move the mark
         since = state.since("epoch", move=False)
         assert since == pytest.approx(
@@ -429,7 +428,7 @@ def test_means_since_a_mark():
     later = state.since("epoch", move=False)
     assert later["loss"] == pytest.approx((state.odometer[0].item() - loss) / 8)
     assert later["grad_norm"] == pytest.approx(state.odometer[3].item() - norms)
-    assert state.marks["log"] == [0.0] * 4
+    assert state.marks["log"] == [0.0] * 5
     assert images == 24
 
 

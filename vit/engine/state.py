@@ -32,8 +32,8 @@ class TrainState:
 
     Attributes:
         step: optimiser steps done.
-        odometer: float64 (4,) on the device since the run's start, over the steps that were
-            taken: sum of losses, correct images, images, sum of gradient norms.
+        odometer: float64 (5,) on the device since the run's start, over the steps that were
+            taken: sum of losses, correct images, images, sum of gradient norms, steps.
         marks: the odometer at the last log line and at the start of the epoch, as numbers.
         bad: int64 (4,) on the device: non-finite steps in a row now, the most in a row since the
             last log line, in all, and the number of the last one.
@@ -52,8 +52,8 @@ class TrainState:
         self.ema = ema
         self.optimizer = optimizer
         self.step = 0
-        self.odometer = torch.zeros(4, dtype=torch.float64, device=device)
-        self.marks = {"log": [0.0] * 4, "epoch": [0.0] * 4}
+        self.odometer = torch.zeros(5, dtype=torch.float64, device=device)
+        self.marks = {"log": [0.0] * 5, "epoch": [0.0] * 5}
         self.bad = torch.tensor([0, 0, 0, -1], device=device)
         self.best: Best | None = None
         self.evaluated_at = 0
@@ -71,15 +71,12 @@ class TrainState:
     def since(self, mark: str, *, move: bool) -> dict[str, float]:
         """Means since a mark: loss, top1 (percent) and grad_norm; `move` sets the mark to now."""
         now = self.odometer.tolist()
-        loss, correct, images, norms = (a - b for a, b in zip(now, self.marks[mark], strict=True))
-        steps = max(round(images / self.batch_size), 1)
+        before = self.marks[mark]
         if move:
             self.marks[mark] = now
-        images = max(images, 1)
+        loss, correct, images, norms, steps = (a - b for a, b in zip(now, before, strict=True))
+        images, steps = max(images, 1), max(steps, 1)
         return {"loss": loss / images, "top1": 100 * correct / images, "grad_norm": norms / steps}
-
-    batch_size = 1
-    """Images per step; set by the trainer."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, all that resuming needs."""

@@ -53,8 +53,9 @@ def train_step(
     if state.ema is not None:
         state.ema.update(model, state.step)
 
-    images = torch.full((), len(batch.labels), device=device)
-    state.odometer += as_tensor(total_loss, correct, images, norm).where(~is_bad, 0.0)
+    one = torch.ones((), device=device)
+    travelled = as_tensor(total_loss, correct, one * len(batch.labels), norm, one)
+    state.odometer += travelled.where(~is_bad, 0.0)
     _count_bad(state, is_bad)
     state.step += 1
 

@@ -54,7 +54,6 @@ class Trainer:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.state = parts.state
-        self.state.batch_size = parts.config.trainer.batch_size
         self.flops = flops_per_image(parts.state.model)
         self.rate = matrix_rate(parts.device, parts.config.trainer.precision)
         self.clock = Clock(parts.device, parts.state.seconds)
@@ -212,13 +211,13 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint that the run can go on from."""
         parts, state = self.parts, self.state
+        state.seconds = self.clock.seconds
         with self.clock.paused():
             if not state.is_finite():
                 raise DivergedError(
                     f"weights are not finite at step {state.step}; no checkpoint of them is "
                     f"written: lower optim.lr, then resume from the last checkpoint"
                 )
-            state.seconds = self.clock.seconds
             training = {
                 **state.state_dict(),
                 "metrics_bytes": parts.logger.durable_bytes(),
@@ -244,6 +243,7 @@ class Trainer:
         if state.best is not None:
             best = state.best
             scores = {"val_loss": best.loss, "val_top1": best.top1, "val_top5": best.top5}
+        state.seconds = self.clock.seconds
         if parts.test is not None:
             trained = load_trained(parts.run.path, parts.device, console.warn)
             test = self._score(trained.model, parts.test)
@@ -251,7 +251,6 @@ class Trainer:
                 "test", state.step, {"epoch": float(parts.plan.epoch_at(state.step)), **test}
             )
             scores |= {f"test_{key}": value for key, value in test.items()}
-        state.seconds = self.clock.seconds
         settings = flatten(to_plain(parts.config))
         final = {f"hparam/{key}": value for key, value in scores.items()}
         parts.logger.hparams(state.step, settings, final)
