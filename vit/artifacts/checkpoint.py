@@ -13,6 +13,7 @@ import torch
 from vit.artifacts.files import write_atomic
 from vit.artifacts.run_dir import RunDir
 from vit.config.errors import NoCheckpointError, VitError
+from vit.config.resume import upgraded
 
 FORMAT_VERSION = 1
 
@@ -101,4 +102,4 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise BadCheckpointError(f"{path} lacks {', '.join(missing)}")
-    return dict(content)
+    return {**content, "config": upgraded(content["config"])}

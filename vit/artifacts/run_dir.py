@@ -107,17 +107,6 @@ class RunDir:
         """Remove a folder in which nothing was trained, so that its name is free again."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def is_locked(self) -> bool:
-        """Whether another process is training in the folder."""
-        try:
-            with open(self.path / ".lock") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
-
     def step_file(self, step: int) -> Path:
         """The checkpoint of `step`."""
         return self.checkpoints / f"step-{step:09d}.pt"

@@ -11,6 +11,7 @@ from vit.artifacts.run_dir import RunDir, is_run
 from vit.cli import front
 from vit.config.compose import load_yaml, to_config
 from vit.config.errors import ConfigError, InterruptedRun, NoCheckpointError, VitError
+from vit.config.resume import upgraded
 from vit.config.schema import RunConfig
 from vit.runtime.dist import world
 from vit.runtime.signals import StopRequest
@@ -53,7 +54,7 @@ def saved_settings(folder: Path, overrides: list[str]) -> dict[str, Any]:
     if not is_run(folder):
         raise NoCheckpointError(f"resume={folder} is no run folder (it has no config.yaml)")
     run = RunDir(folder)
-    plain = load_yaml(run.config.read_text(encoding="utf-8"), str(run.config))
+    plain = upgraded(load_yaml(run.config.read_text(encoding="utf-8"), str(run.config)))
     for override in OverridesParser.create().parse_overrides(overrides):
         section, _, name = override.key_or_group.rpartition(".")
         if not str(override.input_line).startswith("+"):

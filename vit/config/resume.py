@@ -16,6 +16,16 @@ MAY_CHANGE = frozenset(
 )  # fmt: skip
 """Where, how fast, how often and how long; everything else would make it another run."""
 
+ADDED = {
+    "model.registers": 0,
+    "model.norm": "layernorm",
+    "model.mlp": "gelu",
+    "model.layer_scale": None,
+    "model.qkv_bias": True,
+    "model.qk_norm": False,
+}
+"""Keys that runs of earlier versions do not have, with what those versions did."""
+
 UNINTERESTING = frozenset({"outputs", "name", "resume"})
 
 
@@ -64,3 +74,13 @@ def with_saved(
 
 def _was_resolved(key: str, value: Any) -> bool:
     return value == "auto" and key not in MAY_CHANGE
+
+
+def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config (nested) with the keys of ADDED that it lacks."""
+    plain = {k: dict(v) if isinstance(v, Mapping) else v for k, v in saved.items()}
+    for key, value in ADDED.items():
+        section, _, name = key.partition(".")
+        if isinstance(plain.get(section), dict):
+            plain[section].setdefault(name, value)
+    return plain

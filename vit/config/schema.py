@@ -164,6 +164,12 @@ class ModelConfig:
     mlp_ratio: Positive
     positions: Annotated[str, Registered("model/positions.py", "POSITIONS")]
     pool: Annotated[str, Registered("model/pooling.py", "POOLINGS")]
+    registers: Whole
+    norm: Annotated[str, Registered("model/norms.py", "NORMS")]
+    mlp: Annotated[str, Registered("model/mlp.py", "MLPS")]
+    layer_scale: Positive | None
+    qkv_bias: bool
+    qk_norm: bool
     dropout: Fraction
     drop_path: Fraction
 

@@ -58,6 +58,12 @@ def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
         dropout=m.dropout,
         drop_path=m.drop_path,
         channels=len(config.data.mean),
+        registers=m.registers,
+        norm=m.norm,
+        mlp=m.mlp,
+        layer_scale=m.layer_scale,
+        qkv_bias=m.qkv_bias,
+        qk_norm=m.qk_norm,
     )
 
 

@@ -6,6 +6,7 @@ Legend: B batch, T tokens, D width, H heads, K head width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +46,25 @@ class SelfAttention(nn.Module):
         dim: width D of the tokens; a multiple of `heads`.
         heads: number of heads H.
         dropout: probability of dropping an output feature.
+        qkv_bias: queries, keys and values have a bias.
+        head_norm: builds a norm of a given width, for queries and keys of each head (QK-norm,
+            Henry et al. 2020; Dehghani et al. 2023); None: none.
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float = 0.0,
+        qkv_bias: bool = True,
+        head_norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.scale = (dim // heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = nn.Identity() if head_norm is None else head_norm(dim // heads)
+        self.k_norm = nn.Identity() if head_norm is None else head_norm(dim // heads)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
@@ -60,7 +73,7 @@ class SelfAttention(nn.Module):
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B H T K
-        return q, k, v
+        return self.q_norm(q), self.k_norm(k), v
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix tokens (B, T, D) -> (B, T, D); `mask` as in `attend`."""

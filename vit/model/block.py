@@ -6,10 +6,11 @@ Legend: B batch, T tokens, D width.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.model.attention import SelfAttention
+from vit.model.mlp import MLPS
+from vit.model.norms import NORMS
 
 
 class DropPath(nn.Module):
@@ -32,25 +33,21 @@ class DropPath(nn.Module):
         return x * (mask.bernoulli() / keep).to(x.dtype)
 
 
-class Mlp(nn.Module):
-    """Linear, GELU, linear.
+class LayerScale(nn.Module):
+    """A learned factor per feature on a residual branch (Touvron et al. 2021, eq. 3).
 
     Args:
         dim: width D.
-        hidden: width of the hidden layer.
-        dropout: probability of dropping a feature, after each linear layer.
+        initial: the factors at the start.
     """
 
-    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, initial: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(dropout)
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        out: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
-        return out
+        return x * self.gamma
 
 
 class Block(nn.Module):
@@ -61,20 +58,40 @@ class Block(nn.Module):
         hidden: width of the MLP's hidden layer.
         dropout: after the attention's projection and the MLP's layers.
         drop_path: rate of dropping each of the two branches.
+        norm, mlp: keys of `norms.NORMS` and `mlp.MLPS`.
+        layer_scale: initial factor of LayerScale on both branches; None: no LayerScale.
+        qkv_bias, qk_norm: see SelfAttention.
     """
 
     def __init__(
-        self, dim: int, heads: int, hidden: int, dropout: float = 0.0, drop_path: float = 0.0
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        norm: str = "layernorm",
+        mlp: str = "gelu",
+        layer_scale: float | None = None,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = SelfAttention(dim, heads, dropout)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, hidden, dropout)
+
+        def scale() -> nn.Module:
+            return nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+
+        head_norm = NORMS[norm] if qk_norm else None
+        self.norm1 = NORMS[norm](dim)
+        self.attn = SelfAttention(dim, heads, dropout, qkv_bias, head_norm)
+        self.ls1 = scale()
+        self.norm2 = NORMS[norm](dim)
+        self.mlp = MLPS[mlp](dim, hidden, dropout)
+        self.ls2 = scale()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); `mask` as in `attend`."""
-        x = x + self.drop_path(self.attn(self.norm1(x), mask))
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), mask)))
+        out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out

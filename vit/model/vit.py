@@ -13,8 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.model.block import Block
+from vit.model.norms import NORMS
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS, grid_coordinates
+
+TOKENS = ("pos_embed", "cls_token", "reg_token")
+"""Parameters that are added or prepended to tokens, not multiplied with them."""
 
 
 class PatchEmbed(nn.Module):
@@ -53,6 +57,12 @@ class VisionTransformer(nn.Module):
         dropout: after positions, attention projection and MLP layers.
         drop_path: stochastic depth rate of the last block; rises linearly from 0.
         channels: image channels C.
+        registers: learned tokens beside the class token (Darcet et al. 2024); never pooled.
+        norm: a key of `norms.NORMS`.
+        mlp: a key of `mlp.MLPS`.
+        layer_scale: initial factor of LayerScale; None: no LayerScale.
+        qkv_bias: queries, keys and values have a bias.
+        qk_norm: queries and keys are normalised per head.
 
     Raises:
         ValueError: `dim` is not a multiple of `heads` (of 2 or 4 for fixed positions), or
@@ -81,6 +91,12 @@ class VisionTransformer(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         channels: int = 3,
+        registers: int = 0,
+        norm: str = "layernorm",
+        mlp: str = "gelu",
+        layer_scale: float | None = None,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -92,7 +108,8 @@ class VisionTransformer(nn.Module):
             "image_size": [height, width], "patch_size": patch_size, "num_classes": num_classes,
             "dim": dim, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
             "positions": positions, "pool": pool, "dropout": dropout, "drop_path": drop_path,
-            "channels": channels,
+            "channels": channels, "registers": registers, "norm": norm, "mlp": mlp,
+            "layer_scale": layer_scale, "qkv_bias": qkv_bias, "qk_norm": qk_norm,
         }  # fmt: skip
         grid = (height // patch_size, width // patch_size)
 
@@ -106,12 +123,17 @@ class VisionTransformer(nn.Module):
             self.register_buffer("pos_embed", table)
         self.dropout = nn.Dropout(dropout)
         pooling = POOLINGS[pool]()
-        self.prefix = int(pooling.needs_class_token)
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim)) if self.prefix else None
+        has_class_token = pooling.needs_class_token
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim)) if has_class_token else None
+        self.reg_token = nn.Parameter(torch.randn(1, registers, dim)) if registers else None
+        self.prefix = int(has_class_token) + registers
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         hidden = int(dim * mlp_ratio)
-        self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout, rate) for rate in rates)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, hidden, dropout, rate, norm, mlp, layer_scale, qkv_bias, qk_norm)
+            for rate in rates
+        )
+        self.norm = NORMS[norm](dim)
         self.pool = pooling
         self.head = nn.Linear(dim, num_classes)
         self._initialise()
@@ -133,7 +155,11 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Tokens before the first block: (B, C, height, width) -> (B, T, D)."""
         patches, _ = self.positions(self.patch_embed(images), self.coordinates, self.pos_embed)
-        prefix = [] if self.cls_token is None else [self.cls_token.expand(len(images), -1, -1)]
+        prefix = [
+            token.expand(len(images), -1, -1)
+            for token in (self.cls_token, self.reg_token)
+            if token is not None
+        ]
         tokens: Tensor = self.dropout(torch.cat([*prefix, patches], dim=1))
         return tokens
 
@@ -150,11 +176,11 @@ class VisionTransformer(nn.Module):
 
     def decays(self, name: str) -> bool:
         """Whether the parameter `name` takes weight decay: matrices do; vectors and tokens not."""
-        return self.get_parameter(name).ndim > 1 and name not in ("pos_embed", "cls_token")
+        return self.get_parameter(name).ndim > 1 and name not in TOKENS
 
     def depth_of(self, name: str) -> int:
         """The depth a parameter belongs to: 0 embeddings, 1..depth blocks, depth + 1 the rest."""
-        if name in ("pos_embed", "cls_token") or name.startswith("patch_embed."):
+        if name in TOKENS or name.startswith("patch_embed."):
             return 0
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
@@ -168,8 +194,9 @@ class VisionTransformer(nn.Module):
         """
         for block in self.blocks:
             assert isinstance(block, Block)
-            for matrix in (*block.attn.qkv.weight.chunk(3), block.attn.proj.weight,
-                           block.mlp.fc1.weight, block.mlp.fc2.weight):  # fmt: skip
+            layers = [block.attn.proj, *block.mlp.children()]
+            weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+            for matrix in (*block.attn.qkv.weight.chunk(3), *weights):
                 nn.init.xavier_uniform_(matrix)
         patch = self.patch_embed.proj.weight
         nn.init.trunc_normal_(patch, std=patch[0].numel() ** -0.5)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -13,6 +14,9 @@ def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     timm reads fixed positions as a parameter that it then holds.
     """
+    from timm.layers.mlp import Mlp, SwiGLU
+    from timm.layers.norm import RmsNorm
+
     return {
         "img_size": tuple(spec["image_size"]),
         "patch_size": spec["patch_size"],
@@ -27,6 +31,13 @@ def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
         "global_pool": "token" if spec["pool"] == "cls" else "avg",
         "no_embed_class": True,
         "fc_norm": False,
+        "reg_tokens": spec["registers"],
+        "qkv_bias": spec["qkv_bias"],
+        "qk_norm": spec["qk_norm"],
+        "init_values": spec["layer_scale"],
+        "norm_layer": {"layernorm": None, "rmsnorm": partial(RmsNorm, eps=1e-6)}[spec["norm"]],
+        "mlp_layer": {"gelu": Mlp, "swiglu": SwiGLU}[spec["mlp"]],
+        "act_layer": {"gelu": nn.GELU, "swiglu": nn.SiLU}[spec["mlp"]],
     }
 
 

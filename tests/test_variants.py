@@ -1,0 +1,115 @@
+"""Every knob of the model, alone and together: timm agrees, every weight learns, bits survive."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import timm
+import torch
+
+from vit.artifacts.checkpoint import FORMAT_VERSION
+from vit.config.resume import ADDED, upgraded
+from vit.model.mlp import MLPS
+from vit.model.norms import NORMS
+from vit.model.pooling import POOLINGS
+from vit.model.positions import POSITIONS
+from vit.model.vit import VisionTransformer
+from vit.model.weights import timm_kwargs
+
+SMALL = {
+    "image_size": 16, "patch_size": 4, "num_classes": 5, "dim": 24, "depth": 2, "heads": 3,
+}  # fmt: skip
+KNOBS = {
+    "registers": {"registers": 4},
+    "registers without a class token": {"registers": 3, "pool": "mean"},
+    "layer scale": {"layer_scale": 1e-2},
+    "qk norm": {"qk_norm": True},
+    "qk norm, rms": {"qk_norm": True, "norm": "rmsnorm"},
+    "no qkv bias": {"qkv_bias": False},
+    "swiglu": {"mlp": "swiglu", "mlp_ratio": 2.5},
+    "rms norm": {"norm": "rmsnorm"},
+    "not square": {"image_size": (224, 288), "patch_size": 16, "pool": "mean"},
+    "all": {
+        "registers": 4, "layer_scale": 0.1, "qk_norm": True, "qkv_bias": False, "mlp": "swiglu",
+        "norm": "rmsnorm", "positions": "sincos2d", "image_size": (16, 24),
+    },
+}  # fmt: skip
+
+
+def model_with(**knobs: object) -> VisionTransformer:
+    """A small model whose every parameter is random, also those that start at 0 or 1."""
+    torch.manual_seed(0)
+    model = VisionTransformer(**{**SMALL, **knobs})  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def images_for(model: VisionTransformer) -> torch.Tensor:
+    height, width = model.spec["image_size"]
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+def test_timm_reads_our_weights_and_agrees(knobs):
+    model = model_with(**knobs).eval()
+    theirs = timm.models.VisionTransformer(**timm_kwargs(model.spec)).eval()
+    theirs.load_state_dict(model.state_dict(), strict=True)
+    images = images_for(model)
+    torch.testing.assert_close(model(images), theirs(images), atol=1e-5, rtol=1e-5)
+
+
+COMBINATIONS = list(itertools.product(POSITIONS, POOLINGS, NORMS, MLPS))
+
+
+@pytest.mark.parametrize(("positions", "pool", "norm", "mlp"), COMBINATIONS)
+def test_every_combination_trains_and_survives(positions, pool, norm, mlp):
+    knobs = {"positions": positions, "pool": pool, "norm": norm, "mlp": mlp, "registers": 2}
+    model = model_with(**knobs, layer_scale=0.1, qk_norm=True)
+    images = images_for(model)
+    logits = model(images)
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+    twin = VisionTransformer(**model.spec)
+    twin.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(twin.eval()(images), model.eval()(images))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(images).float()
+    assert (half - model(images)).abs().max() < 0.15 * logits.abs().max()
+
+
+def test_registers_are_no_patches():
+    """Mean pooling leaves them out; attention maps count them."""
+    model = model_with(registers=3, pool="mean").eval()
+    assert model.prefix == 3
+    assert model.attention_maps(images_for(model))[0].shape == (2, 3, 19, 19)
+    pooled = model.pool(torch.arange(19.0).view(1, 19, 1), model.prefix)
+    assert pooled.item() == torch.arange(3.0, 19.0).mean()
+
+
+def test_tokens_and_vectors_take_no_weight_decay():
+    model = model_with(registers=2, layer_scale=0.1, qk_norm=True)
+    free = {name for name, _ in model.named_parameters() if not model.decays(name)}
+    assert {"cls_token", "reg_token", "pos_embed", "blocks.0.ls1.gamma"} <= free
+    assert "blocks.0.attn.q_norm.weight" in free
+    assert model.decays("blocks.0.mlp.fc1.weight")
+    assert model.depth_of("reg_token") == 0
+
+
+def test_layer_scale_starts_at_its_value():
+    model = VisionTransformer(**SMALL, layer_scale=1e-4)  # type: ignore[arg-type]
+    assert (model.state_dict()["blocks.1.ls2.gamma"] == 1e-4).all()
+
+
+def test_runs_of_earlier_versions_get_the_keys_they_lack():
+    old = {"model": {"dim": 8, "mlp": "swiglu"}, "seed": 0}
+    new = upgraded(old)
+    assert new["model"]["registers"] == ADDED["model.registers"] == 0
+    assert new["model"]["mlp"] == "swiglu"
+    assert "registers" not in old["model"]
+    assert FORMAT_VERSION == 1
