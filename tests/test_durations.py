@@ -195,3 +195,12 @@ def test_reseed_forgets_what_was_drawn():
         assert torch.equal(torch.rand(3), first)
         reseed(1, "model", 5)
         assert not torch.equal(torch.rand(3), first)
+
+
+def test_wsd_stays_and_then_falls_in_the_last_fifth():
+    rates = [
+        lr_at(step, name="wsd", lr=2.0, steps=110, warmup=10, final=0.0) for step in range(111)
+    ]
+    assert rates[10:91] == pytest.approx([2.0] * 81)
+    assert rates[100] == pytest.approx(1.0)
+    assert rates[110] == 0.0

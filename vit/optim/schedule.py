@@ -21,10 +21,16 @@ def constant(progress: float) -> float:
     return 1.0
 
 
+def wsd(progress: float) -> float:
+    """Stable, then a straight line to 0 over the last fifth (WSD, Hägele et al. 2024)."""
+    return min(1.0, (1 - progress) / 0.2)
+
+
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": cosine,
     "linear": linear,
     "constant": constant,
+    "wsd": wsd,
 }
 
 
