@@ -1,6 +1,7 @@
 """A training step, its loss, average and groups; evaluation; what a checkpoint carries."""
 
 import copy
+import dataclasses
 import io
 import math
 
@@ -25,7 +26,7 @@ from vit.optim.ema import Ema
 CPU = torch.device("cpu")
 CLASSES = 7
 ADAMW = OptimConfig(
-    name="adamw", lr=1e-3, weight_decay=0.1, betas=[0.9, 0.999], clip_norm=1.0
+    name="adamw", lr=1e-3, weight_decay=0.1, layer_decay=1.0, betas=[0.9, 0.999], clip_norm=1.0
 )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def sgd_state(ema=None, **changes):
 
 def adamw_state(ema=None, **changes):
     built = model(**changes)
-    optimizer = build_optimizer(built.named_parameters(), built.decays, ADAMW)
+    optimizer = build_optimizer(built, ADAMW)
     return TrainState(built, ema and Ema(built, ema), optimizer, CPU)
 
 
@@ -296,7 +297,7 @@ def test_ema_is_the_formula():
 
 def test_only_matrices_decay():
     built = model()
-    decay, plain = parameter_groups(built.named_parameters(), built.decays, 0.1)
+    decay, plain = parameter_groups(built, 0.1, 1.0)
     assert (decay["weight_decay"], plain["weight_decay"]) == (0.1, 0)
     assert all(p.ndim > 1 for p in decay["params"])
     tokens = [built.pos_embed, built.cls_token]
@@ -305,10 +306,27 @@ def test_only_matrices_decay():
     assert len({id(p) for p in everything}) == len(everything) == len(list(built.parameters()))
 
 
+def test_layer_decay_slows_what_is_near_the_image():
+    built = model()
+    groups = parameter_groups(built, 0.1, 0.5)
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    depth = len(built.blocks)
+    for name, p in built.named_parameters():
+        assert scales[id(p)] == 0.5 ** (depth + 1 - built.depth_of(name)), name
+    assert scales[id(built.head.weight)] == 1.0
+    assert scales[id(built.patch_embed.proj.weight)] == 0.5 ** (depth + 1)
+
+    config = dataclasses.replace(ADAMW, layer_decay=0.5, weight_decay=0.0)
+    state = TrainState(built, None, build_optimizer(built, config), CPU)
+    train(state, batch(0), lr=1e-3)
+    rates = {group["lr"] for group in state.optimizer.param_groups}
+    assert rates == {1e-3 * 0.5**k for k in range(depth + 2)}
+
+
 def test_weight_decay_reaches_the_weights():
     built = model()
     before = {name: p.detach().clone() for name, p in built.named_parameters()}
-    optimizer = build_optimizer(built.named_parameters(), built.decays, ADAMW)
+    optimizer = build_optimizer(built, ADAMW)
     for p in built.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()

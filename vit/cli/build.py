@@ -57,7 +57,7 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
     reseed(config.seed, "init")
     model = build_model(config, len(data.classes)).to(device)
     ema = None if length.ema_decay is None else Ema(model, length.ema_decay)
-    optimizer = build_optimizer(model.named_parameters(), model.decays, config.optim)
+    optimizer = build_optimizer(model, config.optim)
     state = TrainState(model, ema, optimizer, device)
     if saved is not None:
         state.load_state_dict(saved["step"], saved["training"])

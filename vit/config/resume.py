@@ -23,6 +23,7 @@ ADDED = {
     "model.layer_scale": None,
     "model.qkv_bias": True,
     "model.qk_norm": False,
+    "optim.layer_decay": 1.0,
 }
 """Keys that runs of earlier versions do not have, with what those versions did."""
 

@@ -194,6 +194,7 @@ class OptimConfig:
     name: Annotated[str, Registered("optim/build.py", "OPTIMIZERS")]
     lr: NonNegative | Literal["auto"]
     weight_decay: NonNegative
+    layer_decay: Annotated[float, Range(0.01, 1)]
     betas: Annotated[list[float], Length(2), Range(0, 1, open_high=True)]
     clip_norm: Positive | None
 

@@ -46,7 +46,7 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
     is_bad = ~norm.isfinite()
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version
     optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

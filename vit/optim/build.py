@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -24,34 +24,45 @@ OPTIMIZERS: dict[str, Callable[[list[Group], OptimConfig], torch.optim.Optimizer
 }
 
 
-def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    decays: Callable[[str], bool],
-    weight_decay: float,
-) -> list[Group]:
-    """Two groups: parameters that take weight decay and those that do not.
+class Declared(Protocol):
+    """A model that declares what an optimiser must know of its parameters, by name."""
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """All parameters with their names."""
+
+    def decays(self, name: str) -> bool:
+        """Whether a parameter takes weight decay."""
+
+    def depth_of(self, name: str) -> int:
+        """The depth of a parameter: 0 is nearest to the image."""
+
+
+def parameter_groups(model: Declared, weight_decay: float, layer_decay: float) -> list[Group]:
+    """Parameters that share weight decay and learning rate.
 
     Args:
-        parameters: as from `model.named_parameters()`.
-        decays: the model's own word on a parameter's name.
-        weight_decay: for the first group.
+        model: declares which parameters decay and how deep each lies.
+        weight_decay: of those that decay; the others take none.
+        layer_decay: factor of the learning rate per step towards the image (Clark et al. 2020;
+            Bao et al. 2022, appendix); 1: the same everywhere.
+
+    Returns:
+        Groups with `params`, `weight_decay`, and `lr_scale`, the factor of the learning rate.
     """
-    with_decay: list[nn.Parameter] = []
-    without: list[nn.Parameter] = []
+    parameters = list(model.named_parameters())
+    last = max(model.depth_of(name) for name, _ in parameters)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
-        (with_decay if decays(name) else without).append(parameter)
+        scale = layer_decay ** (last - model.depth_of(name))
+        groups.setdefault((scale, model.decays(name)), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda item: item[0], reverse=True)
     return [
-        {"params": with_decay, "weight_decay": weight_decay},
-        {"params": without, "weight_decay": 0.0},
+        {"params": members, "weight_decay": weight_decay * decays, "lr_scale": scale}
+        for (scale, decays), members in ordered
     ]
 
 
-def build_optimizer(
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    decays: Callable[[str], bool],
-    config: OptimConfig,
-) -> torch.optim.Optimizer:
+def build_optimizer(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser that `config` names, over `parameter_groups`."""
-    return OPTIMIZERS[config.name](
-        parameter_groups(parameters, decays, config.weight_decay), config
-    )
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    return OPTIMIZERS[config.name](groups, config)
