@@ -61,6 +61,7 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
     state = TrainState(model, ema, optimizer, device)
     if saved is not None:
         state.load_state_dict(saved["step"], saved["training"])
+    model.checkpoint_activations = config.trainer.checkpoint_activations
     if config.trainer.compile:
         model.compile()
     train, val, test = _loaders(config, data, device)

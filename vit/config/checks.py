@@ -66,6 +66,16 @@ def _sincos_needs_quarters(dim: int, positions: str, _: int) -> str | None:
     )
 
 
+@_check("model.dim", "model.heads", "model.positions")
+def _rope_needs_quarters(dim: int, heads: int, positions: str, _: int) -> str | None:
+    if positions != "rope2d" or dim % heads or dim // heads % 4 == 0:
+        return None
+    return (
+        f"model.dim={dim} / model.heads={heads} is not divisible by 4, as model.positions=rope2d "
+        f"needs; try model.dim={nearest_multiples(dim, 4 * heads)}"
+    )
+
+
 @_check("data.image_size", "model.patch_size")
 def _patch_divides_image(size: int, patch: int | str, _: int) -> str | None:
     if patch == "auto":

@@ -10,6 +10,7 @@ from vit.config.errors import ConfigError
 MAY_CHANGE = frozenset(
     {
         "trainer.epochs", "trainer.steps", "trainer.device", "trainer.compile",
+        "trainer.checkpoint_activations",
         "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
         "data.root", "data.workers", "outputs", "name", "resume",
     }
@@ -23,6 +24,9 @@ ADDED = {
     "model.layer_scale": None,
     "model.qkv_bias": True,
     "model.qk_norm": False,
+    "model.attention": "scaled_dot",
+    "model.patch_dropout": 0.0,
+    "trainer.checkpoint_activations": False,
     "optim.layer_decay": 1.0,
 }
 """Keys that runs of earlier versions do not have, with what those versions did."""

@@ -164,6 +164,7 @@ class ModelConfig:
     mlp_ratio: Positive
     positions: Annotated[str, Registered("model/positions.py", "POSITIONS")]
     pool: Annotated[str, Registered("model/pooling.py", "POOLINGS")]
+    attention: Annotated[str, Registered("model/scores.py", "ATTENTIONS")]
     registers: Whole
     norm: Annotated[str, Registered("model/norms.py", "NORMS")]
     mlp: Annotated[str, Registered("model/mlp.py", "MLPS")]
@@ -172,6 +173,7 @@ class ModelConfig:
     qk_norm: bool
     dropout: Fraction
     drop_path: Fraction
+    patch_dropout: Fraction
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ class TrainerConfig:
     precision: Literal["auto", "bf16", "fp32"]
     device: Literal["auto", "cpu", "cuda"]
     compile: bool
+    checkpoint_activations: bool
     ema: Positive | None
     label_smoothing: Fraction
     eval_every: Every

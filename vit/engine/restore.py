@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,8 @@ def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
         layer_scale=m.layer_scale,
         qkv_bias=m.qkv_bias,
         qk_norm=m.qk_norm,
+        attention=m.attention,
+        patch_dropout=m.patch_dropout,
     )
 
 
@@ -90,6 +94,27 @@ def to_checkpoint(
         "weights": model.state_dict(),
         "training": training,
     }
+
+
+def load_run(path: str | Path, device: str | torch.device = "cpu") -> Trained:
+    """The trained model of a run folder (its best weights) or of a checkpoint file.
+
+    Warns when the best checkpoint is damaged and the newest is taken instead.
+
+    Args:
+        path: `outputs/<name>`, or a file in its `checkpoints`.
+        device: where the model goes.
+
+    Raises:
+        NoCheckpointError: nothing there, or nothing undamaged.
+
+    Example:
+        >>> run = load_run("outputs/flowers")  # doctest: +SKIP
+        >>> probabilities = run.model(images).softmax(dim=-1)  # doctest: +SKIP
+        >>> run.classes[probabilities[0].argmax()]  # doctest: +SKIP
+        'rose'
+    """
+    return load_trained(Path(path), torch.device(device), partial(warnings.warn, stacklevel=3))
 
 
 def load_trained(where: Path, device: torch.device, report: Callable[[str], None]) -> Trained:

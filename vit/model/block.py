@@ -60,7 +60,8 @@ class Block(nn.Module):
         drop_path: rate of dropping each of the two branches.
         norm, mlp: keys of `norms.NORMS` and `mlp.MLPS`.
         layer_scale: initial factor of LayerScale on both branches; None: no LayerScale.
-        qkv_bias, qk_norm: see SelfAttention.
+        qkv_bias, attention: see SelfAttention.
+        qk_norm: queries and keys are normalised per head.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         qkv_bias: bool = True,
         qk_norm: bool = False,
+        attention: str = "scaled_dot",
     ) -> None:
         super().__init__()
 
@@ -83,15 +85,17 @@ class Block(nn.Module):
 
         head_norm = NORMS[norm] if qk_norm else None
         self.norm1 = NORMS[norm](dim)
-        self.attn = SelfAttention(dim, heads, dropout, qkv_bias, head_norm)
+        self.attn = SelfAttention(dim, heads, dropout, qkv_bias, head_norm, attention)
         self.ls1 = scale()
         self.norm2 = NORMS[norm](dim)
         self.mlp = MLPS[mlp](dim, hidden, dropout)
         self.ls2 = scale()
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D); `mask` as in `attend`."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), mask)))
+    def forward(
+        self, x: Tensor, rotary: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D); `rotary` and `mask` as in `SelfAttention`."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, mask)))
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out

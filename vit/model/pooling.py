@@ -7,26 +7,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from vit.model.attention import Attention
 
-class ClassToken(nn.Module):
+
+class Pooling(nn.Module):
+    """The interface; `needs_class_token` says whether the model prepends one.
+
+    Args:
+        dim: width D of the tokens.
+        heads: number of heads, for poolings that have some.
+    """
+
+    needs_class_token = False
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+
+    def forward(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
+        """Pool.
+
+        Args:
+            tokens: (B, T, D), normalised.
+            prefix: number of tokens (class token, registers) before the patches.
+            mask: boolean (B, T), True for tokens that exist; None: all do.
+
+        Returns:
+            (B, D).
+        """
+        raise NotImplementedError
+
+
+class ClassToken(Pooling):
     """The class token, the first of the sequence (Dosovitskiy et al. 2021, section 3.1)."""
 
     needs_class_token = True
 
-    def forward(self, tokens: Tensor, prefix: int, mask: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, D). `prefix` tokens precede the patches; `mask` (B, T), True keeps."""
+    def forward(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
+        """See Pooling."""
         return tokens[:, 0]
 
 
-class MeanPool(nn.Module):
+class MeanPool(Pooling):
     """The mean over patches (Zhai et al. 2022, section 3.2)."""
 
-    needs_class_token = False
-
-    def forward(self, tokens: Tensor, prefix: int, mask: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, D). `prefix` tokens precede the patches; `mask` (B, T), True keeps."""
+    def forward(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
+        """See Pooling."""
         patches = tokens[:, prefix:]
         if mask is None:
             return patches.mean(dim=1)
@@ -34,7 +62,44 @@ class MeanPool(nn.Module):
         return (patches * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
 
 
-POOLINGS: dict[str, Callable[[], ClassToken | MeanPool]] = {
+class AttentionPool(Pooling):
+    """One learned query attends to the patches with several heads (Lee et al. 2019, section 3.2).
+
+    Args:
+        dim: width D of the tokens.
+        heads: number of heads.
+
+    Example:
+        >>> pool = AttentionPool(dim=64, heads=4)
+        >>> pool(torch.zeros(2, 9, 64)).shape
+        torch.Size([2, 64])
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__(dim, heads)
+        self.query = nn.Parameter(torch.randn(dim))
+        self.attention = Attention(dim, heads)
+
+    def forward(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
+        """See Pooling."""
+        query, patches, kept = self._inputs(tokens, prefix, mask)
+        pooled: Tensor = self.attention(query, patches, patches, kept)[:, 0]
+        return pooled
+
+    def weights(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
+        """How much each head looks at each patch: (B, H, T - prefix)."""
+        query, patches, kept = self._inputs(tokens, prefix, mask)
+        return self.attention.weights(query, patches, kept)[:, :, 0]
+
+    def _inputs(
+        self, tokens: Tensor, prefix: int, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        query = self.query.expand(len(tokens), 1, -1)
+        return query, tokens[:, prefix:], None if mask is None else mask[:, prefix:]
+
+
+POOLINGS: dict[str, Callable[[int, int], Pooling]] = {
     "cls": ClassToken,
     "mean": MeanPool,
+    "attention": AttentionPool,
 }

@@ -9,36 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vit.model.block import Block
 from vit.model.norms import NORMS
+from vit.model.patches import PatchDropout, PatchEmbed
 from vit.model.pooling import POOLINGS
-from vit.model.positions import POSITIONS, grid_coordinates
+from vit.model.positions import POSITIONS, grid_coordinates, rotary
 
 TOKENS = ("pos_embed", "cls_token", "reg_token")
 """Parameters that are added or prepended to tokens, not multiplied with them."""
-
-
-class PatchEmbed(nn.Module):
-    """Cuts images into patches and projects each linearly, as one matrix product.
-
-    The weight has a convolution's shape (D, C, P, P), as in timm.
-    """
-
-    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, height, width) -> (B, N, D) in raster order."""
-        size = self.patch_size
-        batch, channels, height, width = images.shape
-        patches = images.view(batch, channels, height // size, size, width // size, size)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # B N C*P*P
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class VisionTransformer(nn.Module):
@@ -51,7 +32,8 @@ class VisionTransformer(nn.Module):
         dim: width D of the tokens; a multiple of `heads`.
         depth: number of blocks.
         heads: attention heads H per block.
-        mlp_ratio: hidden width of the MLP, as a multiple of `dim`.
+        mlp_dim: hidden width of the MLP; None: `mlp_ratio` times `dim`.
+        mlp_ratio: hidden width of the MLP as a multiple of `dim`, where `mlp_dim` is None.
         positions: a key of `positions.POSITIONS`.
         pool: a key of `pooling.POOLINGS`.
         dropout: after positions, attention projection and MLP layers.
@@ -63,10 +45,18 @@ class VisionTransformer(nn.Module):
         layer_scale: initial factor of LayerScale; None: no LayerScale.
         qkv_bias: queries, keys and values have a bias.
         qk_norm: queries and keys are normalised per head.
+        attention: how a query scores a key, a key of `scores.ATTENTIONS`.
+        patch_dropout: share of each image's patches that is dropped in training.
+
+    Attributes:
+        spec: the arguments, as plain values: `VisionTransformer(**spec)` is the same architecture.
+        prefix: number of tokens (class token, registers) before the patches.
+        checkpoint_activations: compute each block again in the backward pass (Chen et al. 2016):
+            the same gradient, less memory, a third more time. False at first.
 
     Raises:
-        ValueError: `dim` is not a multiple of `heads` (of 2 or 4 for fixed positions), or
-            `image_size` not of `patch_size`.
+        ValueError: `dim` is not a multiple of `heads` (of 2 or 4 for fixed positions, of 4 heads
+            for rope2d), or `image_size` not of `patch_size`.
 
     Example:
         >>> model = VisionTransformer(32, 4, num_classes=10, dim=192, depth=6, heads=3)
@@ -85,6 +75,7 @@ class VisionTransformer(nn.Module):
         dim: int = 384,
         depth: int = 12,
         heads: int = 6,
+        mlp_dim: int | None = None,
         mlp_ratio: float = 4.0,
         positions: str = "learned",
         pool: str = "cls",
@@ -97,6 +88,8 @@ class VisionTransformer(nn.Module):
         layer_scale: float | None = None,
         qkv_bias: bool = True,
         qk_norm: bool = False,
+        attention: str = "scaled_dot",
+        patch_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -104,17 +97,20 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"dim={dim} is not a multiple of heads={heads}")
         if height % patch_size or width % patch_size:
             raise ValueError(f"image_size={image_size} is not a multiple of {patch_size=}")
+        hidden = int(dim * mlp_ratio) if mlp_dim is None else mlp_dim
         self.spec: dict[str, Any] = {
             "image_size": [height, width], "patch_size": patch_size, "num_classes": num_classes,
-            "dim": dim, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
+            "dim": dim, "depth": depth, "heads": heads, "mlp_dim": hidden,
             "positions": positions, "pool": pool, "dropout": dropout, "drop_path": drop_path,
             "channels": channels, "registers": registers, "norm": norm, "mlp": mlp,
             "layer_scale": layer_scale, "qkv_bias": qkv_bias, "qk_norm": qk_norm,
+            "attention": attention, "patch_dropout": patch_dropout,
         }  # fmt: skip
         grid = (height // patch_size, width // patch_size)
 
         self.patch_embed = PatchEmbed(patch_size, channels, dim)
-        self.positions = POSITIONS[positions](grid, dim)
+        self.patch_dropout = PatchDropout(patch_dropout)
+        self.positions = POSITIONS[positions](grid, dim, heads)
         self.register_buffer("coordinates", grid_coordinates(*grid), persistent=False)
         table = self.positions.table()
         if table is None or isinstance(table, nn.Parameter):
@@ -122,19 +118,22 @@ class VisionTransformer(nn.Module):
         else:
             self.register_buffer("pos_embed", table)
         self.dropout = nn.Dropout(dropout)
-        pooling = POOLINGS[pool]()
+        pooling = POOLINGS[pool](dim, heads)
         has_class_token = pooling.needs_class_token
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim)) if has_class_token else None
         self.reg_token = nn.Parameter(torch.randn(1, registers, dim)) if registers else None
         self.prefix = int(has_class_token) + registers
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        hidden = int(dim * mlp_ratio)
         self.blocks = nn.ModuleList(
-            Block(dim, heads, hidden, dropout, rate, norm, mlp, layer_scale, qkv_bias, qk_norm)
+            Block(
+                dim, heads, hidden, dropout, rate, norm, mlp, layer_scale, qkv_bias, qk_norm,
+                attention,
+            )
             for rate in rates
-        )
+        )  # fmt: skip
         self.norm = NORMS[norm](dim)
         self.pool = pooling
+        self.checkpoint_activations = False
         self.head = nn.Linear(dim, num_classes)
         self._initialise()
 
@@ -142,36 +141,54 @@ class VisionTransformer(nn.Module):
         """Logits of images: (B, C, height, width) -> (B, num_classes).
 
         Args:
-            images: normalised pixels.
-            mask: (B, T) with True for tokens that exist; None: all do.
+            images: normalised pixels, of the model's size or smaller: a smaller image is the top
+                left part of a larger one.
+            mask: boolean (B, N), True for patches that exist; None: all do.
+
+        Raises:
+            ValueError: the images are larger than the model's, or not whole patches.
         """
-        keys = None if mask is None else mask[:, None, None, :]
-        x = self.embed(images)
+        x, turns, mask = self.embed(images, mask)
         for block in self.blocks:
-            x = block(x, keys)
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(block, x, turns, mask, use_reentrant=False)
+            else:
+                x = block(x, turns, mask)
         logits: Tensor = self.head(self.pool(self.norm(x), self.prefix, mask))
         return logits
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Tokens before the first block: (B, C, height, width) -> (B, T, D)."""
-        patches, _ = self.positions(self.patch_embed(images), self.coordinates, self.pos_embed)
+    def embed(
+        self, images: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the first block gets; arguments as in `forward`.
+
+        Returns:
+            tokens (B, T, D), what `attention.rotate` turns queries and keys by, and the mask of
+            all tokens (B, T).
+        """
+        coordinates = self._coordinates(images)
+        patches, coordinates, mask = self.patch_dropout(self.patch_embed(images), coordinates, mask)
+        patches, angles = self.positions(patches, coordinates, self.pos_embed)
         prefix = [
             token.expand(len(images), -1, -1)
             for token in (self.cls_token, self.reg_token)
             if token is not None
         ]
         tokens: Tensor = self.dropout(torch.cat([*prefix, patches], dim=1))
-        return tokens
+        turns = None if angles is None else rotary(angles, self.prefix)
+        if mask is not None:
+            mask = nn.functional.pad(mask, (self.prefix, 0), value=True)
+        return tokens, turns, mask
 
     @torch.no_grad()
-    def attention_maps(self, images: Tensor) -> list[Tensor]:
-        """The attention weights of every block, each (B, H, T, T)."""
-        x = self.embed(images)
+    def attention_maps(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """The attention weights of every block, each (B, H, T, T); arguments as in `forward`."""
+        x, turns, mask = self.embed(images, mask)
         maps = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            maps.append(block.attn.weights(block.norm1(x)))
-            x = block(x)
+            maps.append(block.attn.weights(block.norm1(x), turns, mask))
+            x = block(x, turns, mask)
         return maps
 
     def decays(self, name: str) -> bool:
@@ -186,6 +203,18 @@ class VisionTransformer(nn.Module):
             return int(name.split(".")[1]) + 1
         return len(self.blocks) + 1
 
+    def _coordinates(self, images: Tensor) -> Tensor:
+        """(row, column) of the patches of images of this size: (N, 2)."""
+        size = self.patch_embed.patch_size
+        height, width = (side // size for side in images.shape[-2:])
+        rows, columns, _ = self.coordinates.shape
+        if images.shape[-2:] != (height * size, width * size) or height > rows or width > columns:
+            raise ValueError(
+                f"images of {'x'.join(map(str, images.shape[-2:]))} px: the model takes whole "
+                f"patches of {size} px, up to {rows * size}x{columns * size}"
+            )
+        return self.coordinates[:height, :width].flatten(0, 1)
+
     def _initialise(self) -> None:
         """As big_vision does: Xavier uniform for each of q, k, v, projection and MLP, LeCun normal
         for the patch embedding, zero biases, a zero head (first loss: log K). The class token is
@@ -198,6 +227,9 @@ class VisionTransformer(nn.Module):
             weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
             for matrix in (*block.attn.qkv.weight.chunk(3), *weights):
                 nn.init.xavier_uniform_(matrix)
+        for layer in self.pool.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
         patch = self.patch_embed.proj.weight
         nn.init.trunc_normal_(patch, std=patch[0].numel() ** -0.5)
         nn.init.zeros_(self.head.weight)

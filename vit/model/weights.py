@@ -13,7 +13,18 @@ def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with which `timm.models.VisionTransformer` reads our state dict as it is.
 
     timm reads fixed positions as a parameter that it then holds.
+
+    Raises:
+        ValueError: rope2d, attention pooling, or attention other than scaled_dot, of which timm's
+            plain model has none.
     """
+    for key, names in {
+        "positions": ("learned", "sincos1d", "sincos2d", "none"),
+        "pool": ("cls", "mean"),
+        "attention": ("scaled_dot",),
+    }.items():
+        if spec[key] not in names:
+            raise ValueError(f"timm's VisionTransformer has no {key}={spec[key]}")
     from timm.layers.mlp import Mlp, SwiGLU
     from timm.layers.norm import RmsNorm
 
@@ -25,7 +36,7 @@ def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
         "embed_dim": spec["dim"],
         "depth": spec["depth"],
         "num_heads": spec["heads"],
-        "mlp_ratio": spec["mlp_ratio"],
+        "mlp_ratio": (spec["mlp_dim"] + 0.5) / spec["dim"],  # which timm rounds down
         "pos_embed": "none" if spec["positions"] == "none" else "learn",
         "class_token": spec["pool"] == "cls",
         "global_pool": "token" if spec["pool"] == "cls" else "avg",
