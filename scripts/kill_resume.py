@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from vit.artifacts import checkpoint
-from vit.artifacts.files import TEMPORARY
 from vit.artifacts.logger import VOLATILE
 from vit.artifacts.run_dir import RunDir
+from vit.runtime.files import TEMPORARY
 
 EVAL_EVERY = 30
 SETTINGS = [

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from vit.config.compose import config_dir
 from vit.config.schema import AugmentConfig
+from vit.data.images import ArrayImages
 from vit.data.loader import EvalLoader, Normalise, TrainLoader
-from vit.data.memory import ArrayImages
 from vit.data.types import Batch, Samples
 from vit.runtime.dist import World
 

@@ -1,6 +1,5 @@
 """The model: equal to timm's, its parts equal to their formulas, its own facts complete."""
 
-import doctest
 import itertools
 import math
 
@@ -10,17 +9,18 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.models import VisionTransformer as TimmTransformer
+from torch import nn
 
-from vit.model import vit
-from vit.model.attention import SelfAttention, attend, attention_weights
+from vit.model.attention import SelfAttention, rotate
 from vit.model.block import Block, DropPath
-from vit.model.pooling import ClassToken, MeanPool
-from vit.model.positions import POSITIONS, grid_coordinates
-from vit.model.vit import PatchEmbed, VisionTransformer
+from vit.model.patches import PatchDropout, PatchEmbed
+from vit.model.pooling import POOLINGS
+from vit.model.positions import POSITIONS, Rope2d, grid_coordinates, rotary
+from vit.model.vit import VisionTransformer
 from vit.model.weights import from_timm, timm_kwargs
 
 SMALL = {"image_size": 16, "patch_size": 4, "num_classes": 5, "dim": 32, "depth": 3, "heads": 4}
-VARIANTS = list(itertools.product(POSITIONS, ("cls", "mean")))
+TIMMS = list(itertools.product(("learned", "sincos1d", "sincos2d", "none"), ("cls", "mean")))
 
 
 def small(**changes):
@@ -42,7 +42,7 @@ def images(*size, batch=2):
 # With timm
 
 
-@pytest.mark.parametrize(("positions", "pool"), VARIANTS)
+@pytest.mark.parametrize(("positions", "pool"), TIMMS)
 @pytest.mark.parametrize("size", [(16, 16), (32, 48)])
 def test_timm_reads_our_weights(positions, pool, size):
     ours = small(positions=positions, pool=pool, image_size=size)
@@ -52,7 +52,7 @@ def test_timm_reads_our_weights(positions, pool, size):
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("positions", "pool"), VARIANTS)
+@pytest.mark.parametrize(("positions", "pool"), TIMMS)
 def test_we_read_timms_weights(positions, pool):
     ours = small(positions=positions, pool=pool)
     theirs = TimmTransformer(**timm_kwargs(ours.spec)).eval()
@@ -66,8 +66,8 @@ def test_from_timm_folds_the_class_tokens_position(size):
     ours = small(image_size=size)
     kwargs = {**timm_kwargs(ours.spec), "no_embed_class": False}
     theirs = TimmTransformer(**kwargs).eval()
-    torch.nn.init.normal_(theirs.pos_embed)
-    torch.nn.init.normal_(theirs.cls_token)
+    nn.init.normal_(theirs.pos_embed)
+    nn.init.normal_(theirs.cls_token)
     before = {name: value.clone() for name, value in theirs.state_dict().items()}
     ours.load_state_dict(from_timm(theirs.state_dict(), ours.spec), strict=True)
     x = images(*size)
@@ -102,94 +102,11 @@ def test_state_dict_round_trip():
 
 def test_spec_rebuilds_the_model():
     ours = small(image_size=(16, 24), positions="sincos2d", pool="mean", channels=1, mlp_ratio=2.0)
+    assert ours.spec["mlp_dim"] == 64
+    assert "mlp_ratio" not in ours.spec
     again = VisionTransformer(**ours.spec)
     assert again.spec == ours.spec
     assert [p.shape for p in again.parameters()] == [p.shape for p in ours.parameters()]
-
-
-# Attention and masks
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_weights_times_values_is_the_fused_product(masked):
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 4, 7, 8).unbind(0)
-    mask = torch.arange(7) < torch.tensor([5, 7])[:, None] if masked else None
-    mask = None if mask is None else mask[:, None, None]
-    weights = attention_weights(q, k, 0.3, mask)
-    expected = weights @ v
-    torch.testing.assert_close(attend(q, k, v, 0.3, mask), expected, rtol=1e-5, atol=1e-5)
-    with torch.autocast("cpu", torch.bfloat16):
-        plain = attend(q, k, v, 0.3, mask)
-    assert plain.dtype == torch.bfloat16
-    torch.testing.assert_close(plain.float(), expected, rtol=0.05, atol=0.02)
-    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, 7))
-    assert not masked or bool((weights[0, ..., 5:] == 0).all())
-
-
-def test_attention_weights_by_hand():
-    torch.manual_seed(0)
-    q, k = torch.randn(2, 1, 1, 3, 4, dtype=torch.float64).unbind(0)
-    logits = np.array([[0.5 * float(a @ b) for b in k[0, 0]] for a in q[0, 0]])
-    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(attention_weights(q, k, 0.5)[0, 0], expected, rtol=1e-12)
-
-
-def test_weights_are_those_of_forward():
-    torch.manual_seed(0)
-    attention, x = SelfAttention(32, 4), torch.randn(2, 7, 32)
-    _, _, v = attention.project(x)
-    mixed = (attention.weights(x) @ v).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attention(x), attention.proj(mixed), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("build", [lambda: SelfAttention(32, 4), lambda: Block(32, 4, 64)])
-def test_masked_keys_do_not_exist(build):
-    torch.manual_seed(0)
-    layer, x = build(), torch.randn(2, 7, 32)
-    mask = (torch.arange(7) < 5).expand(2, 1, 1, 7)
-    padded = layer(x, mask)[:, :5]
-    torch.testing.assert_close(padded, layer(x[:, :5]), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(padded, layer(x)[:, :5], atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("pooling", "prefix"), [(ClassToken(), 1), (MeanPool(), 0), (MeanPool(), 1)]
-)
-def test_masked_tokens_are_not_pooled(pooling, prefix):
-    tokens = torch.randn(2, 7, 8)
-    mask = (torch.arange(7) < 5).expand(2, 7)
-    expected = pooling.forward(tokens[:, :5], prefix)
-    torch.testing.assert_close(pooling.forward(tokens, prefix, mask), expected)
-    own = tokens[:, 0] if isinstance(pooling, ClassToken) else tokens[:, prefix:5].mean(dim=1)
-    torch.testing.assert_close(expected, own)
-
-
-@pytest.mark.parametrize(("positions", "pool"), VARIANTS)
-def test_masked_patches_do_not_change_the_logits(positions, pool):
-    model = small(positions=positions, pool=pool)
-    x, noisy = images(), images()
-    noisy[:, :, 12:, 12:] = torch.randn(2, 3, 4, 4)  # the last patch
-    mask = torch.ones(2, 16 + model.prefix, dtype=torch.bool)
-    torch.testing.assert_close(model(x, mask), model(x), rtol=1e-5, atol=1e-5)
-    mask[:, -1] = False
-    torch.testing.assert_close(model(x, mask), model(noisy, mask), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(model(x), model(noisy), atol=1e-4)
-
-
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_attention_maps(pool):
-    model, x = small(pool=pool), images(batch=3)
-    maps = model.attention_maps(x)
-    tokens = 16 + (pool == "cls")
-    assert [m.shape for m in maps] == [(3, 4, tokens, tokens)] * 3
-    for m in maps:
-        torch.testing.assert_close(m.sum(dim=-1), torch.ones(3, 4, tokens))
-        assert m.min() >= 0
-        assert not m.requires_grad
-    first = model.blocks[0]
-    assert torch.equal(maps[0], first.attn.weights(first.norm1(model.embed(x))))
-    assert not torch.allclose(maps[0], maps[2], atol=1e-3)
 
 
 # Embedding and positions
@@ -212,13 +129,13 @@ def test_sincos2d_is_big_visions():
     omega = 1.0 / (10000.0**omega)
     y, x = np.einsum("m,d->md", y.flatten(), omega), np.einsum("m,d->md", x.flatten(), omega)
     expected = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
-    table = POSITIONS["sincos2d"]((height, width), dim).table()
+    table = POSITIONS["sincos2d"]((height, width), dim, heads=4).table()
     assert table.shape == (1, height * width, dim)
     np.testing.assert_allclose(table[0].double(), expected, rtol=0, atol=1e-7)
 
 
 def test_sincos1d_by_hand():
-    table = POSITIONS["sincos1d"]((3, 4), 8).table()[0]
+    table = POSITIONS["sincos1d"]((3, 4), 8, heads=2).table()[0]
     for i, j in itertools.product(range(12), range(4)):
         angle = i / 10000 ** (j / 3)
         assert table[i, j].item() == pytest.approx(math.sin(angle), abs=1e-6)
@@ -226,40 +143,90 @@ def test_sincos1d_by_hand():
 
 
 def test_additive_positions_follow_the_coordinates():
-    positions = POSITIONS["learned"]((3, 4), 8)
+    positions = POSITIONS["learned"]((3, 4), 8, heads=2)
+    coordinates = grid_coordinates(3, 4).flatten(0, 1)
     patches, table = torch.randn(2, 12, 8), positions.table()
-    everything, _ = positions(patches, grid_coordinates(3, 4), table)
+    everything, angles = positions(patches, coordinates, table)
+    assert angles is None
     torch.testing.assert_close(everything, patches + table)
     kept = torch.tensor([[7, 0, 11], [2, 5, 3]])  # other patches of each image
     batch = torch.arange(2)[:, None]
-    some, _ = positions(patches[batch, kept], grid_coordinates(3, 4)[kept], table)
+    some, _ = positions(patches[batch, kept], coordinates[kept], table)
     torch.testing.assert_close(some, everything[batch, kept])
+
+
+def turns(coordinates, prefix=0):
+    """What rope2d turns two heads of width 8 by."""
+    _, angles = Rope2d((8, 8), 16, heads=2)(torch.empty(0), coordinates, None)
+    return rotary(angles, prefix)
+
+
+def test_rope2d_by_hand():
+    torch.manual_seed(0)
+    coordinates, q = grid_coordinates(3, 4).flatten(0, 1), torch.randn(2, 2, 14, 8)
+    out = rotate(q, turns(coordinates, prefix=2))
+    assert torch.equal(out[:, :, :2], q[:, :, :2])
+    torch.testing.assert_close(out.norm(dim=-1), q.norm(dim=-1))
+    for i, (y, x) in enumerate(itertools.product(range(3), range(4)), start=2):
+        turn = np.exp(1j * np.array([x, x / 10, y, y / 10]))
+        pairs = (q[:, :, i, :4] + 1j * q[:, :, i, 4:]).numpy() * turn
+        expected = np.concatenate([pairs.real, pairs.imag], axis=-1)
+        np.testing.assert_allclose(out[:, :, i], expected, rtol=0, atol=1e-6)
+
+
+def test_rope2d_knows_differences_alone():
+    torch.manual_seed(0)
+    q, k, here = *torch.randn(2, 3, 2, 12, 8), grid_coordinates(3, 4).flatten(0, 1)
+    there, plain = here + torch.tensor([2, 3]), rotate(q, turns(here))
+    logits = plain @ rotate(k, turns(here)).mT
+    again = rotate(q, turns(there)) @ rotate(k, turns(there)).mT
+    torch.testing.assert_close(again, logits, rtol=0, atol=1e-5)
+    for step in torch.eye(2, dtype=torch.int64):
+        other = rotate(q, turns(here + step)) @ rotate(k, turns(here)).mT
+        assert not torch.allclose(other, logits, atol=0.1)
+    kept = torch.tensor([[7, 0, 11], [2, 5, 3], [1, 2, 3]])  # other patches of each image
+    some = (x.take_along_dim(kept[:, None, :, None], dim=2) for x in (q, plain))
+    assert torch.equal(rotate(next(some), turns(here[kept])), next(some))
+
+
+def test_self_attention_turns_queries_and_keys():
+    torch.manual_seed(0)
+    layer, x = SelfAttention(16, 2, head_norm=nn.LayerNorm), torch.randn(2, 12, 16)
+    nn.init.normal_(layer.q_norm.weight)
+    nn.init.normal_(layer.k_norm.weight)
+    here = grid_coordinates(3, 4).flatten(0, 1)
+    one, two = (layer(x, turns(where)) for where in (here, here + torch.tensor([2, 3])))
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(layer(x), one, atol=1e-2)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_only_learned_positions_are_trained(positions):
     model = small(positions=positions)
     assert ("pos_embed" in dict(model.named_parameters())) == (positions == "learned")
-    assert ("pos_embed" in model.state_dict()) == (positions != "none")
+    assert ("pos_embed" in model.state_dict()) == (positions not in ("rope2d", "none"))
     assert "coordinates" not in model.state_dict()
 
 
 def test_without_positions_patches_are_a_bag():
     x = images()
     halves = torch.cat([x[..., 8:], x[..., :8]], dim=-1)  # the same patches in another order
-    bag, grid = small(positions="none"), small(positions="sincos2d")
+    bag = small(positions="none")
     torch.testing.assert_close(bag(x), bag(halves), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(grid(x), grid(halves), atol=1e-3)
+    for positions in POSITIONS.keys() - {"none"}:
+        grid = small(positions=positions)
+        assert not torch.allclose(grid(x), grid(halves), atol=1e-3), positions
 
 
 # Initialisation and gradients
 
 
-@pytest.mark.parametrize(("positions", "pool"), VARIANTS)
+@pytest.mark.parametrize("pool", POOLINGS)
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_every_parameter_gets_a_gradient(positions, pool):
     torch.manual_seed(0)
     model = VisionTransformer(**SMALL, positions=positions, pool=pool)
-    torch.nn.init.normal_(model.head.weight)
+    nn.init.normal_(model.head.weight)
     F.cross_entropy(model(images()), torch.tensor([1, 3])).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
@@ -274,9 +241,10 @@ def test_first_loss_is_log_k():
 
 def test_initial_weights():
     torch.manual_seed(0)
-    model = VisionTransformer(16, 8, num_classes=5, dim=128, depth=2, heads=4)
+    model = VisionTransformer(16, 8, 5, dim=128, depth=2, heads=4, pool="attention")
     for block in model.blocks:
         matrices = [*block.attn.qkv.weight.chunk(3), block.attn.proj.weight]
+        matrices += [model.pool.attention.q.weight, model.pool.attention.proj.weight]
         for matrix in (*matrices, block.mlp.fc1.weight, block.mlp.fc2.weight):
             bound = math.sqrt(6 / sum(matrix.shape))
             assert 0.98 * bound < matrix.abs().max() <= bound
@@ -330,6 +298,49 @@ def test_dropout_only_in_training(rates):
     assert not torch.allclose(model(x), model(x), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("total", "rate", "kept"), [(16, 0.5, 8), (9, 0.5, 4), (10, 0.25, 8), (16, 0.99, 1)]
+)
+def test_patch_dropout_keeps_a_fair_part_in_order(total, rate, kept):
+    torch.manual_seed(0)
+    coordinates = torch.arange(2 * total).view(total, 2)
+    patches = torch.arange(float(total)).view(1, total, 1).expand(4000, -1, 3)  # their own numbers
+    some, where, mask = PatchDropout(rate)(patches, coordinates, None)
+    numbers = some[..., 0].long()
+    assert (some.shape, mask) == ((4000, kept, 3), None)
+    assert torch.equal(where, coordinates[numbers])
+    assert bool((numbers.diff(dim=1) > 0).all())
+    shares = numbers.flatten().bincount(minlength=total) / 4000
+    assert shares.tolist() == pytest.approx([kept / total] * total, abs=0.04)
+    assert len(numbers.unique(dim=0)) >= total
+    for unchanged in (PatchDropout(rate).eval(), PatchDropout(0.0)):
+        assert unchanged(patches, coordinates, None)[0] is patches
+
+
+def test_patch_dropout_keeps_existing_patches_first():
+    counts = torch.tensor([5, 8, 12]).repeat(100)[:, None]
+    numbers = torch.arange(12).expand(300, -1)  # the last `counts` exist
+    exist = numbers >= 12 - counts
+    some, _, kept = PatchDropout(1 / 3)(numbers[..., None], numbers.mT[:, :2], exist)
+    assert torch.equal(kept, some[..., 0] >= 12 - counts)
+    assert torch.equal(kept.sum(dim=1, keepdim=True), counts.clamp(max=8))
+
+
+@pytest.mark.parametrize("pool", POOLINGS)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_dropped_patch_is_a_masked_one(positions, pool):
+    model, seen = small(positions=positions, pool=pool, patch_dropout=0.4, registers=2), []
+    for part in (model.patch_dropout, model.blocks[0]):
+        part.register_forward_hook(lambda part, args, out: seen.append(out))
+    logits = model.train()(images())
+    logits.square().sum().backward()
+    assert all(bool(parameter.grad.any()) for parameter in model.parameters())
+    (_, kept, _), tokens = seen
+    assert tokens.shape == (2, model.prefix + 10, 32)
+    mask = torch.zeros(2, 16, dtype=torch.bool).scatter(1, 4 * kept[..., 0] + kept[..., 1], True)
+    torch.testing.assert_close(model.eval()(images(), mask), logits, rtol=1e-5, atol=1e-5)
+
+
 # The model's own facts
 
 
@@ -366,14 +377,10 @@ def test_depth_of_every_parameter():
         ({"image_size": (16, 18)}, "patch_size=4"),
         ({"dim": 30, "heads": 5, "positions": "sincos2d"}, "dim=30"),
         ({"dim": 33, "heads": 3, "positions": "sincos1d"}, "dim=33"),
+        ({"dim": 24, "positions": "rope2d"}, "dim=24 / heads=4"),
+        ({"dim": 20, "positions": "rope2d"}, "dim=20 / heads=4"),
     ],
 )
 def test_bad_shapes(changes, message):
     with pytest.raises(ValueError, match=message):
         VisionTransformer(**{**SMALL, **changes})
-
-
-def test_docstring_example():
-    finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(VisionTransformer, globs={**vars(vit)})
-    assert doctest.DocTestRunner().run(example) == doctest.TestResults(0, 2)

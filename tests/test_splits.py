@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit.data.memory import ArrayImages
+from vit.data.images import ArrayImages
 from vit.data.splits import complete, cut
 from vit.data.types import Samples
 

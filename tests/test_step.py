@@ -12,8 +12,8 @@ import yaml
 
 from vit.config.compose import config_dir
 from vit.config.schema import OptimConfig, TrainerConfig
+from vit.data.images import ArrayImages
 from vit.data.loader import EvalLoader, Normalise
-from vit.data.memory import ArrayImages
 from vit.data.types import Batch, Samples
 from vit.engine.evaluate import predict
 from vit.engine.loss import cross_entropy

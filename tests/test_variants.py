@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 
 import pytest
 import timm
@@ -14,6 +16,7 @@ from vit.model.mlp import MLPS
 from vit.model.norms import NORMS
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
+from vit.model.scores import ATTENTIONS
 from vit.model.vit import VisionTransformer
 from vit.model.weights import timm_kwargs
 
@@ -60,27 +63,78 @@ def test_timm_reads_our_weights_and_agrees(knobs):
     torch.testing.assert_close(model(images), theirs(images), atol=1e-5, rtol=1e-5)
 
 
-COMBINATIONS = list(itertools.product(POSITIONS, POOLINGS, NORMS, MLPS))
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("pool", POOLINGS)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_every_combination_trains_and_survives(positions, pool, attention):
+    for norm, mlp in itertools.product(NORMS, MLPS):
+        model = model_with(
+            positions=positions, pool=pool, attention=attention, norm=norm, mlp=mlp,
+            registers=2, layer_scale=0.1, qk_norm=True,
+        )  # fmt: skip
+        images = images_for(model)
+        logits = model(images)
+        assert logits.shape == (2, 5)
+        logits.square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, (norm, mlp, name)
+            assert parameter.grad.any(), (norm, mlp, name)
+
+        twin = VisionTransformer(**model.spec)
+        twin.load_state_dict(model.state_dict(), strict=True)
+        assert torch.equal(twin.eval()(images), model.eval()(images))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(images).float()
+        assert (half - model(images)).abs().max() < 0.15 * logits.abs().max(), (norm, mlp)
 
 
-@pytest.mark.parametrize(("positions", "pool", "norm", "mlp"), COMBINATIONS)
-def test_every_combination_trains_and_survives(positions, pool, norm, mlp):
-    knobs = {"positions": positions, "pool": pool, "norm": norm, "mlp": mlp, "registers": 2}
-    model = model_with(**knobs, layer_scale=0.1, qk_norm=True)
-    images = images_for(model)
-    logits = model(images)
-    assert logits.shape == (2, 5)
-    logits.square().sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("positions", "rope2d"), ("pool", "attention")]
+    + [("attention", name) for name in ATTENTIONS if name != "scaled_dot"],
+)
+def test_what_timm_lacks_is_refused(key, name):
+    with pytest.raises(ValueError, match=f"timm's VisionTransformer has no {key}={name}"):
+        timm_kwargs(model_with(**{key: name}).spec)
 
-    twin = VisionTransformer(**model.spec)
-    twin.load_state_dict(model.state_dict(), strict=True)
-    assert torch.equal(twin.eval()(images), model.eval()(images))
-    with torch.autocast("cpu", torch.bfloat16):
-        half = model(images).float()
-    assert (half - model(images)).abs().max() < 0.15 * logits.abs().max()
+
+def assert_compiled_is_eager(backend, positions, pool, attention, norm, mlp):
+    """Logits and gradients of masked images, and no break in the graph."""
+    torch.compiler.reset()
+    model = model_with(
+        positions=positions, pool=pool, attention=attention, norm=norm, mlp=mlp, registers=2,
+        layer_scale=0.1, qk_norm=True,
+    )  # fmt: skip
+    mask = torch.arange(16) < torch.tensor([13, 16])[:, None]
+    results = []
+    for run in (model, torch.compile(model, backend=backend, fullgraph=True)):
+        model.zero_grad()
+        logits = run(images_for(model), mask)
+        logits.square().sum().backward()
+        grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append({"logits": logits.detach(), **grads})
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+REGISTRIES = (POSITIONS, POOLINGS, ATTENTIONS, NORMS, MLPS)
+SOME = [tuple(c) for _, *c in zip(range(6), *map(itertools.cycle, REGISTRIES), strict=False)]
+
+
+@pytest.mark.parametrize("names", SOME, ids="-".join)
+def test_the_compiler_reads_every_kind(names):
+    assert_compiled_is_eager("aot_eager", *names)
+
+
+def test_every_kind_is_compiled():
+    assert [set(names) for names in zip(*SOME, strict=True)] == [set(r) for r in REGISTRIES]
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+def test_compiled_code_computes_the_same(tmp_path, monkeypatch):
+    """One real compilation, 15 to 30 seconds: nothing of an earlier one is taken."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert_compiled_is_eager("inductor", "rope2d", "attention", "cosine", "rmsnorm", "swiglu")
+    assert any(tmp_path.rglob("*.cpp"))
 
 
 def test_registers_are_no_patches():

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from vit.artifacts.files import write_atomic
 from vit.artifacts.run_dir import RunDir
 from vit.config.errors import NoCheckpointError, VitError
 from vit.config.resume import upgraded
+from vit.runtime.files import write_atomic
 
 FORMAT_VERSION = 1
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit.artifacts.files import disk_errors
 from vit.artifacts.run_dir import RunDir
+from vit.runtime.files import disk_errors
 
 VOLATILE = ("time", "seconds", "images_per_second", "mfu")
 """Fields that two runs of the same config may differ in."""

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vit.artifacts.files import write_atomic
 from vit.config.errors import ConfigError
+from vit.runtime.files import write_atomic
 
 
 class Scored(Protocol):

@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
-from vit.artifacts.files import TEMPORARY, disk_errors, write_atomic
 from vit.config.errors import ConfigError
+from vit.runtime.files import TEMPORARY, disk_errors, write_atomic
 
 _STEP = re.compile(r"step-(\d{9})\.pt")
 

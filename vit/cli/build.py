@@ -12,11 +12,12 @@ from vit.artifacts.logger import RunLogger
 from vit.artifacts.run_dir import RunDir
 from vit.config.compose import dump_yaml, flatten, to_config, to_plain
 from vit.config.errors import ConfigError, NoCheckpointError
-from vit.config.resolve import check_memory, plan, resolve
+from vit.config.resolve import plan, resolve, resolve_memory
 from vit.config.resume import changes, with_saved
 from vit.config.schema import RunConfig
-from vit.data.decode import worker_count
-from vit.data.loader import EvalLoader, Normalise, TrainLoader
+from vit.data.images import FileImages
+from vit.data.loader import EvalLoader, TrainLoader
+from vit.data.reader import Reader, verify
 from vit.data.sources import load_data_set
 from vit.data.types import DataSet
 from vit.engine.restore import build_model
@@ -46,6 +47,8 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
         runtime_device.make_deterministic()
     config = _resolved(config, device, saved)
     data = load_data_set(config.data)
+    in_files = isinstance(data.splits["train"].images, FileImages)
+    config = resolve_memory(config, sum(map(len, data.splits.values())), in_files=in_files)
     length = plan(config, len(data.splits["train"]))
     if saved is not None:
         _compare(config, saved, device, len(data.splits["train"]))
@@ -65,6 +68,8 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
     if config.trainer.compile:
         model.compile()
     train, val, test = _loaders(config, data, device)
+    if saved is not None:
+        train.bad.note(saved["training"].get("bad_images", {}))
     logger = RunLogger(run, state.step, saved["training"]["metrics_bytes"] if saved else 0)
     parts = Parts(config, length, state, train, val, test, data.classes, run, logger, stop, device)
     _announce(parts, data)
@@ -114,20 +119,22 @@ def _compare(
 def _loaders(
     config: RunConfig, data: DataSet, device: torch.device
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
-    size, channels = config.data.image_size, len(config.data.mean)
-    check_memory(sum(map(len, data.splits.values())) * channels * size**2, size)
-    normalise = Normalise(config.data.mean, config.data.std, device)
-    workers = worker_count(config.data.workers)
+    reader = Reader.of(config.data, device)
+    if config.data.verify:
+        for samples in data.splits.values():
+            reader.bad(samples).note(verify(samples, reader))
     train = TrainLoader(
         data.splits["train"], len(data.classes), config.trainer.batch_size, config.augment,
-        normalise, config.seed, device, world(), workers,
+        config.data.balance, config.seed, reader, world(),
     )  # fmt: skip
     val, test = (
-        EvalLoader(data.splits[s], config.trainer.eval_batch_size, normalise, device, workers)
+        EvalLoader(data.splits[s], config.trainer.eval_batch_size, reader)
         if s in data.splits
         else None
         for s in ("val", "test")
     )
+    if reader.held:
+        reader.pool.stop()
     return train, val, test
 
 

@@ -28,24 +28,18 @@ def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
     # torch is imported here: an error in the settings is answered without it.
     from vit.artifacts import console
     from vit.artifacts.predictions import write_evaluation
-    from vit.data.decode import worker_count
-    from vit.data.loader import EvalLoader, Normalise
+    from vit.data.loader import EvalLoader
+    from vit.data.reader import Reader
     from vit.engine.evaluate import predict
     from vit.engine.restore import load_trained
     from vit.runtime.device import select_device
 
     device = select_device(config.device)
     trained = load_trained(Path(config.checkpoint), device, console.warn)
-    samples, what = find_samples(config, trained)
-    pixels = trained.preprocessing
-    normalise = Normalise(pixels["mean"], pixels["std"], device)
-    loader = EvalLoader(
-        samples,
-        trained.evaluation["batch_size"],
-        normalise,
-        device,
-        worker_count(config.data.workers),
-    )
+    data = replace(to_config(trained.config).data, workers=config.data.workers)
+    samples, what = find_samples(config, data, trained)
+    reader = Reader.of(data, device)
+    loader = EvalLoader(samples, trained.evaluation["batch_size"], reader)
     predictions = predict(trained.model, loader, device, trained.evaluation["precision"])
     scores = predictions.scores()
     folder = output_folder(config, trained, what)
@@ -53,30 +47,30 @@ def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
         "checkpoint": str(trained.path),
         "step": trained.step,
         "data": what,
-        "images": len(samples),
+        "images": len(predictions.index),
+        "bad_images": loader.bad.named(),
         **scores,
     }
-    write_evaluation(folder, metrics, list(samples.names), trained.classes, predictions)
+    names = [samples.names[i] for i in predictions.index]
+    write_evaluation(folder, metrics, names, trained.classes, predictions)
     print(
         f"{what}: top-1 {scores['top1']:.2f}  top-5 {scores['top5']:.2f}  loss "
-        f"{scores['loss']:.4f}  ({len(samples):,} images, step {trained.step})\n"
+        f"{scores['loss']:.4f}  ({len(names):,} images, step {trained.step})\n"
         f"  {folder / 'metrics.json'}\n  {folder / 'predictions.csv'}"
     )
 
 
-def find_samples(config: EvalConfig, trained: Trained) -> tuple[Samples, str]:
-    """The images to evaluate on, and what to call them.
+def find_samples(config: EvalConfig, data: DataConfig, trained: Trained) -> tuple[Samples, str]:
+    """The images to evaluate on, and what to call them; `data` is the run's.
 
     Raises:
         DataError: the split does not exist, or the classes are not the checkpoint's.
     """
-    from vit.data.folder import load_flat
-    from vit.data.sources import load_data_set
+    from vit.data.sources import load_data_set, load_images
 
-    data: DataConfig = to_config(trained.config).data
     if config.images is not None:
         folder = Path(config.images)
-        return load_flat(folder, trained.classes, data), f"images-{folder.resolve().name}"
+        return load_images(folder, trained.classes, data), f"images-{folder.resolve().name}"
     if config.data.root is not None:
         data = replace(data, root=config.data.root)
     found = load_data_set(data)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vit.config.durations import parse_duration
+from vit.config.schema import height_width
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Check:
 
 
 CHECKS: list[Check] = []
+PHOTO_SIZE = 128
+"""From this side on, images are taken for photos."""
 
 
 def _check(*keys: str) -> Callable[[Callable[..., str | None]], Callable[..., str | None]]:
@@ -28,15 +31,16 @@ def _check(*keys: str) -> Callable[[Callable[..., str | None]], Callable[..., st
     return register
 
 
-def auto_patch_size(image_size: int) -> int:
-    """About 64 patches for small images, 16 px from 128 px on; always a divisor of the size.
+def auto_patch_size(height: int, width: int) -> int:
+    """About 64 patches for small images, 16 px from 128 px on; always a divisor of both sides.
 
     At least 2 px: a patch of one pixel says too little.
     """
-    if image_size >= 128:
-        return next((p for p in (16, 14, 32, 8) if image_size % p == 0), 1)
-    divisors = [p for p in range(2, image_size) if image_size % p == 0] or [1]
-    return min(divisors, key=lambda p: abs(math.log(image_size / p / 8)))
+    common = math.gcd(height, width)
+    if min(height, width) >= PHOTO_SIZE:
+        return next((p for p in (16, 14, 32, 8) if common % p == 0), 1)
+    divisors = [p for p in range(2, min(height, width)) if common % p == 0] or [1]
+    return min(divisors, key=lambda p: abs(math.log(math.sqrt(height * width) / p / 8)))
 
 
 def nearest_multiples(value: int, step: int) -> str:
@@ -77,19 +81,23 @@ def _rope_needs_quarters(dim: int, heads: int, positions: str, _: int) -> str | 
 
 
 @_check("data.image_size", "model.patch_size")
-def _patch_divides_image(size: int, patch: int | str, _: int) -> str | None:
+def _patch_divides_image(size: int | list[int], patch: int | str, _: int) -> str | None:
+    height, width = height_width(size)
     if patch == "auto":
-        patch = auto_patch_size(size)
-        if size // patch <= max(32, size // 8):
+        patch = auto_patch_size(height, width)
+        if all(side // patch <= max(32, side // 8) for side in (height, width)):
             return None
+        near = [round(side / 16) * 16 or 16 for side in (height, width)]
+        better = near[0] if height == width else f"[{near[0]},{near[1]}]"
         return (
             f"data.image_size={size} has no good patch size for model.patch_size=auto; "
-            f"try data.image_size={round(size / 16) * 16}"
+            f"try data.image_size={better}"
         )
     assert isinstance(patch, int)
-    if size % patch == 0:
+    common = math.gcd(height, width)
+    if common % patch == 0:
         return None
-    divisors = [p for p in range(1, size + 1) if size % p == 0]
+    divisors = [p for p in range(1, common + 1) if common % p == 0]
     close = sorted(divisors, key=lambda p: abs(p - patch))[:2]
     return (
         f"model.patch_size={patch} does not divide data.image_size={size}; "
@@ -160,11 +168,25 @@ def _one_value_per_channel(mean: list[float], std: list[float], _: int) -> str |
     )
 
 
+@_check("data.name", "data.memory")
+def _streams_come_from_files(name: str, memory: str, _: int) -> str | None:
+    if memory != "stream" or name in ("folder", "imagenet"):
+        return None
+    return f"data.memory=stream: data={name} is held whole; try data.memory=auto"
+
+
+@_check("augment.crop_scale")
+def _scale_is_a_range(scale: list[float], _: int) -> str | None:
+    if scale[0] <= scale[1]:
+        return None
+    return f"augment.crop_scale={scale} is upside down; try augment.crop_scale={scale[::-1]}"
+
+
 @_check("data.name", "data.root")
 def _folder_needs_root(name: str, root: str | None, _: int) -> str | None:
-    if name != "folder" or root:
+    if name not in ("folder", "imagenet") or root:
         return None
-    return "data=folder needs data.root=<folder with one sub-folder per class>"
+    return f"data={name} needs data.root=<folder with one sub-folder per class>"
 
 
 @_check("schedule.warmup", "trainer.steps")

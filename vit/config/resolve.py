@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from vit.config.checks import auto_patch_size
+from vit.config.checks import PHOTO_SIZE, auto_patch_size
 from vit.config.durations import duration_in_steps, epochs_in_steps
 from vit.config.errors import ConfigError
 from vit.config.schema import RunConfig
@@ -42,7 +42,9 @@ def auto_lr(dim: int, batch_size: int) -> float:
 
 
 def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
-    """Replace `auto` in patch size, flip, lr, memory and precision; the device stays `auto`.
+    """Replace `auto` in patch size, crop, flip, lr and precision; the device stays `auto`.
+
+    `data.memory` waits for the data set's size (`resolve_memory`).
 
     Args:
         config: checked settings.
@@ -50,7 +52,10 @@ def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
     """
     patch_size = config.model.patch_size
     if patch_size == "auto":
-        patch_size = auto_patch_size(config.data.image_size)
+        patch_size = auto_patch_size(*config.data.size)
+    crop = config.augment.crop
+    if crop == "auto":
+        crop = "resized" if min(config.data.size) >= PHOTO_SIZE else "padded"
     flip = config.augment.flip
     if flip == "auto":
         flip = 0.5 if config.data.mirror else 0.0
@@ -62,25 +67,39 @@ def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
         lr = auto_lr(config.model.dim, config.trainer.batch_size)
     return replace(
         config,
-        data=replace(config.data, memory="device"),
         model=replace(config.model, patch_size=patch_size),
-        augment=replace(config.augment, flip=flip),
+        augment=replace(config.augment, flip=flip, crop=crop),
         optim=replace(config.optim, lr=lr),
         trainer=replace(config.trainer, precision=precision),
     )
 
 
-def check_memory(decoded_bytes: int, image_size: int) -> None:
-    """Refuse a data set that is too large to be held decoded.
+def resolve_memory(config: RunConfig, images: int, *, in_files: bool) -> RunConfig:
+    """Replace `auto` in `data.memory`: the same on every machine.
+
+    Held on the device are data sets that are no files, and those that need at most MEMORY_LIMIT
+    decoded at the model's size, unless random resized crops want the photos' own pixels.
+
+    Args:
+        config: resolved settings.
+        images: number of images of all splits.
+        in_files: the data set is files.
 
     Raises:
-        ConfigError: `decoded_bytes` is over MEMORY_LIMIT.
+        ConfigError: the images are to be held and are too many.
     """
-    if decoded_bytes > MEMORY_LIMIT:
+    height, width = config.data.size
+    needed = images * len(config.data.mean) * height * width
+    memory = config.data.memory
+    if memory == "auto":
+        wants_files = needed > MEMORY_LIMIT or config.augment.crop == "resized"
+        memory = "stream" if in_files and wants_files else "device"
+    if memory == "device" and needed > MEMORY_LIMIT:
         raise ConfigError(
-            f"the decoded images need {decoded_bytes / 2**30:.1f} GiB, over the limit of "
-            f"{MEMORY_LIMIT / 2**30:.0f} GiB; try a smaller data.image_size than {image_size}"
+            f"the decoded images need {needed / 2**30:.1f} GiB, over the limit of "
+            f"{MEMORY_LIMIT / 2**30:.0f} GiB; try data.memory=stream or a smaller data.image_size"
         )
+    return replace(config, data=replace(config.data, memory=memory))
 
 
 def plan(config: RunConfig, train_samples: int) -> Plan:

@@ -12,12 +12,26 @@ MAY_CHANGE = frozenset(
         "trainer.epochs", "trainer.steps", "trainer.device", "trainer.compile",
         "trainer.checkpoint_activations",
         "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
-        "data.root", "data.workers", "outputs", "name", "resume",
+        "data.root", "data.workers", "data.timeout", "data.on_bad_image", "data.bad_image_limit",
+        "data.verify", "outputs", "name", "resume",
     }
 )  # fmt: skip
 """Where, how fast, how often and how long; everything else would make it another run."""
 
 ADDED = {
+    "data.center_crop": 1.0,
+    "data.limit_per_class": None,
+    "data.balance": "none",
+    "data.timeout": 120.0,
+    "data.on_bad_image": "error",
+    "data.bad_image_limit": 0.01,
+    "data.verify": False,
+    "augment.crop": "padded",
+    "augment.crop_scale": [0.08, 1.0],
+    "augment.policy": "none",
+    "augment.operations": 2,
+    "augment.magnitude": 9,
+    "augment.color_jitter": 0.0,
     "model.registers": 0,
     "model.norm": "layernorm",
     "model.mlp": "gelu",

@@ -128,11 +128,20 @@ Positive = Annotated[float, Range(1e-12, 1e12)]
 NonNegative = Annotated[float, Range(0, 1e12)]
 Fraction = Annotated[float, Range(0, 1, open_high=True)]
 Probability = Annotated[float, Range(0, 1)]
+Side = Annotated[int, Range(4, 4096)]
 RGB = Annotated[list[float], Range(-1e6, 1e6)]
 Name = Annotated[str, Pattern()]
 Place = Annotated[str, NotEmpty()]
 Every = Annotated[int | str, DurationRule(low=1)]
 Span = Annotated[int | str, DurationRule()]
+
+
+def height_width(image_size: int | list[int]) -> tuple[int, int]:
+    """An image size, one number or [height, width], as (height, width)."""
+    if isinstance(image_size, int):
+        return image_size, image_size
+    height, width = image_size
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -141,15 +150,27 @@ class DataConfig:
 
     name: Annotated[str, Registered("data/sources.py", "SOURCES")]
     root: Place | None
-    image_size: Annotated[int, Range(4, 4096)]
+    image_size: Side | Annotated[list[Side], Length(2)]
+    center_crop: Annotated[float, Range(0.1, 1)]
     mean: RGB
     std: Annotated[list[float], Range(1e-6, 1e6)]
     mirror: bool
     val_fraction: Fraction
     test_fraction: Fraction
     split_seed: Whole
-    memory: Literal["auto", "device"]
+    limit_per_class: Count | None
+    balance: Literal["none", "sampler", "loss"]
+    memory: Literal["auto", "device", "stream"]
     workers: Whole | Literal["auto"]
+    timeout: Positive
+    on_bad_image: Literal["error", "skip"]
+    bad_image_limit: Fraction
+    verify: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return height_width(self.image_size)
 
 
 @dataclass(frozen=True)
@@ -181,8 +202,14 @@ class AugmentConfig:
     """Group `augment`: what happens to the training images, drawn per image."""
 
     name: Name
+    crop: Literal["auto", "none", "padded", "resized"]
     crop_padding: Fraction
+    crop_scale: Annotated[list[float], Length(2), Range(0.001, 1)]
     flip: Probability | Literal["auto"]
+    policy: Annotated[str, Registered("data/policies.py", "POLICIES")]
+    operations: Annotated[int, Range(1, 14)]
+    magnitude: Annotated[int, Range(0, 30)]
+    color_jitter: Probability
     erasing: Probability
     mixup: NonNegative
     cutmix: NonNegative

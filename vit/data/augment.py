@@ -3,12 +3,13 @@
 Draws are made for the *global* batch from (seed, "augment", step), then sliced by rank, so that
 the images a step sees do not depend on how many processes share it.
 
-Legend: B batch, C channels, S image side in pixels, K classes.
+Legend: B batch, C channels, H height, W width, K classes; a Size is (height, width) in pixels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 from vit.config.schema import AugmentConfig
+from vit.data.views import CROP_TRIES
 from vit.runtime.seeding import numpy_generator
 
+Size = Sequence[int]
 ERASE_AREA = (0.02, 1 / 3)
 ERASE_ASPECT = (0.3, 3.3)
 
@@ -51,13 +54,25 @@ class Draws:
         )
 
 
-def padding(config: AugmentConfig, size: int) -> int:
-    """Pixels of black padding on every side before the random crop."""
-    return round(config.crop_padding * size)
+def padding(config: AugmentConfig, size: Size) -> tuple[int, int]:
+    """Rows and columns of black padding on every side before the random crop."""
+    if config.crop != "padded":
+        return 0, 0
+    return round(config.crop_padding * size[0]), round(config.crop_padding * size[1])
 
 
-def draw(config: AugmentConfig, batch: int, size: int, seed: int, step: int) -> Draws:
-    """Draw for a global batch of `batch` images of side `size` at `step`.
+def draw_crops(config: AugmentConfig, batch: int, seed: int, step: int) -> np.ndarray | None:
+    """What random resized crops are drawn with (`views.crop_boxes`); None: there are none.
+
+    Uniform numbers, because the box depends on the size of the image, which is not known yet.
+    """
+    if config.crop != "resized":
+        return None
+    return numpy_generator(seed, "augment", step, 5).random((batch, CROP_TRIES, 4))
+
+
+def draw(config: AugmentConfig, batch: int, size: Size, seed: int, step: int) -> Draws:
+    """Draw for a global batch of `batch` images of `size` at `step`.
 
     Every ingredient has a generator of its own, so that switching one on or off leaves the others
     as they were.
@@ -65,7 +80,7 @@ def draw(config: AugmentConfig, batch: int, size: int, seed: int, step: int) -> 
     shift_rng, flip_rng, erase_rng, mix_rng, cut_rng = (
         numpy_generator(seed, "augment", step, ingredient) for ingredient in range(5)
     )
-    shift = shift_rng.integers(0, 2 * padding(config, size) + 1, (batch, 2))
+    shift = shift_rng.integers(0, 2 * np.array(padding(config, size)) + 1, (batch, 2))
     assert not isinstance(config.flip, str)
     flip = flip_rng.random(batch) < config.flip
     erase = _boxes(erase_rng, size, _erase_shape(erase_rng, batch, size))
@@ -78,8 +93,8 @@ def draw(config: AugmentConfig, batch: int, size: int, seed: int, step: int) -> 
         mixed &= bool(config.mixup or config.cutmix)
     share = mix_rng.beta(config.mixup or 1.0, config.mixup or 1.0, batch)
     cut_share = cut_rng.beta(config.cutmix or 1.0, config.cutmix or 1.0, batch)
-    side = np.rint(np.sqrt(1 - cut_share) * size).astype(np.int64)
-    cut = _boxes(cut_rng, size, np.stack([side, side], axis=1))
+    cut_shape = np.rint(np.sqrt(1 - cut_share)[:, None] * size).astype(np.int64)
+    cut = _boxes(cut_rng, size, cut_shape)
     cut[~(mixed & use_cut)] = 0
     keep = np.where(mixed & ~use_cut, share, 1.0)
     return Draws(
@@ -91,68 +106,63 @@ def draw(config: AugmentConfig, batch: int, size: int, seed: int, step: int) -> 
     )
 
 
-def crop_flip(images: Tensor, draws: Draws, pad: int) -> Tensor:
-    """Pad with black, crop at `draws.shift`, mirror: uint8 (B, C, S, S) -> uint8 (B, C, S, S)."""
-    size = images.shape[-1]
-    steps = torch.arange(size, device=images.device)
-    rows = draws.shift[:, :1] + steps  # B S
-    columns = draws.shift[:, 1:] + torch.where(draws.flip[:, None], size - 1 - steps, steps)
-    padded = torch.nn.functional.pad(images, (pad,) * 4)
+def crop_flip(images: Tensor, draws: Draws, pad: Size) -> Tensor:
+    """Pad with black, crop at `draws.shift`, mirror: uint8 (B, C, H, W) -> uint8 (B, C, H, W)."""
+    height, width = images.shape[-2:]
+    down, right = (torch.arange(n, device=images.device) for n in (height, width))
+    rows = draws.shift[:, :1] + down  # B H
+    columns = draws.shift[:, 1:] + torch.where(draws.flip[:, None], width - 1 - right, right)
+    padded = torch.nn.functional.pad(images, (pad[1], pad[1], pad[0], pad[0]))
     batch = torch.arange(len(images), device=images.device)[:, None, None]
-    cropped = padded[batch, :, rows[:, :, None], columns[:, None, :]]  # B S S C
+    cropped = padded[batch, :, rows[:, :, None], columns[:, None, :]]  # B H W C
     return cropped.permute(0, 3, 1, 2)
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (B, C, S, S) -> float32 (pixel / 255 - mean) / std; `mean` and `std` are (C, 1, 1)."""
-    return (images.float() - 255 * mean) / (255 * std)
 
 
 def erase_boxes(images: Tensor, draws: Draws) -> Tensor:
     """Random erasing (Zhong et al. 2020): the box becomes the mean colour, 0 after normalising."""
-    return images.masked_fill(_inside(draws.erase, images.shape[-1]), 0.0)
+    return images.masked_fill(_inside(draws.erase, images.shape[-2:]), 0.0)
 
 
 def mix(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) with the neighbour i XOR 1.
 
     Args:
-        images: normalised (B, C, S, S), B even.
+        images: normalised (B, C, H, W), B even.
         targets: class probabilities (B, K).
 
     Returns:
         Mixed images and targets, of the same shapes.
     """
-    size = images.shape[-1]
+    size = images.shape[-2:]
     partner = torch.arange(len(images), device=images.device) ^ 1
     keep = draws.keep[:, None, None, None]
     other = images[partner]
     mixed = torch.where(_inside(draws.cut, size), other, torch.lerp(other, images, keep))
     top, left, bottom, right = draws.cut.unbind(1)
-    area = ((bottom - top) * (right - left)).float() / size**2
+    area = ((bottom - top) * (right - left)).float() / (size[0] * size[1])
     weight = (draws.keep - area)[:, None]  # one of keep < 1 and area > 0 at the most
     return mixed, torch.lerp(targets[partner], targets, weight)
 
 
-def _inside(boxes: Tensor, size: int) -> Tensor:
-    """Boxes (B, 4) as a mask (B, 1, S, S)."""
-    at = torch.arange(size, device=boxes.device)
+def _inside(boxes: Tensor, size: Size) -> Tensor:
+    """Boxes (B, 4) as a mask (B, 1, H, W)."""
+    y, x = (torch.arange(n, device=boxes.device) for n in size)
     top, left, bottom, right = boxes[:, :, None].unbind(1)  # each B 1
-    rows = (at >= top) & (at < bottom)
-    columns = (at >= left) & (at < right)
+    rows = (y >= top) & (y < bottom)
+    columns = (x >= left) & (x < right)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
-def _erase_shape(rng: np.random.Generator, batch: int, size: int) -> np.ndarray:
+def _erase_shape(rng: np.random.Generator, batch: int, size: Size) -> np.ndarray:
     """Height and width (B, 2) of boxes with uniform area and log-uniform aspect ratio."""
-    area = rng.uniform(*ERASE_AREA, batch) * size**2
+    area = rng.uniform(*ERASE_AREA, batch) * size[0] * size[1]
     aspect = np.exp(rng.uniform(math.log(ERASE_ASPECT[0]), math.log(ERASE_ASPECT[1]), batch))
     sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], axis=1)
     shape: np.ndarray = np.rint(sides).clip(1, size).astype(np.int64)
     return shape
 
 
-def _boxes(rng: np.random.Generator, size: int, shape: np.ndarray) -> np.ndarray:
+def _boxes(rng: np.random.Generator, size: Size, shape: np.ndarray) -> np.ndarray:
     """Boxes [top, left, bottom, right) of `shape` (B, 2), uniformly inside the image: (B, 4)."""
-    corner = rng.integers(0, size - shape + 1)
+    corner = rng.integers(0, np.asarray(size, np.int64) - shape + 1)
     return np.concatenate([corner, corner + shape], axis=1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vit.config.errors import ConfigError, DataError
 from vit.config.schema import DataConfig
-from vit.data.memory import ArrayImages
+from vit.data.images import ArrayImages
 from vit.data.types import DataSet, Samples
 
 
@@ -34,7 +34,7 @@ def _load(kind: Any, config: DataConfig) -> DataSet:
         DataError: no network and no files; says which file to put where.
         ConfigError: `data.image_size` is not 32.
     """
-    if config.image_size != 32:
+    if config.size != (32, 32):
         raise ConfigError(
             f"data.image_size={config.image_size}: {config.name} is 32 px; use data.image_size=32"
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from vit.config.errors import ConfigError
 from vit.config.schema import DataConfig
-from vit.data.memory import ArrayImages
+from vit.data.images import ArrayImages
 from vit.data.types import DataSet, Samples
 
 
@@ -20,7 +20,7 @@ def load(config: DataConfig) -> DataSet:
     """
     from sklearn.datasets import load_digits
 
-    if config.image_size != 8:
+    if config.size != (8, 8):
         raise ConfigError(
             f"data.image_size={config.image_size}: the digits are 8 px; use data.image_size=8"
         )

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from vit.config.errors import DataError
 from vit.config.schema import DataConfig
-from vit.data.decode import FileImages
+from vit.data.images import FileImages
+from vit.data.scan import EXTENSIONS, scan, sub_folders
 from vit.data.types import DataSet, Samples
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 SPLITS = ("train", "val", "test")
+Naming = Callable[[list[str]], list[str]]
+"""From the class folders, sorted, to the names of their classes."""
 
 
-def load(config: DataConfig) -> DataSet:
+def as_they_are(folders: list[str]) -> list[str]:
+    """Classes are named as their folders."""
+    return folders
+
+
+def load(config: DataConfig, naming: Naming = as_they_are) -> DataSet:
     """List `data.root`: `<root>/<class>/...` or `<root>/{train,val,test}/<class>/...`.
 
     Raises:
@@ -26,22 +34,20 @@ def load(config: DataConfig) -> DataSet:
     root = Path(config.root)
     if not root.is_dir():
         raise DataError(f"data.root={root} is no folder; check the path")
-    found = _sub_folders(root)
+    found = sub_folders(root)
     if found and found <= set(SPLITS) and "train" not in found:
         raise DataError(f"data.root={root} has {sorted(found)} but no train folder; add it")
-    if "train" in found and _sub_folders(root / "train"):
+    if "train" in found and sub_folders(root / "train"):
         present = [split for split in SPLITS if (root / split).is_dir()]
-        classes = class_names(root / "train")
-        splits = {
-            split: list_samples(root / split, classes, config, prefix=split) for split in present
-        }
+        classes = class_names(root / "train", naming)
+        splits = {split: list_samples(root / split, classes, naming, split) for split in present}
     else:
-        classes = class_names(root)
-        splits = {"train": list_samples(root, classes, config)}
+        classes = class_names(root, naming)
+        splits = {"train": list_samples(root, classes, naming)}
     return DataSet(classes, splits)
 
 
-def load_flat(root: Path, classes: list[str], config: DataConfig) -> Samples:
+def load_flat(root: Path, classes: list[str], naming: Naming = as_they_are) -> Samples:
     """Every image below `root`, which has one sub-folder for each of `classes`.
 
     Raises:
@@ -49,64 +55,50 @@ def load_flat(root: Path, classes: list[str], config: DataConfig) -> Samples:
     """
     if not root.is_dir():
         raise DataError(f"images={root} is no folder; check the path")
-    return list_samples(root, classes, config)
+    return list_samples(root, classes, naming)
 
 
-def class_names(root: Path) -> list[str]:
-    """The sub-folders of `root` in the order of their names.
+def class_names(root: Path, naming: Naming) -> list[str]:
+    """The names of the sub-folders of `root`, in the order of the folders.
 
     Raises:
         DataError: fewer than two.
     """
-    names = sorted(_sub_folders(root))
-    if len(names) < 2:
+    folders = sorted(sub_folders(root))
+    if len(folders) < 2:
         raise DataError(
-            f"{root} has {len(names)} class folders; put the images into one sub-folder per class, "
-            f"at least two"
+            f"{root} has {len(folders)} class folders; put the images into one sub-folder per "
+            f"class, at least two"
         )
-    return names
+    return naming(folders)
 
 
-def list_samples(root: Path, classes: list[str], config: DataConfig, prefix: str = "") -> Samples:
-    """All image files below `root/<class>`, by class and then by path.
+def list_samples(root: Path, classes: list[str], naming: Naming, prefix: str = "") -> Samples:
+    """All image files below `root/<class folder>`, by class and then by path.
 
     Raises:
-        DataError: a class folder is missing, unknown or holds no image.
+        DataError: a class folder is missing, unknown, holds no image or cannot be read.
     """
-    found = _sub_folders(root)
-    if found != set(classes):
-        missing, extra = sorted(set(classes) - found), sorted(found - set(classes))
+    folders = sorted(sub_folders(root))
+    found = naming(folders)
+    if set(found) != set(classes):
+        missing, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
         raise DataError(
             f"{root} does not have the expected class folders: missing {missing}, "
             f"not expected {extra}; expected {classes}"
         )
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        files = sorted(_image_files(root / name))
-        if not files:
-            listed = ", ".join(sorted(EXTENSIONS))
+    try:
+        files = scan(root, folders)
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from None
+    for folder in folders:
+        if not files[folder]:
             raise DataError(
-                f"class folder {root / name} holds no image ({listed}); fill or remove it"
+                f"class folder {root / folder} holds no image ({', '.join(sorted(EXTENSIONS))}); "
+                f"fill or remove it"
             )
-        paths += files
-        labels += [label] * len(files)
-    names = [os.path.join(prefix, os.path.relpath(path, root)) for path in paths]
-    images = FileImages(paths, config.image_size, channels=len(config.mean))
-    return Samples(np.asarray(labels, dtype=np.int64), names, images, np.arange(len(paths)))
-
-
-def _sub_folders(root: Path) -> set[str]:
-    return {e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")}
-
-
-def _image_files(folder: Path) -> list[str]:
-    files = []
-    for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [
-            os.path.join(where, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
-    return files
+    names = [os.path.join(prefix, name) for folder in folders for name in files[folder]]
+    labels = np.repeat(np.arange(len(folders)), [len(files[folder]) for folder in folders])
+    place = str(root).removesuffix(prefix) if prefix else str(root)
+    images = FileImages(place.rstrip(os.sep) or os.sep, names)
+    return Samples(labels.astype(np.int64), names, images, np.arange(len(names)))

@@ -1,11 +1,11 @@
 """Batches as a function of the step: `batch_at(step)` is the only clock.
 
-Legend: N images, B global batch.
+Legend: N images, B global batch, E evaluation batch.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,124 +13,142 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from vit.config.schema import AugmentConfig
-from vit.data import augment
+from vit.data import augment, policies
+from vit.data.order import Order, class_weights
+from vit.data.pool import Bad
+from vit.data.reader import Reader
+from vit.data.stream import Request
 from vit.data.types import Batch, Samples
 from vit.runtime.dist import World
-from vit.runtime.seeding import numpy_generator
-
-
-class Normalise:
-    """uint8 pixels to what the model was trained on.
-
-    Args:
-        mean, std: one value per channel, of pixels in [0, 1].
-        device: where the images will be.
-    """
-
-    def __init__(self, mean: list[float], std: list[float], device: torch.device) -> None:
-        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, S, S) -> float32 (B, C, S, S)."""
-        return augment.normalise(images, self.mean, self.std)
-
-    def undo(self, images: Tensor) -> Tensor:
-        """Normalised images as pixels in [0, 1], for people to look at."""
-        return (images * self.std + self.mean).clamp(0, 1)
 
 
 class TrainLoader:
     """Augmented training batches, every one full; an epoch may end inside a batch.
 
     Args:
-        samples: the training split, N images; decoded and moved to `device` here.
-        classes: number of classes K.
+        samples: the training split, N images.
+        classes: number of classes.
         batch_size: global batch B.
         config: the augmentation.
-        normalise: from pixels to the model's input.
+        balance: `none`, `sampler` (classes are drawn equally often) or `loss` (they weigh equally).
         seed: decides order and augmentation.
-        device: where the images live.
+        reader: how the images are read.
         world: which share of each global batch is ours.
-        workers: processes that decode.
     """
 
     def __init__(
-        self, samples: Samples, classes: int, batch_size: int, config: AugmentConfig,
-        normalise: Normalise, seed: int, device: torch.device, world: World, workers: int,
+        self, samples: Samples, classes: int, batch_size: int, config: AugmentConfig, balance: str,
+        seed: int, reader: Reader, world: World,
     ) -> None:  # fmt: skip
-        self.pixels = torch.from_numpy(samples.read(workers)).to(device)
-        self.labels = torch.from_numpy(samples.labels).to(device)
+        share = batch_size // world.size
         self.names = samples.names
         self.classes = classes
         self.batch_size = batch_size
         self.config = config
-        self.normalise = normalise
         self.seed = seed
-        self.device = device
-        self.world = world
-        self._order = lru_cache(maxsize=2)(self._shuffle)
+        self.device = reader.device
+        self.normalise = reader.normalise
+        self.size = (reader.view.height, reader.view.width)
+        self.order = Order(samples.labels, seed, balance == "sampler")
+        self.part = slice(world.rank * share, (world.rank + 1) * share)
+        self.labels = torch.from_numpy(samples.labels).to(self.device)
+        weights = class_weights(samples.labels, classes) if balance == "loss" else np.ones(classes)
+        self.weights = torch.from_numpy(weights).float().to(self.device)
+        self.bad = reader.bad(samples)
+        low, high = config.crop_scale
+        scale = (low, high) if config.crop == "resized" else None
+        view = replace(reader.view, center_crop=1.0, crop_scale=scale)
+        self.store = reader.open(samples, self.request_at, None, share, view, self.bad)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def indices_at(self, step: int) -> np.ndarray:
         """Which images the global batch of `step` holds, int64 (B,)."""
-        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epoch, offset = np.divmod(position, len(self))
-        index = np.empty(self.batch_size, np.int64)
-        for e in range(epoch[0], epoch[-1] + 1):
-            index[epoch == e] = self._order(e)[offset[epoch == e]]
-        return index
+        return self.order.positions(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def request_at(self, step: int) -> Request:
+        """Which images our share of `step` holds, and how they are cropped."""
+        lots = augment.draw_crops(self.config, self.batch_size, self.seed, step)
+        index = self.indices_at(step)[self.part]
+        return Request(index, None if lots is None else lots[self.part])
 
     def batch_at(self, step: int) -> Batch:
-        """Our share of the batch that the optimiser's step number `step` (from 0) is taken on."""
-        size, share = self.pixels.shape[-1], self.batch_size // self.world.size
-        part = slice(self.world.rank * share, (self.world.rank + 1) * share)
-        index = torch.from_numpy(self.indices_at(step)[part]).to(self.device)
-        draws = augment.draw(self.config, self.batch_size, size, self.seed, step)
-        draws = draws.slice(part).to(self.device)
+        """Our share of the batch that the optimiser's step number `step` (from 0) is taken on.
 
-        labels = self.labels[index]
-        targets = one_hot(labels, self.classes).float()
-        pad = augment.padding(self.config, size)
-        images = self.normalise(augment.crop_flip(self.pixels[index], draws, pad))
+        Raises:
+            DataError: an image is damaged and may not be, or a worker failed.
+        """
+        pixels, index = self._pixels(step)
+        draws = augment.draw(self.config, self.batch_size, self.size, self.seed, step)
+        draws = draws.slice(self.part).to(self.device)
+        chain = policies.draw(self.config, self.batch_size, self.size, self.seed, step)
+
+        labels = self.labels[torch.from_numpy(index).to(self.device)]
+        targets = one_hot(labels, self.classes) * self.weights
+        pixels = augment.crop_flip(pixels, draws, augment.padding(self.config, self.size))
+        images = self.normalise(policies.apply(pixels, chain.slice(self.part)))
         if self.config.erasing:
             images = augment.erase_boxes(images, draws)
         if self.config.mixup or self.config.cutmix:
             images, targets = augment.mix(images, targets, draws)
         return Batch(images, labels, targets)
 
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        return numpy_generator(self.seed, "order", epoch).permutation(len(self))
+    def _pixels(self, step: int) -> tuple[Tensor, np.ndarray]:
+        """Pixels of our share, and which images they are: a damaged one gives way to the next."""
+        pixels, bad = self.store.fetch(step)
+        request = self.request_at(step)
+        index = request.positions.copy()
+        for row in bad:
+            lots = None if request.lots is None else request.lots[row : row + 1]
+            damaged: Bad = {0: bad[row]}
+            while damaged:
+                self.bad.note({int(index[row]): damaged[0]})
+                index[row] = (index[row] + 1) % len(self)
+                pixel, damaged = self.store.render(Request(index[row : row + 1], lots))
+            pixels[row] = pixel[0]
+        return pixels, index
 
 
 class EvalLoader:
-    """Images as they are, in order: batch k is samples [k E, (k+1) E).
+    """Images as they are, in order: batch k is samples [k E, (k+1) E), less the damaged ones.
 
     Args:
-        samples: the split; decoded and moved to `device` here.
+        samples: the split.
         batch_size: E.
-        normalise: from pixels to the model's input.
-        device: where the images live.
-        workers: processes that decode.
+        reader: how the images are read.
     """
 
-    def __init__(
-        self, samples: Samples, batch_size: int, normalise: Normalise, device: torch.device,
-        workers: int,
-    ) -> None:  # fmt: skip
-        self.pixels = torch.from_numpy(samples.read(workers)).to(device)
-        self.labels = torch.from_numpy(samples.labels).to(device)
+    def __init__(self, samples: Samples, batch_size: int, reader: Reader) -> None:
+        self.labels = torch.from_numpy(samples.labels).to(reader.device)
         self.names = samples.names
         self.batch_size = batch_size
-        self.normalise = normalise
+        self.normalise = reader.normalise
+        self.bad = reader.bad(samples)
+        self.store = reader.open(
+            samples, self.request_at, len(self), batch_size, reader.view, self.bad
+        )
 
     def __len__(self) -> int:
         """Number of batches; the last may be short."""
         return -(-len(self.labels) // self.batch_size)
 
-    def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Normalised images (E, C, S, S) and labels (E,) of batch `k`."""
-        part = slice(k * self.batch_size, (k + 1) * self.batch_size)
-        return self.normalise(self.pixels[part]), self.labels[part]
+    def request_at(self, k: int) -> Request:
+        """The samples of batch `k`."""
+        end = min((k + 1) * self.batch_size, len(self.labels))
+        return Request(np.arange(k * self.batch_size, end), None)
+
+    def batch(self, k: int) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Normalised images (E, C, height, width), labels (E,) and positions (E,) of batch `k`.
+
+        Raises:
+            DataError: an image is damaged and may not be, or a worker failed.
+        """
+        pixels, bad = self.store.fetch(k)
+        index = self.request_at(k).positions
+        if bad:
+            self.bad.note({int(index[row]): why for row, why in bad.items()})
+            good = np.setdiff1d(np.arange(len(index)), list(bad))
+            pixels, index = pixels[torch.from_numpy(good).to(pixels.device)], index[good]
+        labels = self.labels[torch.from_numpy(index).to(self.labels.device)]
+        return self.normalise(pixels), labels, index

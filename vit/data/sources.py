@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from vit.config.schema import DataConfig
-from vit.data import cifar, digits, folder
-from vit.data.splits import complete
-from vit.data.types import DataSet
+from vit.data import cifar, digits, folder, imagenet
+from vit.data.splits import complete, limit
+from vit.data.types import DataSet, Samples
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
     "digits": digits.load,
     "cifar10": cifar.load_cifar10,
     "cifar100": cifar.load_cifar100,
     "folder": folder.load,
+    "imagenet": imagenet.load,
 }
+
+
+NAMINGS: dict[str, folder.Naming] = {"imagenet": imagenet.readable}
+"""How sources in folders name their classes, where not as the folders."""
+
+
+def load_images(root: Path, classes: list[str], config: DataConfig) -> Samples:
+    """Every image of a folder with one sub-folder for each of `classes`, named as in `config`.
+
+    Raises:
+        DataError: the folder is missing, or its classes are others.
+    """
+    return folder.load_flat(root, classes, NAMINGS.get(config.name, folder.as_they_are))
 
 
 def load_data_set(config: DataConfig) -> DataSet:
@@ -25,4 +40,6 @@ def load_data_set(config: DataConfig) -> DataSet:
     """
     listed = SOURCES[config.name](config)
     splits = complete(listed.splits, config.val_fraction, config.test_fraction, config.split_seed)
+    if config.limit_per_class is not None:
+        splits["train"] = limit(splits["train"], config.limit_per_class, config.split_seed)
     return DataSet(listed.classes, splits)

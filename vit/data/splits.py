@@ -31,6 +31,19 @@ def cut(samples: Samples, fraction: float, split_seed: int, part: str) -> tuple[
     return samples.take(np.flatnonzero(~chosen)), samples.take(np.flatnonzero(chosen))
 
 
+def limit(samples: Samples, per_class: int, split_seed: int) -> Samples:
+    """At most `per_class` samples of each class, in the original order.
+
+    Which ones depends on `split_seed` alone; those of a smaller limit are among those of a larger.
+    """
+    chosen = np.zeros(len(samples), dtype=bool)
+    for label in np.unique(samples.labels):
+        members = np.flatnonzero(samples.labels == label)
+        shuffled = numpy_generator(split_seed, "limit", int(label)).permutation(members)
+        chosen[shuffled[:per_class]] = True
+    return samples.take(np.flatnonzero(chosen))
+
+
 def complete(
     splits: dict[str, Samples], val_fraction: float, test_fraction: float, split_seed: int
 ) -> dict[str, Samples]:

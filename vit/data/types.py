@@ -7,21 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-
-class Images(Protocol):
-    """Where the pixels of a split come from."""
-
-    def read(self, index: np.ndarray, workers: int) -> np.ndarray:
-        """Pixels of the images `index` (n,): uint8 (n, C, height, width).
-
-        Raises:
-            DataError: images that cannot be decoded, by name.
-        """
+from vit.data.images import Images
 
 
 @dataclass(frozen=True)
@@ -48,10 +38,6 @@ class Samples:
         names = [self.names[i] for i in positions]
         return Samples(self.labels[positions], names, self.images, self.index[positions])
 
-    def read(self, workers: int) -> np.ndarray:
-        """All pixels: uint8 (N, C, height, width)."""
-        return self.images.read(self.index, workers)
-
 
 @dataclass(frozen=True)
 class DataSet:
@@ -68,7 +54,8 @@ class Batch:
     Attributes:
         images: normalised float32 (B, C, height, width), on the device.
         labels: class numbers int64 (B,).
-        targets: class probabilities float32 (B, K); mixed images have two classes.
+        targets: class probabilities float32 (B, K), times the class's weight where the loss is
+            balanced; mixed images have two classes.
     """
 
     images: Tensor

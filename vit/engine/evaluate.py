@@ -23,12 +23,14 @@ class Predictions:
         top: the five most probable classes, best first (fewer with fewer classes), (N, 5).
         probability: of the best class, float32 (N,).
         labels: the truth, (N,).
+        index: which samples of the split they are, (N,): damaged ones may have been left out.
     """
 
     losses: np.ndarray
     top: np.ndarray
     probability: np.ndarray
     labels: np.ndarray
+    index: np.ndarray
 
     def scores(self) -> dict[str, float]:
         """`loss` in nats, `top1` and `top5` in percent, over all samples alike."""
@@ -59,9 +61,9 @@ def predict(
         between: called after every batch; may raise to stop.
     """
     model.eval()
-    parts = []
+    parts, positions = [], []
     for k in range(len(loader)):
-        images, labels = loader.batch(k)
+        images, labels, index = loader.batch(k)
         with autocast(device, precision):
             logits = model.forward(images)
         logits = logits.float()
@@ -69,6 +71,8 @@ def predict(
         top = logits.topk(min(5, logits.shape[1])).indices
         probability = logits.softmax(dim=-1).amax(dim=-1)
         parts.append((losses, top, probability, labels))
+        positions.append(index)
         between()
-    columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
-    return Predictions(columns[0].astype(np.float64), *columns[1:])
+    nats, *others = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    columns = [nats.astype(np.float64), *others, np.concatenate(positions)]
+    return Predictions(*columns)

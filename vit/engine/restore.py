@@ -27,7 +27,8 @@ class Trained:
     Attributes:
         model: the selected weights, on the device, in eval mode.
         classes: names of the logits.
-        preprocessing: `image_size` [height, width], `channels`, `mean`, `std`.
+        preprocessing: how an image becomes the model's input: `image_size` [height, width],
+            `channels`, `mean`, `std`, `center_crop`, and how files are read.
         evaluation: `batch_size` and `precision` of the run's own evaluations.
         config: the run's settings as plain values.
         step: the optimiser step of the weights.
@@ -48,7 +49,7 @@ def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
     m = config.model
     assert not isinstance(m.patch_size, str)
     return VisionTransformer(
-        image_size=config.data.image_size,
+        image_size=config.data.size,
         patch_size=m.patch_size,
         num_classes=num_classes,
         dim=m.dim,
@@ -83,6 +84,10 @@ def to_checkpoint(
             "channels": model.spec["channels"],
             "mean": config.data.mean,
             "std": config.data.std,
+            "center_crop": config.data.center_crop,
+            "interpolation": "bilinear",
+            "exif_rotation": "applied",
+            "transparency": "on white",
         },
         "classes": classes,
         "evaluation": {

@@ -12,10 +12,11 @@ from vit.artifacts import checkpoint, console
 from vit.artifacts.logger import RunLogger, image_grid
 from vit.artifacts.run_dir import RunDir
 from vit.config.compose import flatten, to_plain
-from vit.config.errors import DivergedError, InterruptedRun
+from vit.config.errors import DataError, DivergedError, InterruptedRun
 from vit.config.resolve import Plan
 from vit.config.schema import RunConfig
 from vit.data.loader import EvalLoader, TrainLoader
+from vit.data.reader import BadImages
 from vit.engine.cadence import due
 from vit.engine.clock import Clock
 from vit.engine.evaluate import predict
@@ -86,6 +87,11 @@ class Trainer:
             except InterruptedRun:
                 self._save()
                 raise
+            except DataError as error:
+                if self.state.step == 0:
+                    raise
+                self._save()
+                raise DataError(f"{error}; {self._saved_here()}") from None
 
     def _finished(self) -> bool:
         patience = self.parts.config.trainer.early_stop
@@ -151,6 +157,7 @@ class Trainer:
             "lr": lr,
             "grad_norm": means["grad_norm"],
             "bad_steps": total,
+            "bad_images": len(self.parts.train.bad.reasons),
             "images_per_second": round(speed, 1),
             "mfu": round(3 * self.flops * speed / self.rate, 4),
             "seconds": round(seconds, 3),
@@ -160,6 +167,7 @@ class Trainer:
         self.bar.show(
             loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}", eta=console.duration(left)
         )
+        self._tell_damaged(self.parts.train.bad, "replaced by the next ones")
         if most >= config.trainer.max_bad_steps:
             norm = means["grad_norm"]
             ids = [self.parts.train.names[i] for i in self.parts.train.indices_at(last)[:8]]
@@ -191,7 +199,13 @@ class Trainer:
 
     def _score(self, model: VisionTransformer, loader: EvalLoader) -> dict[str, float]:
         precision = self.parts.config.trainer.precision
-        return predict(model, loader, self.parts.device, precision, self._stop_if_asked).scores()
+        predictions = predict(model, loader, self.parts.device, precision, self._stop_if_asked)
+        self._tell_damaged(loader.bad, "left out of the scores")
+        return predictions.scores()
+
+    def _tell_damaged(self, bad: BadImages, fate: str) -> None:
+        for name, why in bad.news().items():
+            console.warn(f"damaged images are {fate}: {name} ({why})")
 
     def _epoch_line(self) -> None:
         state, plan = self.state, self.parts.plan
@@ -222,6 +236,7 @@ class Trainer:
                 **state.state_dict(),
                 "metrics_bytes": parts.logger.durable_bytes(),
                 "environment": environment(parts.device),
+                "bad_images": parts.train.bad.reasons,
             }
             content = to_checkpoint(state, parts.config, parts.classes, training)
             checkpoint.save(parts.run.step_file(state.step), content)
@@ -232,9 +247,13 @@ class Trainer:
         if signum is not None:
             raise InterruptedRun(
                 signum,
-                f"interrupted and saved at step {self.state.step}; go on with "
-                f"`vit-train resume={self.parts.run.path}`",
+                f"interrupted and {self._saved_here()}",
             )
+
+    def _saved_here(self) -> str:
+        return (
+            f"saved at step {self.state.step}; go on with `vit-train resume={self.parts.run.path}`"
+        )
 
     def _final_scores(self) -> dict[str, float]:
         """Scores of the best weights (without validation: the last) on val and test."""

@@ -1,0 +1,163 @@
+"""Image operations of the automatic augmentations, batched, each image with its own magnitude.
+
+They give what torchvision's `transforms.v2.functional` gives for one image (nearest neighbour,
+black where nothing was), on whatever device the batch is. A new one is a function and a line in
+OPERATIONS.
+
+Legend: B batch, C channels (3 or 1), H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as single
+
+Operation = Callable[[Tensor, Tensor], Tensor]
+"""uint8 images (B, C, H, W) and float32 magnitudes (B,) -> uint8 images (B, C, H, W)."""
+
+
+def identity(images: Tensor, magnitude: Tensor) -> Tensor:
+    """The images as they are."""
+    return images
+
+
+def shear_x(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Shift row y to the left by `magnitude` times y; the top stays."""
+    return _affine(images, x_of_y=magnitude, corner=True)
+
+
+def shear_y(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Shift column x up by `magnitude` times x; the left edge stays."""
+    return _affine(images, y_of_x=magnitude, corner=True)
+
+
+def translate_x(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Shift to the right by `magnitude` whole pixels."""
+    return _affine(images, x=-magnitude.trunc())
+
+
+def translate_y(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Shift down by `magnitude` whole pixels."""
+    return _affine(images, y=-magnitude.trunc())
+
+
+def rotate(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Rotate around the centre by `magnitude` degrees, counter-clockwise."""
+    radians = torch.deg2rad(magnitude)
+    cos, sin = radians.cos(), radians.sin()
+    return _affine(images, x_of_x=cos, x_of_y=-sin, y_of_x=sin, y_of_y=cos)
+
+
+def brightness(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Blend with black: factor 1 + magnitude of the image."""
+    return _blend(images, torch.zeros((), device=images.device), magnitude)
+
+
+def color(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Blend with its gray version: factor 1 + magnitude of the image."""
+    return _blend(images, _gray(images), magnitude)
+
+
+def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Blend with its mean gray: factor 1 + magnitude of the image."""
+    return _blend(images, _gray(images).mean(dim=(1, 2, 3), keepdim=True), magnitude)
+
+
+def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Blend with its smoothed version: factor 1 + magnitude of the image."""
+    channels, height, width = images.shape[1:]
+    if height <= 2 or width <= 2:
+        return images
+    kernel = torch.ones(3, 3, device=images.device)
+    kernel[1, 1] = 5.0
+    kernel = (kernel / 13).expand(channels, 1, 3, 3)
+    smooth = images.float()
+    smooth[:, :, 1:-1, 1:-1] = F.conv2d(images.float(), kernel, groups=channels).round()
+    return _blend(images, smooth, magnitude)
+
+
+def posterize(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Keep the `magnitude` highest bits of each value."""
+    low_bits = (2 ** (8 - magnitude) - 1).to(torch.uint8)
+    return images & ~low_bits[:, None, None, None]
+
+
+def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Invert values of `magnitude` and more."""
+    return torch.where(images >= magnitude[:, None, None, None], 255 - images, images)
+
+
+def autocontrast(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Stretch each channel to the full range."""
+    stretched: Tensor = single.autocontrast_image(images)
+    return stretched
+
+
+def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Flatten each channel's histogram."""
+    flat: Tensor = single.equalize_image(images)
+    return flat
+
+
+OPERATIONS: dict[str, Operation] = {
+    "identity": identity,
+    "shear_x": shear_x,
+    "shear_y": shear_y,
+    "translate_x": translate_x,
+    "translate_y": translate_y,
+    "rotate": rotate,
+    "brightness": brightness,
+    "color": color,
+    "contrast": contrast,
+    "sharpness": sharpness,
+    "posterize": posterize,
+    "solarize": solarize,
+    "autocontrast": autocontrast,
+    "equalize": equalize,
+}
+
+
+def _blend(images: Tensor, other: Tensor, magnitude: Tensor) -> Tensor:
+    factor = (1 + magnitude)[:, None, None, None]
+    return (images * factor + other * (1 - factor)).clamp(0, 255).to(torch.uint8)
+
+
+def _gray(images: Tensor) -> Tensor:
+    """Luminance in whole numbers, float32 (B, 1, H, W)."""
+    if images.shape[1] == 1:
+        return images.float()
+    red, green, blue = images.float().unbind(1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()[:, None]
+
+
+def _affine(
+    images: Tensor,
+    x_of_x: Tensor | float = 1.0,
+    x_of_y: Tensor | float = 0.0,
+    y_of_x: Tensor | float = 0.0,
+    y_of_y: Tensor | float = 1.0,
+    x: Tensor | float = 0.0,
+    y: Tensor | float = 0.0,
+    corner: bool = False,
+) -> Tensor:
+    """Take the pixel at (y_of_x * u + y_of_y * v + y, x_of_x * u + x_of_y * v + x) for (v, u).
+
+    Coordinates are pixels from the centre, or from the top left corner if `corner`.
+    """
+    height, width = images.shape[-2:]
+
+    def column(value: Tensor | float) -> Tensor:
+        return torch.as_tensor(value, device=images.device).expand(len(images))[:, None, None]
+
+    origin_x, origin_y = (0.0, 0.0) if corner else (width / 2, height / 2)
+    u = torch.arange(width, device=images.device) + 0.5 - origin_x  # W
+    v = (torch.arange(height, device=images.device) + 0.5 - origin_y)[:, None]  # H 1
+    from_x = column(x_of_x) * u + column(x_of_y) * v + column(x) + origin_x  # B H W
+    from_y = column(y_of_x) * u + column(y_of_y) * v + column(y) + origin_y
+    grid = torch.stack([from_x / width, from_y / height], dim=-1) * 2 - 1
+    moved = F.grid_sample(images.float(), grid, mode="nearest", align_corners=False)
+    return moved.to(torch.uint8)

@@ -1,0 +1,194 @@
+"""Processes that render images into shared memory; a worker that dies or hangs is told by file.
+
+What is rendered is said by the request alone, so the number of workers changes nothing but the
+time. Needs no torch, so that a worker starts at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from ctypes import c_char
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import numpy as np
+
+from vit.config.errors import ConfigError, DataError
+from vit.data.decode import decode, reason
+from vit.data.views import View
+
+Bad = dict[int, str]
+"""Rows whose image cannot be decoded, with the reason."""
+
+_LINE = 4096
+_board: Any = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images for one worker.
+
+    Attributes:
+        memory: name of the shared memory that the pixels go to.
+        offset: of the first row in it, in bytes.
+        first: number of the first row.
+        paths: one file per row.
+        lots: what random crops are drawn with, as in `View.render`; None: no random crop.
+        view: from an image to pixels.
+    """
+
+    memory: str
+    offset: int
+    first: int
+    paths: Sequence[str]
+    lots: np.ndarray | None
+    view: View
+
+
+def render_into(rows: np.ndarray, chunk: Chunk) -> Bad:
+    """Render the images of `chunk` into `rows`, uint8 (n, channels, height, width)."""
+    bad: Bad = {}
+    for i, path in enumerate(chunk.paths):
+        if _board is not None:
+            _board.value = path.encode(errors="replace")[: _LINE - 1]
+        lots = None if chunk.lots is None else chunk.lots[i]
+        try:
+            rows[i] = chunk.view.render(decode(path, chunk.view.channels), lots)
+        except Exception as error:  # decoders raise a wide range of types
+            rows[i] = 0
+            bad[chunk.first + i] = reason(error)
+    if _board is not None:
+        _board.value = b""
+    return bad
+
+
+class WorkerPool:
+    """Processes that render chunks, started when they are first needed.
+
+    Args:
+        workers: how many.
+        timeout: seconds after which a chunk that is waited for counts as hanging.
+    """
+
+    def __init__(self, workers: int, timeout: float) -> None:
+        self.workers = workers
+        self.timeout = timeout
+        self._pool: ProcessPoolExecutor | None = None
+        self._boards: list[Any] = []
+
+    def submit(self, chunk: Chunk) -> Future[Bad]:
+        """Have `chunk` rendered."""
+        if self._pool is None:
+            # A fresh interpreter per worker: forking a process that runs torch's threads can hang.
+            context = multiprocessing.get_context("spawn")
+            self._boards = [context.Array(c_char, _LINE, lock=False) for _ in range(self.workers)]
+            turn = context.Value("i", 0)
+            self._pool = ProcessPoolExecutor(
+                self.workers, context, _start_worker, (turn, self._boards)
+            )
+        try:
+            return self._pool.submit(_render, chunk)
+        except BrokenProcessPool:
+            raise self._died() from None
+
+    def result(self, future: Future[Bad]) -> Bad:
+        """What `future` gives.
+
+        Raises:
+            DataError: a worker died or hangs; names the files that were being read.
+        """
+        try:
+            return future.result(self.timeout)
+        except BrokenProcessPool:
+            raise self._died() from None
+        except TimeoutError:
+            names = self._being_read()
+            self.stop()
+            raise DataError(
+                f"a data worker said nothing for {self.timeout:g} s while reading {names}; is the "
+                f"disk reachable? If it is just slow, raise data.timeout"
+            ) from None
+
+    def stop(self) -> None:
+        """End all workers at once; the next chunk starts new ones."""
+        if self._pool is not None:
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _died(self) -> DataError:
+        names = self._being_read()
+        self.stop()
+        return DataError(
+            f"a data worker was killed, perhaps for want of memory, while reading {names}; try "
+            f"fewer data.workers"
+        )
+
+    def _being_read(self) -> str:
+        """The files that workers are at, or died at."""
+        names = [board.value.decode(errors="replace") for board in self._boards]
+        return " or ".join(filter(None, names)) or "no file"
+
+
+def shared_memory(size: int) -> SharedMemory:
+    """Memory that workers share, where there is room for it.
+
+    Raises:
+        ConfigError: too little room in /dev/shm, which a write to it would end the process for.
+    """
+    if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free < size:
+        raise ConfigError(
+            f"workers need {size / 2**20:.0f} MiB of shared memory, more than /dev/shm has free; "
+            f"give it more (docker: --shm-size), or try data.workers=0 or a smaller "
+            f"trainer.batch_size"
+        )
+    return SharedMemory(create=True, size=size)
+
+
+def worker_count(workers: int | str) -> int:
+    """`auto` is one per processor that this process may use, at most 16."""
+    if isinstance(workers, int):
+        return workers
+    available = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return min(available, 16)
+
+
+@cache
+def _attach(name: str) -> SharedMemory:
+    return SharedMemory(name)
+
+
+def _render(chunk: Chunk) -> Bad:
+    shape = (len(chunk.paths), *chunk.view.shape)
+    rows = np.ndarray(shape, np.uint8, _attach(chunk.memory).buf, chunk.offset)
+    return render_into(rows, chunk)
+
+
+def _start_worker(turn: Any, boards: list[Any]) -> None:
+    global _board
+    with turn.get_lock():
+        _board = boards[turn.value % len(boards)]
+        turn.value += 1
+    # Ctrl-C goes to the whole process group; the main process decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed leaves no worker behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,273 @@
+"""How a run reads its images: into what, held or streamed, and what a damaged one means.
+
+Legend: B images of a batch, C channels, N images of a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vit.config.errors import DataError
+from vit.config.schema import DataConfig
+from vit.data.images import ArrayImages, FileImages
+from vit.data.pool import Bad, WorkerPool, worker_count
+from vit.data.resample import resize_boxes
+from vit.data.stream import Request, Stream
+from vit.data.types import Samples
+from vit.data.views import View, crop_boxes
+
+POOL_FROM = 1024
+"""Fewer images than this are decoded in the process itself: workers would take longer to start."""
+_ROWS = 256
+
+
+class Store(Protocol):
+    """The pixels of a split, batch by batch."""
+
+    def fetch(self, k: int) -> tuple[Tensor, Bad]:
+        """Batch `k`: uint8 (B, C, height, width) on the device, and its damaged rows."""
+
+    def render(self, request: Request) -> tuple[Tensor, Bad]:
+        """As `fetch`, of any images."""
+
+
+class Normalise:
+    """uint8 pixels to what the model was trained on.
+
+    Args:
+        mean, std: one value per channel, of pixels in [0, 1].
+        device: where the images will be.
+    """
+
+    def __init__(self, mean: list[float], std: list[float], device: torch.device) -> None:
+        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, height, width) -> float32 (pixel / 255 - mean) / std."""
+        return (images.float() - 255 * self.mean) / (255 * self.std)
+
+    def undo(self, images: Tensor) -> Tensor:
+        """Normalised images as pixels in [0, 1], for people to look at."""
+        return (images * self.std + self.mean).clamp(0, 1)
+
+
+class BadImages:
+    """The images of a split that turned out damaged, and whether that may be.
+
+    Args:
+        names: of all images of the split.
+        allowed: how many may be damaged; None: not one.
+    """
+
+    def __init__(self, names: Sequence[str], allowed: int | None) -> None:
+        self.names = names
+        self.allowed = allowed
+        self.reasons: dict[int, str] = {}
+        self._told: set[int] = set()
+
+    def named(self) -> dict[str, str]:
+        """The damaged images by name, with the reasons."""
+        return {self.names[i]: self.reasons[i] for i in sorted(self.reasons)}
+
+    def news(self) -> dict[str, str]:
+        """Those that this was not told before, by name, with the reasons."""
+        fresh = sorted(self.reasons.keys() - self._told)
+        self._told |= set(fresh)
+        return {self.names[i]: self.reasons[i] for i in fresh}
+
+    def note(self, bad: Mapping[int, str]) -> None:
+        """Remember damaged images by position.
+
+        Raises:
+            DataError: naming them, up to ten: they are not to be skipped, or too many.
+        """
+        self.reasons |= bad
+        if not bad or (self.allowed is not None and len(self.reasons) <= self.allowed):
+            return
+        listed = sorted(self.reasons)
+        shown = "; ".join(f"{self.names[i]} ({self.reasons[i]})" for i in listed[:10])
+        more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+        raise DataError(
+            f"{len(listed)} of {len(self.names)} images cannot be decoded"
+            + (
+                "; repair or remove them, or skip them with data.on_bad_image=skip"
+                if self.allowed is None
+                else f", {self.allowed} allowed by data.bad_image_limit; repair or remove them"
+            )
+            + f": {shown}{more}"
+        )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How images are read.
+
+    Attributes:
+        view: what evaluation sees of an image.
+        normalise: from pixels to the model's input.
+        device: where the images go.
+        held: decoded once and held on the device, or streamed from their files.
+        pool: decodes.
+        bad_images: share of a split's images that may be damaged; None: not one.
+    """
+
+    view: View
+    normalise: Normalise
+    device: torch.device
+    held: bool
+    pool: WorkerPool
+    bad_images: float | None
+
+    @classmethod
+    def of(cls, config: DataConfig, device: torch.device) -> Reader:
+        """The reader that settings describe."""
+        height, width = config.size
+        return cls(
+            view=View(height, width, len(config.mean), config.center_crop),
+            normalise=Normalise(config.mean, config.std, device),
+            device=device,
+            held=config.memory == "device",
+            pool=WorkerPool(worker_count(config.workers), config.timeout),
+            bad_images=config.bad_image_limit if config.on_bad_image == "skip" else None,
+        )
+
+    def bad(self, samples: Samples) -> BadImages:
+        """A record of the damaged ones among `samples`."""
+        share = self.bad_images
+        return BadImages(samples.names, None if share is None else int(share * len(samples)))
+
+    def open(
+        self, samples: Samples, request_at: Callable[[int], Request], batches: int | None,
+        rows: int, view: View, bad: BadImages,
+    ) -> Store:  # fmt: skip
+        """The store of a split; held images are decoded here.
+
+        Args:
+            samples: the split.
+            request_at: what batch `k` is.
+            batches: how many there are; None: without end.
+            rows: most images of a batch.
+            view: from an image to pixels.
+            bad: is told the damaged images, of a held split at once.
+        """
+        damaged: Bad = {}
+        if isinstance(samples.images, ArrayImages):
+            pixels = samples.images.pixels[samples.index]
+        elif self.held:
+            pixels, damaged = decode_all(samples, replace(view, crop_scale=None), self.pool)
+            bad.note(damaged)
+        else:
+            stream = Stream(
+                samples.images, samples.index, request_at, batches, rows, view, self.pool
+            )
+            return Streamed(stream, self.device)
+        return Held(torch.from_numpy(pixels).to(self.device), damaged, request_at, view)
+
+
+class Held:
+    """Images decoded and held on the device.
+
+    Args:
+        pixels: uint8 (N, C, height, width).
+        damaged: positions whose pixels mean nothing.
+        request_at: what batch `k` is.
+        view: whose random crop is made of the held pixels.
+    """
+
+    def __init__(
+        self, pixels: Tensor, damaged: Bad, request_at: Callable[[int], Request], view: View
+    ) -> None:
+        self.pixels = pixels
+        self.damaged = damaged
+        self.request_at = request_at
+        self.view = view
+
+    def fetch(self, k: int) -> tuple[Tensor, Bad]:
+        """See Store."""
+        return self.render(self.request_at(k))
+
+    def render(self, request: Request) -> tuple[Tensor, Bad]:
+        """See Store."""
+        at = request.positions
+        images = self.pixels[torch.from_numpy(at).to(self.pixels.device)]
+        if request.lots is not None and self.view.crop_scale is not None:
+            boxes = crop_boxes(
+                request.lots, self.view.height, self.view.width, self.view.crop_scale
+            )
+            images = resize_boxes(images, torch.from_numpy(boxes).to(images.device))
+        if not self.damaged:
+            return images, {}
+        return images, {r: self.damaged[p] for r, p in enumerate(at) if p in self.damaged}
+
+
+class Streamed:
+    """Images rendered from their files, on the device."""
+
+    def __init__(self, stream: Stream, device: torch.device) -> None:
+        self.stream = stream
+        self.device = device
+
+    def fetch(self, k: int) -> tuple[Tensor, Bad]:
+        """See Store."""
+        pixels, bad = self.stream.fetch(k)
+        return torch.from_numpy(pixels).to(self.device), bad
+
+    def render(self, request: Request) -> tuple[Tensor, Bad]:
+        """See Store."""
+        pixels, bad = self.stream.render(request)
+        return torch.from_numpy(pixels).to(self.device), bad
+
+
+def decode_all(samples: Samples, view: View, pool: WorkerPool) -> tuple[np.ndarray, Bad]:
+    """All images of a split in files.
+
+    Returns:
+        uint8 (N, C, height, width), and the damaged ones by position.
+    """
+    pixels = np.empty((len(samples), *view.shape), np.uint8)
+    bad: Bad = {}
+    for first, rows, damaged in _in_order(samples, view, pool, "decoding"):
+        pixels[first : first + len(rows)] = rows
+        bad |= damaged
+    return pixels, bad
+
+
+def verify(samples: Samples, reader: Reader) -> Bad:
+    """Decode all images of a split, keep none, and give the damaged ones by position."""
+    bad: Bad = {}
+    if isinstance(samples.images, ArrayImages):
+        return bad
+    for _, _, damaged in _in_order(samples, reader.view, reader.pool, "verifying"):
+        bad |= damaged
+    return bad
+
+
+def _in_order(
+    samples: Samples, view: View, pool: WorkerPool, what: str
+) -> Iterator[tuple[int, np.ndarray, Bad]]:
+    """Position of the first image, pixels and damaged positions, batch by batch, with a bar."""
+    assert isinstance(samples.images, FileImages)
+    count = len(samples)
+    batches = -(-count // _ROWS)
+    stream = Stream(
+        samples.images,
+        samples.index,
+        lambda k: Request(np.arange(k * _ROWS, min((k + 1) * _ROWS, count)), None),
+        batches,
+        _ROWS,
+        view,
+        pool if count >= POOL_FROM else WorkerPool(0, pool.timeout),
+    )
+    with tqdm(total=count, desc=what, unit="img", disable=None, leave=False) as bar:
+        for k in range(batches):
+            rows, damaged = stream.fetch(k)
+            yield k * _ROWS, rows, {k * _ROWS + row: why for row, why in damaged.items()}
+            bar.update(len(rows))
