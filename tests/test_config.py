@@ -27,7 +27,7 @@ from vit.config.compose import (
     to_plain,
 )
 from vit.config.errors import ConfigError, NoCheckpointError
-from vit.config.resolve import MEMORY_LIMIT, check_memory, plan, resolve
+from vit.config.resolve import MEMORY_LIMIT, plan, resolve, resolve_memory
 from vit.config.resume import MAY_CHANGE, changes, with_saved
 from vit.config.schema import EvalConfig, registry_names
 from vit.config.suggest import nearest
@@ -498,15 +498,16 @@ def test_automatic_patch_size(size, patch):
 
 
 def test_automatic_patch_size_of_the_digits_is_small():
-    assert auto_patch_size(8) in (1, 2)
+    assert auto_patch_size(8, 8) == 2
 
 
 @UNHURRIED
-@given(size=st.integers(4, 4096))
-def test_automatic_patch_size_always_divides(size):
-    patch = auto_patch_size(size)
-    assert size % patch == 0
-    assert patch < size
+@given(height=st.integers(4, 4096), width=st.integers(4, 4096))
+def test_automatic_patch_size_always_divides(height, width):
+    patch = auto_patch_size(height, width)
+    assert height % patch == 0
+    assert width % patch == 0
+    assert patch < min(height, width)
 
 
 @UNHURRIED
@@ -540,15 +541,59 @@ def test_resolving_changes_nothing_but_auto_and_only_once():
     after = resolve(before, bf16=True)
     old, new = flatten(to_plain(before)), flatten(to_plain(after))
     assert all(old[key] == "auto" for key in KEYS if old[key] != new[key])
-    assert {key for key in KEYS if new[key] == "auto"} == {"trainer.device", "data.workers"}
+    later = {"trainer.device", "data.workers", "data.memory"}
+    assert {key for key in KEYS if new[key] == "auto"} == later
     assert resolve(after, bf16=False) == after
     assert to_config(to_plain(after)) == after
 
 
+LIMIT = MEMORY_LIMIT // (3 * 64 * 64)
+
+
+@pytest.mark.parametrize(
+    ("images", "in_files", "crop", "memory"),
+    [
+        (LIMIT, True, "padded", "device"),
+        (LIMIT + 1, True, "padded", "stream"),
+        (10, True, "resized", "stream"),
+        (10, False, "resized", "device"),
+    ],
+)
+def test_where_images_are_held(images, in_files, crop, memory):
+    changes = {"data__image_size": 64, "data__mean": [0.5] * 3, "data__std": [0.5] * 3}
+    config = resolve(to_config(changed(**changes, augment__crop=crop)), bf16=False)
+    held = resolve_memory(config, images, in_files=in_files)
+    assert held.data.memory == memory
+    assert resolve_memory(held, images, in_files=in_files) == held
+
+
 def test_data_sets_are_measured_before_they_are_decoded():
-    check_memory(MEMORY_LIMIT, 64)
-    with pytest.raises(ConfigError, match=r"8\.0 GiB.*data\.image_size than 64"):
-        check_memory(2 * MEMORY_LIMIT, 64)
+    plain = changed(data__memory="device", data__mean=[0.5], data__std=[0.5])
+    config = resolve(to_config(plain), bf16=False)
+    fits = MEMORY_LIMIT // (config.data.size[0] * config.data.size[1])
+    assert resolve_memory(config, fits, in_files=True) == config
+    with pytest.raises(ConfigError, match=r"8\.0 GiB.*try data\.memory=stream"):
+        resolve_memory(config, 2 * fits, in_files=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop"), [(127, "padded"), (128, "resized"), ([96, 256], "padded")]
+)
+def test_photos_are_cropped_and_resized(size, crop):
+    config = resolve(to_config(changed(data__image_size=size, model__patch_size=1)), bf16=False)
+    assert config.augment.crop == crop
+
+
+def test_sizes_may_differ_in_height_and_width():
+    config = resolve(to_config(changed(data__image_size=[224, 288])), bf16=False)
+    assert config.data.size == (224, 288)
+    assert config.model.patch_size == 16
+    wrong = outcome(changed(data__image_size=[224, 288], model__patch_size=20))[1]
+    assert (
+        "model.patch_size=20 does not divide data.image_size=[224, 288]; try 8 or 16" in wrong[0]
+    )
+    for bad in ([224], [224, 288, 3], [2, 224], "big"):
+        assert outcome(changed(data__image_size=bad))[1], bad
 
 
 @UNHURRIED
@@ -591,7 +636,9 @@ OTHER = {
     "trainer.epochs": 1000.0, "trainer.device": "cpu", "trainer.compile": True,
     "trainer.log_every": 3, "trainer.save_every": "2ep", "trainer.keep": 9,
     "trainer.early_stop": 4, "data.root": "/elsewhere", "data.workers": 2,
-    "outputs": "elsewhere", "name": "other", "resume": "outputs/run",
+    "outputs": "elsewhere", "name": "other", "resume": "outputs/run", "data.timeout": 5.0,
+    "data.verify": True, "data.on_bad_image": "skip", "data.bad_image_limit": 0.5,
+    "trainer.checkpoint_activations": True,
 }  # fmt: skip
 
 
@@ -628,7 +675,7 @@ def test_every_refusal_is_reported_at_once():
 def test_automatic_values_stay_what_they_became():
     saved = to_plain(resolve(to_config(composed()), bf16=True))
     kept = with_saved(saved, composed())
-    for key in ("model.patch_size", "augment.flip", "trainer.precision", "data.memory"):
+    for key in ("model.patch_size", "augment.flip", "augment.crop", "trainer.precision"):
         assert flatten(kept)[key] == SAVED[key] != "auto"
     assert to_config(kept) == to_config(saved)
 

@@ -107,6 +107,7 @@ def _train(config: RunConfig, run: RunDir, stop: StopRequest) -> None:
         raise
     finally:
         stop.immediate()
+        parts.train.close()
         parts.logger.close()
     run.write_summary(summary(parts, "finished", scores))
     _say_goodbye(parts, scores)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit.data.views import MAX_PIXELS
 
@@ -40,7 +40,7 @@ def decode(path: str, channels: int) -> Image.Image:
                 image = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
             else:
                 image = flatten(file)
-    image = image.convert("RGB" if channels == 3 else "L")
+            image = image.convert("RGB" if channels == 3 else "L")
     if orientation != 1:
         image.getexif()[0x0112] = orientation
         image = ImageOps.exif_transpose(image)
@@ -61,5 +61,7 @@ def flatten(image: Image.Image) -> Image.Image:
 
 def reason(error: Exception) -> str:
     """Why an image cannot be decoded, in a few words of one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"the content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return text.replace(repr(error.filename), "it") if isinstance(error, OSError) else text

@@ -46,6 +46,7 @@ class TrainLoader:
         self.batch_size = batch_size
         self.config = config
         self.seed = seed
+        self.reader = reader
         self.device = reader.device
         self.normalise = reader.normalise
         self.size = (reader.view.height, reader.view.width)
@@ -62,6 +63,10 @@ class TrainLoader:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def close(self) -> None:
+        """End the workers."""
+        self.reader.pool.stop()
 
     def indices_at(self, step: int) -> np.ndarray:
         """Which images the global batch of `step` holds, int64 (B,)."""

@@ -181,8 +181,9 @@ def _start_worker(turn: Any, boards: list[Any]) -> None:
     with turn.get_lock():
         _board = boards[turn.value % len(boards)]
         turn.value += 1
-    # Ctrl-C goes to the whole process group; the main process decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals often go to the whole process group; the main process decides what they mean.
+    for signum in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

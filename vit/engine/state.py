@@ -126,7 +126,7 @@ def flops_per_image(model: VisionTransformer) -> int:
 
     height, width = model.spec["image_size"]
     with torch.device("meta"):
-        twin = VisionTransformer(**model.spec)
+        twin = VisionTransformer(**model.spec).requires_grad_(False)
         images = torch.empty(1, model.spec["channels"], height, width)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():

@@ -71,19 +71,13 @@ class Trainer:
 
         Raises:
             InterruptedRun: a signal came; the state was saved.
+            DataError: a damaged image, or a worker that failed; the state was saved.
             DivergedError: too many steps in a row were not finite.
         """
         self.parts.stop.defer()
         with contextlib.closing(self.bar):
             try:
-                self._show_first_batch()
-                if self._evaluation_is_due():  # a signal cut it short
-                    self._round_off()
-                while not self._finished():
-                    self._step()
-                    self._round_off()
-                    self._stop_if_asked()
-                return self._final_scores()
+                return self._train()
             except InterruptedRun:
                 self._save()
                 raise
@@ -91,7 +85,18 @@ class Trainer:
                 if self.state.step == 0:
                     raise
                 self._save()
+                self._stop_if_asked()  # a signal to all processes ends the workers too
                 raise DataError(f"{error}; {self._saved_here()}") from None
+
+    def _train(self) -> dict[str, float]:
+        self._show_first_batch()
+        if self._evaluation_is_due():  # a signal cut it short
+            self._round_off()
+        while not self._finished():
+            self._step()
+            self._round_off()
+            self._stop_if_asked()
+        return self._final_scores()
 
     def _finished(self) -> bool:
         patience = self.parts.config.trainer.early_stop
