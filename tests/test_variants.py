@@ -81,6 +81,7 @@ def test_every_combination_trains_and_survives(positions, pool, attention):
             assert parameter.grad.any(), (norm, mlp, name)
 
         twin = VisionTransformer(**model.spec)
+        assert not torch.equal(twin(images), logits)
         twin.load_state_dict(model.state_dict(), strict=True)
         assert torch.equal(twin.eval()(images), model.eval()(images))
         with torch.autocast("cpu", torch.bfloat16):
@@ -98,12 +99,12 @@ def test_what_timm_lacks_is_refused(key, name):
         timm_kwargs(model_with(**{key: name}).spec)
 
 
-def assert_compiled_is_eager(backend, positions, pool, attention, norm, mlp):
+def assert_compiled_is_eager(backend, positions, pool, attention, norm, mlp, depth):
     """Logits and gradients of masked images, and no break in the graph."""
     torch.compiler.reset()
     model = model_with(
-        positions=positions, pool=pool, attention=attention, norm=norm, mlp=mlp, registers=2,
-        layer_scale=0.1, qk_norm=True,
+        positions=positions, pool=pool, attention=attention, norm=norm, mlp=mlp, depth=depth,
+        registers=2, layer_scale=0.1, qk_norm=True,
     )  # fmt: skip
     mask = torch.arange(16) < torch.tensor([13, 16])[:, None]
     results = []
@@ -122,7 +123,7 @@ SOME = [tuple(c) for _, *c in zip(range(6), *map(itertools.cycle, REGISTRIES), s
 
 @pytest.mark.parametrize("names", SOME, ids="-".join)
 def test_the_compiler_reads_every_kind(names):
-    assert_compiled_is_eager("aot_eager", *names)
+    assert_compiled_is_eager("aot_eager", *names, depth=2)
 
 
 def test_every_kind_is_compiled():
@@ -131,10 +132,21 @@ def test_every_kind_is_compiled():
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_compiled_code_computes_the_same(tmp_path, monkeypatch):
-    """One real compilation, 15 to 30 seconds: nothing of an earlier one is taken."""
+    """One real compilation, about half a minute: nothing of an earlier one is taken."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    assert_compiled_is_eager("inductor", "rope2d", "attention", "cosine", "rmsnorm", "swiglu")
+    names = ("rope2d", "attention", "cosine", "rmsnorm", "swiglu")
+    assert_compiled_is_eager("inductor", *names, depth=1)
     assert any(tmp_path.rglob("*.cpp"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_whole_model_takes_another_dtype(dtype, attention):
+    knobs = {"norm": "rmsnorm", "qk_norm": True, "positions": "rope2d", "pool": "attention"}
+    model = model_with(**knobs, attention=attention).eval().to(dtype)
+    images = images_for(model).to(dtype)
+    assert model(images).dtype == dtype
+    assert model(images[:0]).shape == (0, 5)
 
 
 def test_registers_are_no_patches():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,11 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> Trained:
         >>> run.classes[probabilities[0].argmax()]  # doctest: +SKIP
         'rose'
     """
-    return load_trained(Path(path), torch.device(device), partial(warnings.warn, stacklevel=3))
+    told: list[str] = []
+    run = load_trained(Path(path), torch.device(device), told.append)
+    for message in told:
+        warnings.warn(message, stacklevel=2)
+    return run
 
 
 def load_trained(where: Path, device: torch.device, report: Callable[[str], None]) -> Trained:

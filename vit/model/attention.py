@@ -80,8 +80,8 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """Features by head: (B, T, H * K) -> (B, H, T, K)."""
-        batch, tokens, _ = x.shape
-        return x.view(batch, tokens, self.heads, -1).transpose(1, 2)
+        batch, tokens, width = x.shape
+        return x.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -117,8 +117,8 @@ class SelfAttention(nn.Module):
 
     def project(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens (B, T, D), each (B, H, T, K)."""
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, -1)
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B H T K
         return rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary), v
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ class RmsNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return F.rms_norm(x.float(), self.normalized_shape, self.weight, self.eps)
+        exact = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.rms_norm(x.to(exact), self.normalized_shape, self.weight, self.eps)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

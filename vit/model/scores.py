@@ -98,8 +98,9 @@ class Cosine(Dot):
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Unit queries times 1 / t, and unit keys."""
-        unit = F.normalize(q.float(), dim=-1) * self.log_scale.exp()[:, None, None]
-        return unit.to(q.dtype), F.normalize(k.float(), dim=-1).to(k.dtype)
+        exact = torch.promote_types(q.dtype, torch.float32)
+        unit = F.normalize(q.to(exact), dim=-1) * self.log_scale.exp()[:, None, None]
+        return unit.to(q.dtype), F.normalize(k.to(exact), dim=-1).to(k.dtype)
 
 
 class Additive(nn.Module):

@@ -208,7 +208,8 @@ class VisionTransformer(nn.Module):
         size = self.patch_embed.patch_size
         height, width = (side // size for side in images.shape[-2:])
         rows, columns, _ = self.coordinates.shape
-        if images.shape[-2:] != (height * size, width * size) or height > rows or width > columns:
+        fits = 0 < height <= rows and 0 < width <= columns
+        if not fits or images.shape[-2:] != (height * size, width * size):
             raise ValueError(
                 f"images of {'x'.join(map(str, images.shape[-2:]))} px: the model takes whole "
                 f"patches of {size} px, up to {rows * size}x{columns * size}"
