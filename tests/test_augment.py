@@ -5,39 +5,38 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from pictures import augmentation, reader
 
-from vit.config.schema import AugmentConfig
 from vit.data.augment import (
+    ERASE_AREA,
+    ERASE_ASPECT,
     Draws,
     crop_flip,
     draw,
+    draw_crops,
     erase_boxes,
     mix,
-    normalise,
     padding,
 )
+from vit.data.views import CROP_TRIES
 
-EVERYTHING = AugmentConfig(
-    name="all", crop_padding=0.125, flip=0.5, erasing=0.5, mixup=0.8, cutmix=1.0,
-    mix_probability=0.8,
-)  # fmt: skip
-NOTHING = AugmentConfig(
-    name="none", crop_padding=0.0, flip=0.0, erasing=0.0, mixup=0.0, cutmix=0.0,
-    mix_probability=0.0,
-)  # fmt: skip
-SIZE = 16
-MEAN = torch.tensor([0.5, 0.4, 0.3]).view(-1, 1, 1)
-STD = torch.tensor([0.2, 0.3, 0.4]).view(-1, 1, 1)
+EVERYTHING = augmentation(
+    crop="padded", flip=0.5, erasing=0.5, mixup=0.8, cutmix=1.0, mix_probability=0.8
+)
+NOTHING = augmentation(flip=0.0, mix_probability=0.0)
+SIZE = (16, 16)
+WIDE, TALL = (12, 20), (24, 8)
+ALL_SIZES = pytest.mark.parametrize("size", [SIZE, WIDE, TALL], ids=["square", "wide", "tall"])
 FIELDS = [field.name for field in fields(Draws)]
 
 
 def pixels(batch=32, size=SIZE):
     rng = np.random.default_rng(0)
-    return torch.from_numpy(rng.integers(0, 256, (batch, 3, size, size), dtype=np.uint8))
+    return torch.from_numpy(rng.integers(0, 256, (batch, 3, *size), dtype=np.uint8))
 
 
 def normalised(batch=32, size=SIZE):
-    return normalise(pixels(batch, size), MEAN, STD)
+    return reader(size).normalise(pixels(batch, size))
 
 
 def one_hot(batch=32, classes=7):
@@ -56,27 +55,25 @@ def assert_same(a, b, names=FIELDS):
 # Each operation against a loop over images
 
 
-def test_crop_flip_is_padding_slicing_and_mirroring():
-    images, d, pad = pixels(), draws(), padding(EVERYTHING, SIZE)
+@ALL_SIZES
+def test_crop_flip_is_padding_slicing_and_mirroring(size):
+    images, d, pad = pixels(size=size), draws(size=size), padding(EVERYTHING, size)
+    assert pad == tuple(round(side / 8) for side in size)
+    height, width = size
     result = crop_flip(images, d, pad)
     assert result.dtype == torch.uint8
     for i, image in enumerate(images.numpy()):
-        padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
+        padded = np.pad(image, ((0, 0), (pad[0], pad[0]), (pad[1], pad[1])))
         top, left = d.shift[i].tolist()
-        expected = padded[:, top : top + SIZE, left : left + SIZE]
+        expected = padded[:, top : top + height, left : left + width]
         if d.flip[i]:
             expected = np.flip(expected, axis=2)
         np.testing.assert_array_equal(result[i], expected)
 
 
-def test_normalise_is_the_formula():
-    images = pixels()
-    expected = (images.double() / 255 - MEAN.double()) / STD.double()
-    torch.testing.assert_close(normalise(images, MEAN, STD).double(), expected, rtol=0, atol=1e-6)
-
-
-def test_erase_boxes_fills_the_box_with_the_mean_colour():
-    images, d = normalised(), draws()
+@ALL_SIZES
+def test_erase_boxes_fills_the_box_with_the_mean_colour(size):
+    images, d = normalised(size=size), draws(size=size)
     before, result = images.clone(), erase_boxes(images, d)
     assert torch.equal(images, before)
     for i, (top, left, bottom, right) in enumerate(d.erase.tolist()):
@@ -87,15 +84,16 @@ def test_erase_boxes_fills_the_box_with_the_mean_colour():
     assert 0.2 < erased < 0.8
 
 
-def test_mixup_and_cutmix_per_image():
-    images, targets, d = normalised(), one_hot(), draws()
+@ALL_SIZES
+def test_mixup_and_cutmix_per_image(size):
+    images, targets, d = normalised(size=size), one_hot(), draws(size=size)
     result, mixed = mix(images, targets, d)
     kinds = set()
     for i, (top, left, bottom, right) in enumerate(d.cut.tolist()):
         partner, keep = i ^ 1, d.keep[i].item()
         expected = keep * images[i] + (1 - keep) * images[partner]
         expected[:, top:bottom, left:right] = images[partner][:, top:bottom, left:right]
-        own = keep - (bottom - top) * (right - left) / SIZE**2
+        own = keep - (bottom - top) * (right - left) / (size[0] * size[1])
         torch.testing.assert_close(result[i], expected, rtol=1e-5, atol=1e-5)
         expected_target = own * targets[i] + (1 - own) * targets[partner]
         torch.testing.assert_close(mixed[i], expected_target, rtol=1e-5, atol=1e-6)
@@ -112,10 +110,11 @@ def test_unmixed_images_keep_their_bits():
     assert torch.equal(mixed[alone], targets[alone])
 
 
-def test_cutmix_weighs_classes_by_pixels():
+@ALL_SIZES
+def test_cutmix_weighs_classes_by_pixels(size):
     config = replace(EVERYTHING, mixup=0.0, mix_probability=1.0)
-    d = draws(config, batch=64)
-    number = torch.arange(64.0)[:, None, None, None].expand(64, 3, SIZE, SIZE)
+    d = draws(config, batch=64, size=size)
+    number = torch.arange(64.0)[:, None, None, None].expand(64, 3, *size)
     result, targets = mix(number, torch.eye(64), d)
     for i in range(64):
         share = (result[i] == i).float().mean().item()
@@ -143,12 +142,14 @@ def test_partner_is_the_neighbour():
     assert targets.argmax(dim=1).tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
 
 
-def test_no_augmentation_is_the_identity():
-    images, targets, d = pixels(), one_hot(), draws(NOTHING)
-    assert padding(NOTHING, SIZE) == 0
-    plain = normalise(images, MEAN, STD)
-    result = erase_boxes(normalise(crop_flip(images, d, 0), MEAN, STD), d)
-    result, mixed = mix(result, targets, d)
+@ALL_SIZES
+def test_no_augmentation_is_the_identity(size):
+    images, targets, d = pixels(size=size), one_hot(), draws(NOTHING, size=size)
+    assert padding(NOTHING, size) == (0, 0)
+    assert draw_crops(NOTHING, 32, 3, 5) is None
+    plain = normalised(size=size)
+    assert torch.equal(crop_flip(images, d, (0, 0)), images)
+    result, mixed = mix(erase_boxes(plain, d), targets, d)
     assert torch.equal(result, plain)
     assert torch.equal(mixed, targets)
 
@@ -174,6 +175,8 @@ def test_draws_differ_between_the_images_of_a_batch():
 @pytest.mark.parametrize(
     ("change", "own"),
     [
+        ({"crop": "none"}, {"shift"}),
+        ({"crop": "resized"}, {"shift"}),
         ({"crop_padding": 0.0}, {"shift"}),
         ({"crop_padding": 0.25}, {"shift"}),
         ({"flip": 0.0}, {"flip"}),
@@ -187,6 +190,17 @@ def test_switching_one_ingredient_leaves_the_others(change, own):
     a, b = draws(), draws(replace(EVERYTHING, **change))
     assert_same(a, b, [name for name in FIELDS if name not in own])
     assert any(not torch.equal(getattr(a, name), getattr(b, name)) for name in own)
+
+
+def test_random_crops_are_drawn_from_a_stream_of_their_own():
+    resized = replace(EVERYTHING, crop="resized")
+    lots = draw_crops(resized, 32, 3, 5)
+    assert lots.shape == (32, CROP_TRIES, 4)
+    assert ((lots >= 0) & (lots < 1)).all()
+    assert len(np.unique(lots)) == lots.size
+    np.testing.assert_array_equal(draw_crops(replace(NOTHING, crop="resized"), 32, 3, 5), lots)
+    for other in (draw_crops(resized, 32, 3, 6), draw_crops(resized, 32, 4, 5)):
+        assert not (other == lots).any()
 
 
 def test_cutmix_boxes_do_not_depend_on_mixup():
@@ -232,7 +246,7 @@ def test_distribution_of_flips_and_shifts():
     assert d.flip.float().mean().item() == pytest.approx(0.5, abs=0.025)
     assert not draws(replace(EVERYTHING, flip=0.0)).flip.any()
     assert draws(replace(EVERYTHING, flip=1.0)).flip.all()
-    choices = 2 * padding(EVERYTHING, SIZE) + 1
+    choices = 2 * padding(EVERYTHING, SIZE)[0] + 1
     assert choices == 5
     pairs = d.shift[:, 0] * choices + d.shift[:, 1]
     counts = torch.bincount(pairs, minlength=choices**2)
@@ -244,22 +258,40 @@ def test_distribution_of_flips_and_shifts():
     assert follow.abs() < 0.05
 
 
-def test_distribution_of_erasing():
-    size = 256
+@pytest.mark.parametrize("size", [WIDE, TALL], ids=["wide", "tall"])
+def test_shifts_reach_every_place_of_images_that_are_not_square(size):
+    shift = draws(batch=8000, size=size).shift
+    for axis, pad in enumerate(padding(EVERYTHING, size)):
+        assert shift[:, axis].unique().tolist() == list(range(2 * pad + 1))
+
+
+@pytest.mark.parametrize("size", [(256, 256), (160, 400), (400, 160)])
+def test_distribution_of_erasing(size):
+    height, width = size
     boxes = draws(batch=4000, size=size).erase
     erased = boxes[boxes.any(dim=1)]
     assert len(erased) / 4000 == pytest.approx(0.5, abs=0.035)
     assert boxes.min() >= 0
-    assert boxes.max() <= size
-    height, width = (erased[:, 2:] - erased[:, :2]).double().unbind(1)
-    area = height * width / size**2
+    assert (boxes <= torch.tensor([height, width, height, width])).all()
+    sides = (erased[:, 2:] - erased[:, :2]).double()
+    assert sides.min() >= 1
+    area = sides.prod(dim=1) / (height * width)
     assert 0.018 < area.min() < 0.03
-    assert 0.32 < area.max() < 0.34
-    assert area.mean().item() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.01)
-    aspect = (height / width)[area < 0.25]  # larger ones may be cut at the border
-    assert 0.29 < aspect.min() < 0.35
-    assert 2.9 < aspect.max() < 3.4
-    assert aspect.log().mean().abs() < 0.08
+    whole = (sides < torch.tensor(size)).all(dim=1)  # not cut at the border
+    assert area[whole].max() < 0.34
+    if height == width:
+        assert area.max() > 0.32
+        assert area.mean().item() == pytest.approx(sum(ERASE_AREA) / 2, abs=0.01)
+    low, high = ERASE_ASPECT
+    fits = area < 0.1  # never cut at the border, so that the aspect is as it was drawn
+    fits &= area * height / width * high < 1
+    fits &= area * width / height / low < 1
+    assert fits.sum() > 150
+    aspect = (sides[:, 0] / sides[:, 1])[fits]
+    assert low * 0.95 < aspect.min() < low * 1.2
+    assert high / 1.2 < aspect.max() < high * 1.05
+    middle = (np.log(low) + np.log(high)) / 2
+    assert aspect.log().mean().item() == pytest.approx(middle, abs=0.12)
 
 
 def test_distribution_of_mixing():
@@ -272,18 +304,29 @@ def test_distribution_of_mixing():
     assert d.keep[mixed].var().item() == pytest.approx(variance, abs=0.01)
     side = (d.cut[:, 2:] - d.cut[:, :2])[cut]
     assert torch.equal(side[:, 0], side[:, 1])
-    area = (side.prod(dim=1).double() / SIZE**2).mean().item()
+    area = (side.prod(dim=1).double() / 16**2).mean().item()
     assert area == pytest.approx(0.5, abs=0.03)  # Beta(1, 1) is uniform
-    assert d.cut.max() <= SIZE
+    assert d.cut.max() <= 16
     assert d.cut.min() >= 0
+
+
+@pytest.mark.parametrize("size", [WIDE, TALL], ids=["wide", "tall"])
+def test_cutmix_boxes_have_the_shape_of_the_image_and_lie_inside(size):
+    d = draws(replace(EVERYTHING, mixup=0.0, mix_probability=1.0), batch=8000, size=size)
+    assert d.cut.min() == 0
+    assert d.cut.amax(dim=0)[2:].tolist() == list(size)
+    sides = (d.cut[:, 2:] - d.cut[:, :2]).double()
+    shares = sides / torch.tensor(size)
+    assert (shares[:, 0] - shares[:, 1]).abs().max() <= 0.5 / size[0] + 0.5 / size[1] + 1e-9
+    assert shares.prod(dim=1).mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_boxes_lie_anywhere():
     d = draws(replace(EVERYTHING, mixup=0.0, mix_probability=1.0), batch=8000)
-    tops, lefts = d.cut[(d.cut[:, 2] - d.cut[:, 0]) == SIZE // 2, :2].unbind(1)
+    tops, lefts = d.cut[(d.cut[:, 2] - d.cut[:, 0]) == 8, :2].unbind(1)
     for corner in (tops, lefts):
-        counts = torch.bincount(corner, minlength=SIZE // 2 + 1)
-        expected = len(corner) / (SIZE // 2 + 1)
+        counts = torch.bincount(corner, minlength=8 + 1)
+        expected = len(corner) / (8 + 1)
         assert expected > 40
         assert ((counts - expected) ** 2 / expected).sum() < 30  # 8 degrees of freedom
     assert torch.corrcoef(torch.stack([tops, lefts]).float())[0, 1].abs() < 0.15

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from vit.artifacts import checkpoint, files
+from vit.artifacts import checkpoint
 from vit.artifacts.checkpoint import BadCheckpointError
 from vit.artifacts.run_dir import RunDir
 from vit.config.errors import DiskFullError, NoCheckpointError
+from vit.runtime import files
 
 
 def content(value: float = 1.0) -> dict[str, Any]:

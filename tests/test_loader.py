@@ -5,45 +5,29 @@ import random
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import array_samples, augmentation, pixels_of, reader
 
-from vit.config.compose import config_dir
-from vit.config.schema import AugmentConfig
-from vit.data.images import ArrayImages
-from vit.data.loader import EvalLoader, Normalise, TrainLoader
-from vit.data.types import Batch, Samples
+from vit.data.loader import EvalLoader, TrainLoader
+from vit.data.types import Batch
 from vit.runtime.dist import World
 
-CPU = torch.device("cpu")
-
-
-def augmentation(name, **changes):
-    """The settings of configs/augment/<name>.yaml."""
-    plain = {}
-    for file in ("_base", name):
-        plain |= yaml.safe_load((config_dir() / "augment" / f"{file}.yaml").read_text())
-    del plain["defaults"]
-    return AugmentConfig(**{**plain, "flip": 0.5, **changes})
-
-
 STRONG = augmentation("strong", erasing=0.5, mix_probability=0.8)
-NONE = augmentation("none", flip=0.0)
+EVERYTHING = augmentation(
+    "strong", crop="resized", erasing=0.5, mix_probability=0.8, policy="randaugment",
+    color_jitter=0.3,
+)  # fmt: skip
+NONE = augmentation("none")
 
 
-def samples(n, size=8, classes=3):
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (n, 3, size, size), dtype=np.uint8)
-    labels = np.arange(n) % classes
-    return Samples(labels, [str(i) for i in range(n)], ArrayImages(pixels), np.arange(n))
-
-
-def loader(n=20, batch_size=8, config=STRONG, seed=0, world=None, size=8):
-    normalise = Normalise([0.5, 0.4, 0.3], [0.2, 0.3, 0.4], CPU)
+def loader(
+    n=20, batch_size=8, config=STRONG, seed=0, world=None, size=(8, 8), balance="none", classes=3
+):
     return TrainLoader(
-        samples(n, size), 3, batch_size, config, normalise, seed, CPU, world or World(), 0
-    )
+        array_samples(n, size), classes, batch_size, config, balance, seed, reader(size),
+        world or World(),
+    )  # fmt: skip
 
 
 def assert_same(a, b):
@@ -59,7 +43,7 @@ def joined(batches):
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 40), batch_size=st.integers(1, 100), seed=st.integers(0, 3))
 def test_the_stream_is_the_epochs_permutations(n, batch_size, seed):
-    load = loader(n, batch_size, seed=seed, size=1)
+    load = loader(n, batch_size, seed=seed, size=(1, 1))
     steps = -(-4 * n // batch_size)
     batches = [load.indices_at(step) for step in range(steps)]
     assert all(batch.shape == (batch_size,) for batch in batches)
@@ -71,8 +55,9 @@ def test_the_stream_is_the_epochs_permutations(n, batch_size, seed):
         assert len({tuple(epoch) for epoch in epochs}) == 4  # every epoch has its own order
 
 
-def test_batches_are_a_function_of_the_step():
-    in_order, load = loader(), loader()
+@pytest.mark.parametrize("config", [STRONG, EVERYTHING], ids=["strong", "everything"])
+def test_batches_are_a_function_of_the_step(config):
+    in_order, load = loader(config=config), loader(config=config)
     expected = [in_order.batch_at(step) for step in range(12)]
     steps = list(range(12)) * 2
     random.Random(0).shuffle(steps)
@@ -95,10 +80,12 @@ def test_augmentation_leaves_the_order():
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("config", [STRONG, NONE], ids=["strong", "none"])
-def test_ranks_together_see_what_one_process_sees(size, config):
-    one = loader(config=config)
-    ranks = [loader(config=config, world=World(rank, size)) for rank in range(size)]
+@pytest.mark.parametrize("balance", ["none", "sampler", "loss"])
+@pytest.mark.parametrize("config", [STRONG, NONE, EVERYTHING], ids=["strong", "none", "everything"])
+def test_ranks_together_see_what_one_process_sees(size, config, balance):
+    options = {"config": config, "balance": balance, "size": (8, 12)}
+    one = loader(**options)
+    ranks = [loader(**options, world=World(rank, size)) for rank in range(size)]
     for step in range(6):
         whole = one.batch_at(step)
         shares = [rank.batch_at(step) for rank in ranks]
@@ -121,26 +108,31 @@ def test_mixed_targets_hold_the_own_class_and_the_partners():
 
 def test_without_augmentation_images_are_only_normalised():
     load = loader(config=NONE)
+    held = torch.from_numpy(pixels_of(array_samples(20)))
     for step in range(6):
         batch, index = load.batch_at(step), torch.from_numpy(load.indices_at(step))
-        assert torch.equal(batch.images, load.normalise(load.pixels[index]))
+        assert torch.equal(batch.images, load.normalise(held[index]))
         assert torch.equal(batch.labels, index % 3)
         assert torch.equal(batch.targets, torch.eye(3)[index % 3])
 
 
 def test_every_ingredient_reaches_the_batch():
     plain = loader(config=NONE).batch_at(0)
-    for change in ({"crop_padding": 0.25}, {"flip": 1.0}, {"erasing": 1.0},
-                   {"mixup": 1.0, "mix_probability": 1.0},
-                   {"cutmix": 1.0, "mix_probability": 1.0}):  # fmt: skip
-        batch = loader(config=augmentation("none", **{"flip": 0.0, **change})).batch_at(0)
+    for change in (
+        {"crop": "padded"}, {"crop": "resized"}, {"flip": 1.0}, {"erasing": 1.0},
+        {"policy": "randaugment"}, {"policy": "trivialaugment"}, {"color_jitter": 0.5},
+        {"mixup": 1.0}, {"cutmix": 1.0},
+    ):  # fmt: skip
+        batch = loader(config=augmentation("none", **change)).batch_at(0)
+        assert torch.equal(batch.labels, plain.labels)
         assert not torch.equal(batch.images, plain.images), change
-        assert torch.equal(batch.targets, plain.targets) == ("mix_probability" not in change)
+        mixes = not change.keys().isdisjoint({"mixup", "cutmix"})
+        assert torch.equal(batch.targets, plain.targets) == (not mixes)
 
 
 def test_normalise_and_undo():
-    normalise = Normalise([0.5, 0.4, 0.3], [0.2, 0.3, 0.4], CPU)
-    pixels = torch.from_numpy(samples(4).read(0))
+    normalise = reader((8, 8)).normalise
+    pixels = torch.from_numpy(pixels_of(array_samples(4)))
     expected = (pixels.double() / 255 - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1).double()) / (
         torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1).double()
     )
@@ -161,12 +153,21 @@ def test_split_cuts_a_batch_into_equal_parts(parts):
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(1, 40), batch_size=st.integers(1, 50))
 def test_evaluation_covers_every_sample_once_in_order(n, batch_size):
-    normalise = Normalise([0.5] * 3, [0.5] * 3, CPU)
-    listed = samples(n, size=2)
-    load = EvalLoader(listed, batch_size, normalise, CPU, workers=0)
+    listed = array_samples(n, (2, 3))
+    load = EvalLoader(listed, batch_size, reader((2, 3)))
     batches = [load.batch(k) for k in range(len(load))]
-    assert all(len(labels) == batch_size for _, labels in batches[:-1])
+    assert all(len(labels) == batch_size for _, labels, _ in batches[:-1])
     assert 0 < len(batches[-1][1]) <= batch_size
-    assert torch.cat([labels for _, labels in batches]).tolist() == listed.labels.tolist()
-    images = torch.cat([images for images, _ in batches])
-    assert torch.equal(images, normalise(torch.from_numpy(listed.read(0))))
+    images, labels = (torch.cat(column) for column in list(zip(*batches, strict=True))[:2])
+    assert labels.tolist() == listed.labels.tolist()
+    assert np.concatenate([index for _, _, index in batches]).tolist() == list(range(n))
+    assert torch.equal(images, load.normalise(torch.from_numpy(pixels_of(listed))))
+
+
+def test_balanced_losses_weigh_the_targets_and_leave_the_images():
+    plain, weighed = loader(20), loader(20, balance="loss")  # of 7, 7 and 6 images
+    weights = torch.tensor([20 / 21, 20 / 21, 20 / 18])
+    for step in range(4):
+        a, b = plain.batch_at(step), weighed.batch_at(step)
+        assert torch.equal(a.images, b.images)
+        torch.testing.assert_close(a.targets * weights, b.targets, rtol=1e-6, atol=0)

@@ -40,6 +40,12 @@ def test_command_is_accepted(command: str) -> None:
             assert key in legal, command
 
 
+@pytest.mark.parametrize("text", [t for t in TEXTS if "```python" in t.read_text()], ids=str)
+def test_python_in_the_texts_runs(text: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", text.read_text(), re.S):
+        exec(compile(block, text.name, "exec"), {})
+
+
 def test_there_are_commands_to_check() -> None:
     assert len(COMMANDS) > 10
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pictures import CPU, array_samples, reader
 
 from vit.config.compose import config_dir
 from vit.config.schema import OptimConfig, TrainerConfig
-from vit.data.images import ArrayImages
-from vit.data.loader import EvalLoader, Normalise
-from vit.data.types import Batch, Samples
+from vit.data.loader import EvalLoader
+from vit.data.types import Batch
 from vit.engine.evaluate import predict
 from vit.engine.loss import cross_entropy
 from vit.engine.state import Best, TrainState, flops_per_image, parameter_count
@@ -23,7 +23,6 @@ from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, parameter_groups
 from vit.optim.ema import Ema
 
-CPU = torch.device("cpu")
 CLASSES = 7
 ADAMW = OptimConfig(
     name="adamw", lr=1e-3, weight_decay=0.1, layer_decay=1.0, betas=[0.9, 0.999], clip_norm=1.0
@@ -339,12 +338,7 @@ def test_weight_decay_reaches_the_weights():
 
 
 def evaluation(n, batch_size):
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8)
-    listed = Samples(
-        np.arange(n) % CLASSES, [str(i) for i in range(n)], ArrayImages(pixels), np.arange(n)
-    )
-    return EvalLoader(listed, batch_size, Normalise([0.5] * 3, [0.5] * 3, CPU), CPU, workers=0)
+    return EvalLoader(array_samples(n, classes=CLASSES), batch_size, reader((8, 8)))
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(37, 10), (37, 37), (37, 100), (37, 1), (1, 4)])
@@ -354,7 +348,8 @@ def test_scores_are_those_of_a_plain_loop(n, batch_size):
     exact = copy.deepcopy(built).double().eval()
     losses, ranks, best = [], [], []
     for k in range(n):
-        images, labels = evaluation(n, 1).batch(k)
+        images, labels, index = evaluation(n, 1).batch(k)
+        assert index.tolist() == [k]
         logits = exact(images.double())[0].tolist()
         probabilities = [math.exp(x) / sum(math.exp(y) for y in logits) for x in logits]
         losses.append(-math.log(probabilities[labels.item()]))
@@ -364,6 +359,7 @@ def test_scores_are_those_of_a_plain_loop(n, batch_size):
     np.testing.assert_allclose(predictions.losses, losses, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(predictions.probability, best, rtol=1e-4)
     assert predictions.labels.tolist() == [i % CLASSES for i in range(n)]
+    assert predictions.index.tolist() == list(range(n))
     assert predictions.top.shape == (n, 5)
     scores = predictions.scores()
     assert scores["loss"] == pytest.approx(sum(losses) / n, rel=1e-5)

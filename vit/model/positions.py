@@ -111,7 +111,7 @@ class Rope2d:
     """Rotary positions along both axes (RoPE-Axial, Heo et al. 2024, section 3.2).
 
     Half of a head's feature pairs turn with the column, half with the row, at geometric
-    frequencies from 1 down towards 1/100, so attention depends on the distance of two patches alone.
+    frequencies from 1 down towards 1/100: attention sees how far two patches are apart.
     """
 
     def __init__(self, grid: tuple[int, int], dim: int, heads: int) -> None:
