@@ -10,15 +10,26 @@ from typing import Any
 
 from tqdm import tqdm
 
+_MUTED = [False]
+
+
+def mute() -> None:
+    """Say nothing from now on, and show no bar: another process speaks."""
+    _MUTED[0] = True
+
 
 def say(text: str) -> None:
     """Print a line without tearing a progress bar."""
+    if _MUTED[0]:
+        return
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
 def warn(text: str) -> None:
     """Print a warning to standard error."""
+    if _MUTED[0]:
+        return
     tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
@@ -52,7 +63,7 @@ class EpochBar:
         self.close()
         self._bar = tqdm(
             total=total, initial=done, desc=f"epoch {epoch}", unit="img", leave=False,
-            disable=None, file=sys.stderr, dynamic_ncols=True,
+            disable=_MUTED[0] or None, file=sys.stderr, dynamic_ncols=True,
         )  # fmt: skip
 
     @property

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,45 @@ from vit.runtime.files import disk_errors
 
 VOLATILE = ("time", "seconds", "images_per_second", "mfu")
 """Fields that two runs of the same config may differ in."""
+
+
+class Logger(Protocol):
+    """Where a run's numbers and pictures go; see RunLogger."""
+
+    def log(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """Write one line down."""
+
+    def images(self, tag: str, grid: Tensor, step: int) -> None:
+        """Show a picture."""
+
+    def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
+        """Show settings beside final scores."""
+
+    def durable_bytes(self) -> int:
+        """How much of metrics.jsonl has reached the disk."""
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+
+
+class SilentLogger:
+    """That of a process that does not lead: writes nothing."""
+
+    def log(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def images(self, tag: str, grid: Tensor, step: int) -> None:
+        """Nothing."""
+
+    def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
+        """Nothing."""
+
+    def durable_bytes(self) -> int:
+        """Nothing is written."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class RunLogger:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vit.artifacts import checkpoint, console
-from vit.artifacts.logger import RunLogger
+from vit.artifacts.logger import Logger, RunLogger, SilentLogger
 from vit.artifacts.run_dir import RunDir
 from vit.config.compose import dump_yaml, flatten, to_config, to_plain
 from vit.config.errors import ConfigError, NoCheckpointError
@@ -26,12 +26,12 @@ from vit.engine.trainer import Parts, schedule_lr
 from vit.optim.build import build_optimizer
 from vit.optim.ema import Ema
 from vit.runtime import device as runtime_device
-from vit.runtime.dist import world
+from vit.runtime.dist import World, replicated
 from vit.runtime.seeding import reseed
 from vit.runtime.signals import StopRequest
 
 
-def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
+def build(config: RunConfig, run: RunDir, stop: StopRequest, world: World) -> Parts | None:
     """Everything that `Trainer` needs, restored from the run's newest checkpoint if it has one.
 
     Returns:
@@ -42,7 +42,9 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
         NoCheckpointError: `resume=<folder>` without an undamaged checkpoint.
     """
     saved = _saved(config, run)
-    device = runtime_device.select_device(config.trainer.device)
+    device = runtime_device.select_device(
+        config.trainer.device, world.local_rank if world.size > 1 else None
+    )
     if config.trainer.deterministic:
         runtime_device.make_deterministic()
     config = _resolved(config, device, saved)
@@ -51,11 +53,12 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
     config = resolve_memory(config, sum(map(len, data.splits.values())), in_files=in_files)
     length = plan(config, len(data.splits["train"]))
     if saved is not None:
-        _compare(config, saved, device, len(data.splits["train"]))
+        _compare(config, saved, device, world, len(data.splits["train"]))
         if run.read_summary().get("state") == "finished" and saved["step"] >= length.steps:
             console.say(f"{run.path} is finished; more with trainer.epochs=<more>")
             return None
-    run.write_config(dump_yaml({**to_plain(config), "resume": None}))
+    if world.leads:
+        run.write_config(dump_yaml({**to_plain(config), "resume": None}))
 
     reseed(config.seed, "init")
     model = build_model(config, len(data.classes)).to(device)
@@ -67,11 +70,16 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest) -> Parts | None:
     model.checkpoint_activations = config.trainer.checkpoint_activations
     if config.trainer.compile:
         model.compile()
-    train, val, test = _loaders(config, data, device)
+    state.forward = replicated(model, world, device)
+    train, val, test = _loaders(config, data, device, world)
     if saved is not None:
         train.bad.note(saved["training"].get("bad_images", {}))
-    logger = RunLogger(run, state.step, saved["training"]["metrics_bytes"] if saved else 0)
-    parts = Parts(config, length, state, train, val, test, data.classes, run, logger, stop, device)
+    logger: Logger = SilentLogger()
+    if world.leads:
+        logger = RunLogger(run, state.step, saved["training"]["metrics_bytes"] if saved else 0)
+    parts = Parts(
+        config, length, state, train, val, test, data.classes, run, logger, stop, device, world
+    )
     _announce(parts, data)
     return parts
 
@@ -94,8 +102,9 @@ def _resolved(config: RunConfig, device: torch.device, saved: dict[str, Any] | N
 
 
 def _compare(
-    config: RunConfig, saved: dict[str, Any], device: torch.device, train_samples: int
-) -> None:
+    config: RunConfig, saved: dict[str, Any], device: torch.device, world: World,
+    train_samples: int,
+) -> None:  # fmt: skip
     """Say what is different from the run so far; refuse what would make it another run."""
     for line in changes(flatten(saved["config"]), flatten(to_plain(config))):
         console.say(f"changed: {line}")
@@ -110,25 +119,25 @@ def _compare(
     after = schedule_lr(config, now_plan, step)
     if before != after:
         console.say(f"learning rate at step {step}: {before:g} -> {after:g}")
-    now = runtime_device.environment(device)
+    now = runtime_device.environment(device, world.size)
     for key, was in saved["training"]["environment"].items():
         if now.get(key) != was:
             console.warn(f"not bit-exact: {key} {now.get(key)}, before {was}")
 
 
 def _loaders(
-    config: RunConfig, data: DataSet, device: torch.device
+    config: RunConfig, data: DataSet, device: torch.device, world: World
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
-    reader = Reader.of(config.data, device)
+    reader = Reader.of(config.data, device, world)
     if config.data.verify:
         for samples in data.splits.values():
             reader.bad(samples).note(verify(samples, reader))
     train = TrainLoader(
         data.splits["train"], len(data.classes), config.trainer.batch_size, config.augment,
-        config.data.balance, config.seed, reader, world(),
+        config.data.balance, config.seed, reader, world,
     )  # fmt: skip
     val, test = (
-        EvalLoader(data.splits[s], config.trainer.eval_batch_size, reader)
+        EvalLoader(data.splits[s], config.trainer.eval_batch_size, reader, world)
         if s in data.splits
         else None
         for s in ("val", "test")
@@ -147,10 +156,12 @@ def _announce(parts: Parts, data: DataSet) -> None:
     model = parts.state.model
     spec = model.spec
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    processes = f"{parts.world.size} x " if parts.world.size > 1 else ""
     lines = [
         f"vit-train {versions['vit-train']}{f' ({commit})' if commit else ''}, "
         f"torch {versions['torch']}, python {versions['python']}",
-        f"device   {runtime_device.describe(device)}{threads}, {config.trainer.precision}",
+        f"device   {processes}{runtime_device.describe(device)}{threads}, "
+        f"{config.trainer.precision}",
         f"data     {config.data.name}: {sizes}; {len(data.classes)} classes, "
         f"{'x'.join(map(str, spec['image_size']))} px",
         f"model    {config.model.name}: patch {spec['patch_size']}, dim {spec['dim']}, depth "

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit.artifacts import console
 from vit.artifacts.run_dir import RunDir, is_run
 from vit.cli import front
 from vit.config.compose import load_yaml, to_config
 from vit.config.errors import ConfigError, InterruptedRun, NoCheckpointError, VitError
 from vit.config.resume import upgraded
 from vit.config.schema import RunConfig
-from vit.runtime.dist import world
+from vit.runtime.dist import World, joined, world
 from vit.runtime.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -26,20 +28,45 @@ def main() -> None:
 
 
 def train(plain: dict[str, Any], overrides: list[str]) -> None:
-    """Train one run on composed settings, or go on with one."""
+    """Train one run on composed settings, or go on with one; alone or as one of torchrun's."""
+    together = world()
     with StopRequest() as stop:
         if plain["resume"] not in (None, "auto"):
             plain = saved_settings(Path(plain["resume"]), overrides)
-        config = to_config(plain, world().size)
+        config = to_config(plain, together.size)
+        with joined(together, lambda: _takes_cuda(config)):
+            if not together.leads:
+                console.mute()
+            run, is_new = _run_of_all(config, together)
+            try:
+                _train(config, run, stop, together)
+            except Exception:
+                if is_new and together.leads and not run.has_progress():
+                    run.discard()
+                raise
+            finally:
+                run.unlock()
+
+
+def _run_of_all(config: RunConfig, together: World) -> tuple[RunDir, bool]:
+    """The run's folder, which the leader opens and the others are told."""
+    if together.size == 1:
+        return open_run(config)
+    opened: list[RunDir] = []
+
+    def lead() -> tuple[str, bool]:
         run, is_new = open_run(config)
-        try:
-            _train(config, run, stop)
-        except Exception:
-            if is_new and not run.has_progress():
-                run.discard()
-            raise
-        finally:
-            run.unlock()
+        opened.append(run)
+        return str(run.path), is_new
+
+    path, is_new = together.from_leader(lead)
+    return (opened[0] if opened else RunDir(Path(path))), is_new
+
+
+def _takes_cuda(config: RunConfig) -> bool:
+    from vit.runtime.device import select_device
+
+    return select_device(config.trainer.device).type == "cuda"
 
 
 def saved_settings(folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -90,27 +117,33 @@ def open_run(config: RunConfig) -> tuple[RunDir, bool]:
     return run, is_new
 
 
-def _train(config: RunConfig, run: RunDir, stop: StopRequest) -> None:
+def _train(config: RunConfig, run: RunDir, stop: StopRequest, together: World) -> None:
     # torch is imported here: an error in the settings is answered without it.
     from vit.cli.build import build
     from vit.engine.summary import summary
     from vit.engine.trainer import Trainer
 
-    parts = build(config, run, stop)
+    parts = build(config, run, stop, together)
     if parts is None:
         return
-    run.write_summary(summary(parts, "running", {}))
+
+    def note(state: str, scores: dict[str, float], more: Mapping[str, Any]) -> None:
+        if together.leads:
+            run.write_summary({**summary(parts, state, scores), **more})
+
+    note("running", {}, {})
     try:
         scores = Trainer(parts).fit()
     except Exception as error:
-        run.write_summary({**summary(parts, "failed", {}), **_failure(error)})
+        note("failed", {}, _failure(error))
         raise
     finally:
         stop.immediate()
         parts.train.close()
         parts.logger.close()
-    run.write_summary(summary(parts, "finished", scores))
-    _say_goodbye(parts, scores)
+    note("finished", scores, {})
+    if together.leads:
+        _say_goodbye(parts, scores)
 
 
 def _say_goodbye(parts: Parts, scores: dict[str, float]) -> None:

@@ -19,7 +19,7 @@ from vit.data.pool import Bad
 from vit.data.reader import Reader
 from vit.data.stream import Request
 from vit.data.types import Batch, Samples
-from vit.runtime.dist import World
+from vit.runtime.dist import ALONE, World
 
 
 class TrainLoader:
@@ -118,33 +118,49 @@ class TrainLoader:
 class EvalLoader:
     """Images as they are, in order: batch k is samples [k E, (k+1) E), less the damaged ones.
 
+    Of W processes, number r takes the batches r, r + W, r + 2 W, ...
+
     Args:
         samples: the split.
         batch_size: E.
         reader: how the images are read.
+        world: the processes that share the batches.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, reader: Reader) -> None:
+    def __init__(
+        self, samples: Samples, batch_size: int, reader: Reader, world: World = ALONE
+    ) -> None:
+        self.world = world
         self.labels = torch.from_numpy(samples.labels).to(reader.device)
         self.names = samples.names
         self.batch_size = batch_size
         self.normalise = reader.normalise
         self.bad = reader.bad(samples)
         self.store = reader.open(
-            samples, self.request_at, len(self), batch_size, reader.view, self.bad
-        )
+            samples, self.request_at, sum(map(self.has, range(len(self)))), batch_size,
+            reader.view, self.bad,
+        )  # fmt: skip
 
     def __len__(self) -> int:
-        """Number of batches; the last may be short."""
-        return -(-len(self.labels) // self.batch_size)
+        """Number of rounds in which every process takes a batch, or none in the last."""
+        return -(-len(self.labels) // (self.batch_size * self.world.size))
+
+    def has(self, k: int) -> bool:
+        """Whether there is a batch for us in round `k`."""
+        return self._start(k) < len(self.labels)
 
     def request_at(self, k: int) -> Request:
-        """The samples of batch `k`."""
-        end = min((k + 1) * self.batch_size, len(self.labels))
-        return Request(np.arange(k * self.batch_size, end), None)
+        """The samples of our batch in round `k`."""
+        start = self._start(k)
+        end = min(start + self.batch_size, len(self.labels))
+        return Request(np.arange(start, end), None)
+
+    def _start(self, k: int) -> int:
+        return (k * self.world.size + self.world.rank) * self.batch_size
 
     def batch(self, k: int) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Normalised images (E, C, height, width), labels (E,) and positions (E,) of batch `k`.
+        """Normalised images (E, C, height, width), labels (E,) and positions (E,) of our batch
+        in round `k`.
 
         Raises:
             DataError: an image is damaged and may not be, or a worker failed.

@@ -155,14 +155,14 @@ def shared_memory(size: int) -> SharedMemory:
     return SharedMemory(create=True, size=size)
 
 
-def worker_count(workers: int | str) -> int:
-    """`auto` is one per processor that this process may use, at most 16."""
+def worker_count(workers: int | str, processes: int = 1) -> int:
+    """`auto` is one per processor that each of `processes` on this machine may use, at most 16."""
     if isinstance(workers, int):
         return workers
     available = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    return min(available, 16)
+    return max(1, min(available // processes, 16))
 
 
 @cache

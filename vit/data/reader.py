@@ -22,6 +22,7 @@ from vit.data.resample import resize_boxes
 from vit.data.stream import Request, Stream
 from vit.data.types import Samples
 from vit.data.views import View, crop_boxes
+from vit.runtime.dist import ALONE, World
 
 POOL_FROM = 1024
 """Fewer images than this are decoded in the process itself: workers would take longer to start."""
@@ -116,6 +117,7 @@ class Reader:
         device: where the images go.
         held: decoded once and held on the device, or streamed from their files.
         pool: decodes.
+        world: the processes of this machine hold images in common.
         bad_images: share of a split's images that may be damaged; None: not one.
     """
 
@@ -125,9 +127,10 @@ class Reader:
     held: bool
     pool: WorkerPool
     bad_images: float | None
+    world: World = ALONE
 
     @classmethod
-    def of(cls, config: DataConfig, device: torch.device) -> Reader:
+    def of(cls, config: DataConfig, device: torch.device, world: World = ALONE) -> Reader:
         """The reader that settings describe."""
         height, width = config.size
         return cls(
@@ -135,7 +138,8 @@ class Reader:
             normalise=Normalise(config.mean, config.std, device),
             device=device,
             held=config.memory == "device",
-            pool=WorkerPool(worker_count(config.workers), config.timeout),
+            pool=WorkerPool(worker_count(config.workers, world.local_size), config.timeout),
+            world=world,
             bad_images=config.bad_image_limit if config.on_bad_image == "skip" else None,
         )
 
@@ -162,7 +166,10 @@ class Reader:
         if isinstance(samples.images, ArrayImages):
             pixels = samples.images.pixels[samples.index]
         elif self.held:
-            pixels, damaged = decode_all(samples, replace(view, crop_scale=None), self.pool)
+            whole = replace(view, crop_scale=None)
+            pixels, damaged = self.world.array_once_per_machine(
+                lambda: decode_all(samples, whole, self.pool)
+            )
             bad.note(damaged)
         else:
             stream = Stream(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from vit.data.loader import EvalLoader
 from vit.model.vit import VisionTransformer
@@ -51,28 +52,41 @@ def predict(
     precision: str,
     between: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """Run `model` over a split.
+    """Run `model` over a split, each process over its batches.
 
     Args:
         model: its weights as they are; always run eagerly, so that a compiled training run and a
             later evaluation of its checkpoint give the same numbers.
         loader: the split.
         precision: `bf16` or `fp32`.
-        between: called after every batch; may raise to stop.
+        between: called after every batch, equally often by every process; may raise to stop.
+
+    Returns:
+        The predictions for the whole split, the same in every process and for every world.
     """
     model.eval()
-    parts, positions = [], []
+    parts = []
     for k in range(len(loader)):
-        images, labels, index = loader.batch(k)
-        with autocast(device, precision):
-            logits = model.forward(images)
-        logits = logits.float()
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        top = logits.topk(min(5, logits.shape[1])).indices
-        probability = logits.softmax(dim=-1).amax(dim=-1)
-        parts.append((losses, top, probability, labels))
-        positions.append(index)
+        if loader.has(k):
+            images, labels, index = loader.batch(k)
+            parts.append((*_judge(model, images, labels, device, precision), labels, index))
         between()
-    nats, *others = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-    columns = [nats.astype(np.float64), *others, np.concatenate(positions)]
-    return Predictions(*columns)
+    ours = [(*(column.cpu().numpy() for column in part[:-1]), part[-1]) for part in parts]
+    shares = loader.world.gather((ours, loader.bad.reasons))
+    for _, reasons in shares:
+        loader.bad.note(reasons)
+    in_order = [part[k] for k in range(len(loader)) for part, _ in shares if k < len(part)]
+    losses, *others = (np.concatenate(column) for column in zip(*in_order, strict=True))
+    return Predictions(losses.astype(np.float64), *others)
+
+
+def _judge(
+    model: VisionTransformer, images: Tensor, labels: Tensor, device: torch.device, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, best classes and probability of the best one, of each image of a batch."""
+    with autocast(device, precision):
+        logits = model.forward(images)
+    logits = logits.float()
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    top = logits.topk(min(5, logits.shape[1])).indices
+    return losses, top, logits.softmax(dim=-1).amax(dim=-1)

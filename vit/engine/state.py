@@ -31,6 +31,7 @@ class TrainState:
     """Model, average, optimiser, and the counters that a checkpoint carries.
 
     Attributes:
+        forward: the model as it is called in training; it may average gradients over processes.
         step: optimiser steps done.
         odometer: float64 (5,) on the device since the run's start, over the steps that were
             taken: sum of losses, correct images, images, sum of gradient norms, steps.
@@ -49,6 +50,7 @@ class TrainState:
         device: torch.device,
     ) -> None:  # fmt: skip
         self.model = model
+        self.forward: nn.Module = model
         self.ema = ema
         self.optimizer = optimizer
         self.step = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -11,6 +12,7 @@ from vit.data.types import Batch
 from vit.engine.loss import cross_entropy
 from vit.engine.state import TrainState, as_tensor
 from vit.runtime.device import autocast
+from vit.runtime.dist import World, without_averaging
 from vit.runtime.seeding import reseed
 
 
@@ -20,30 +22,33 @@ def train_step(
     lr: float,
     *,
     seed: int,
-    rank: int,
+    world: World,
     config: TrainerConfig,
     clip_norm: float | None,
     device: torch.device,
 ) -> None:
-    """Train on `batch` and advance `state` by one step.
+    """Train on `batch`, our share of the global batch, and advance `state` by one step.
 
     A batch in `config.accumulate` parts gives the gradient of the whole batch. A step whose
     gradient is not finite changes no weight: the flag reaches the fused optimiser on the device.
     """
-    model, optimizer = state.model, state.optimizer
-    model.train()
+    optimizer = state.optimizer
+    state.model.train()
     total_loss = torch.zeros((), device=device)
     correct = torch.zeros((), device=device)
+    share = config.batch_size / world.size  # of which the gradient is averaged over the world
     for number, part in enumerate(batch.split(config.accumulate)):
-        reseed(seed, "model", state.step, rank, number)
-        with autocast(device, config.precision):
-            logits = model(part.images)
-        losses = cross_entropy(logits, part.targets, config.label_smoothing)
-        (losses.sum() / config.batch_size).backward()  # type: ignore[no-untyped-call]
+        reseed(seed, "model", state.step, world.rank, number)
+        is_last = number == config.accumulate - 1
+        with contextlib.nullcontext() if is_last else without_averaging(state.forward):
+            with autocast(device, config.precision):
+                logits = state.forward(part.images)
+            losses = cross_entropy(logits, part.targets, config.label_smoothing)
+            (losses.sum() / share).backward()  # type: ignore[no-untyped-call]
         total_loss += losses.detach().sum()
         correct += (logits.argmax(dim=-1) == part.labels).sum()
 
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm or math.inf)
     is_bad = ~norm.isfinite()
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version
@@ -51,10 +56,11 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
-        state.ema.update(model, state.step)
+        state.ema.update(state.model, state.step)
 
     one = torch.ones((), device=device)
-    travelled = as_tensor(total_loss, correct, one * len(batch.labels), norm, one)
+    sums = world.sum(as_tensor(total_loss, correct, one * len(batch.labels)))
+    travelled = torch.cat([sums, as_tensor(norm, one)])
     state.odometer += travelled.where(~is_bad, 0.0)
     _count_bad(state, is_bad)
     state.step += 1

@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 
 from vit.artifacts import checkpoint, console
-from vit.artifacts.logger import RunLogger, image_grid
+from vit.artifacts.logger import Logger, image_grid
 from vit.artifacts.run_dir import RunDir
 from vit.config.compose import flatten, to_plain
 from vit.config.errors import DataError, DivergedError, InterruptedRun
@@ -26,6 +26,7 @@ from vit.engine.step import train_step
 from vit.model.vit import VisionTransformer
 from vit.optim.schedule import lr_at
 from vit.runtime.device import environment, matrix_rate
+from vit.runtime.dist import Agreement, World
 from vit.runtime.signals import StopRequest
 
 
@@ -44,9 +45,10 @@ class Parts:
     test: EvalLoader | None
     classes: list[str]
     run: RunDir
-    logger: RunLogger
+    logger: Logger
     stop: StopRequest
     device: torch.device
+    world: World
 
 
 class Trainer:
@@ -62,6 +64,7 @@ class Trainer:
         self.bar = console.EpochBar()
         self.compiling = parts.config.trainer.compile
         self.val_scores: dict[str, float] = {}
+        self.agreement = Agreement(parts.world)
 
     def fit(self) -> dict[str, float]:
         """Train, then evaluate the selected weights on the test set.
@@ -80,9 +83,10 @@ class Trainer:
                 return self._train()
             except InterruptedRun:
                 self._save()
+                self.parts.world.wait()  # who leaves first would end the one that still writes
                 raise
             except DataError as error:
-                if self.state.step == 0:
+                if self.state.step == 0 or self.parts.world.size > 1:
                     raise
                 self._save()
                 self._stop_if_asked()  # a signal to all processes ends the workers too
@@ -111,7 +115,7 @@ class Trainer:
         # The first call compiles, which is no training time.
         with self.clock.paused() if self.compiling else contextlib.nullcontext():
             train_step(
-                state, parts.train.batch_at(state.step), lr, seed=config.seed, rank=0,
+                state, parts.train.batch_at(state.step), lr, seed=config.seed, world=parts.world,
                 config=config.trainer, clip_norm=config.optim.clip_norm, device=parts.device,
             )  # fmt: skip
         if not self.compiling:
@@ -149,6 +153,7 @@ class Trainer:
     def _log(self, lr: float) -> None:
         """Read the counters from the device, write them down, and judge them."""
         state, config = self.state, self.parts.config
+        self._share_damaged()
         means = state.since("log", move=True)
         in_row, most, total, last = state.bad.tolist()
         seconds = self.clock.seconds
@@ -164,7 +169,7 @@ class Trainer:
             "bad_steps": total,
             "bad_images": len(self.parts.train.bad.reasons),
             "images_per_second": round(speed, 1),
-            "mfu": round(3 * self.flops * speed / self.rate, 4),
+            "mfu": round(3 * self.flops * speed / self.rate / self.parts.world.size, 4),
             "seconds": round(seconds, 3),
         }
         self.parts.logger.log("train", state.step, values)
@@ -193,8 +198,9 @@ class Trainer:
         if state.best is None or state.best.beaten_by(scores["top1"], scores["loss"]):
             state.best = Best(**scores, step=state.step, epoch=epoch)
             state.stale = 0
-            content = to_checkpoint(state, parts.config, parts.classes, training=None)
-            checkpoint.save(parts.run.best, content)
+            if parts.world.leads:
+                content = to_checkpoint(state, parts.config, parts.classes, training=None)
+                checkpoint.save(parts.run.best, content)
         else:
             state.stale += 1
         state.evaluated_at = state.step
@@ -207,6 +213,12 @@ class Trainer:
         predictions = predict(model, loader, self.parts.device, precision, self._stop_if_asked)
         self._tell_damaged(loader.bad, "left out of the scores")
         return predictions.scores()
+
+    def _share_damaged(self) -> None:
+        """Every process knows the damaged images that any of them met."""
+        bad = self.parts.train.bad
+        for reasons in self.parts.world.gather(bad.reasons):
+            bad.note(reasons)
 
     def _tell_damaged(self, bad: BadImages, fate: str) -> None:
         for name, why in bad.news().items():
@@ -231,6 +243,7 @@ class Trainer:
         """Write a checkpoint that the run can go on from."""
         parts, state = self.parts, self.state
         state.seconds = self.clock.seconds
+        self._share_damaged()
         with self.clock.paused():
             if not state.is_finite():
                 raise DivergedError(
@@ -240,16 +253,18 @@ class Trainer:
             training = {
                 **state.state_dict(),
                 "metrics_bytes": parts.logger.durable_bytes(),
-                "environment": environment(parts.device),
+                "environment": environment(parts.device, parts.world.size),
                 "bad_images": parts.train.bad.reasons,
             }
-            content = to_checkpoint(state, parts.config, parts.classes, training)
-            checkpoint.save(parts.run.step_file(state.step), content)
-            parts.run.prune(parts.config.trainer.keep)
+            if parts.world.leads:
+                content = to_checkpoint(state, parts.config, parts.classes, training)
+                checkpoint.save(parts.run.step_file(state.step), content)
+                parts.run.prune(parts.config.trainer.keep)
 
     def _stop_if_asked(self) -> None:
-        signum = self.parts.stop.signum
-        if signum is not None:
+        """Stop where a signal came, to any of the processes."""
+        signum = self.agreement.largest(self.parts.stop.signum or 0)
+        if signum:
             raise InterruptedRun(
                 signum,
                 f"interrupted and {self._saved_here()}",
@@ -269,6 +284,7 @@ class Trainer:
             scores = {"val_loss": best.loss, "val_top1": best.top1, "val_top5": best.top5}
         state.seconds = self.clock.seconds
         if parts.test is not None:
+            parts.world.wait()  # until the best checkpoint is written
             trained = load_trained(parts.run.path, parts.device, console.warn)
             test = self._score(trained.model, parts.test)
             parts.logger.log(
@@ -291,7 +307,7 @@ class Trainer:
 
     def _show_first_batch(self) -> None:
         """The first images as the model sees them, in TensorBoard."""
-        if self.state.step == 0:
+        if self.state.step == 0 and self.parts.world.leads:
             images = self.parts.train.normalise.undo(self.parts.train.batch_at(0).images[:32])
             self.parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
 

@@ -12,8 +12,12 @@ import torch
 from vit.config.errors import ConfigError
 
 
-def select_device(name: str) -> torch.device:
+def select_device(name: str, local_rank: int | None = None) -> torch.device:
     """`auto` takes the GPU where there is one.
+
+    Args:
+        name: `auto`, `cpu` or `cuda`.
+        local_rank: number of the GPU, where several processes share the machine.
 
     Raises:
         ConfigError: `cuda` was asked for and there is none.
@@ -23,7 +27,9 @@ def select_device(name: str) -> torch.device:
         raise ConfigError(
             "trainer.device=cuda, but torch sees no CUDA device; try trainer.device=cpu"
         )
-    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+    if not has_cuda or name == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -79,9 +85,10 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     return 2 * size**3 / best
 
 
-def environment(device: torch.device) -> dict[str, str | int]:
+def environment(device: torch.device, processes: int) -> dict[str, str | int]:
     """What the bits of a result depend on besides the config: compared on resume."""
     return {
+        "processes": processes,
         "device": describe(device),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),

@@ -1,31 +1,196 @@
-"""Which process this is. The only place that may use torch.distributed."""
+"""Processes that train one model together. The only place that uses torch.distributed.
+
+Started by torchrun, which tells each process its rank; without it there is a world of one, in
+which nothing here does anything. Needs torch only where there are several processes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vit.config.errors import ConfigError
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class World:
-    """One process among `size`; `rank` counts from 0."""
+    """One process among `size`; `rank` counts from 0.
+
+    Attributes:
+        rank, size: among all processes.
+        local_rank, local_size: among those on this machine.
+    """
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Value) -> list[Value]:
+        """What every process gives, by rank; plain picklable values."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_leader(self, make: Callable[[], Value]) -> Value:
+        """What `make` gives or raises in the leading process, in all of them."""
+        if self.size == 1:
+            return make()
+        made: tuple[Value] | Exception | None = None
+        if self.leads:
+            try:
+                made = (make(),)
+            except Exception as error:
+                made = error
+        outcome = self.gather(made)[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert outcome is not None
+        return outcome[0]
+
+    def array_once_per_machine(
+        self, make: Callable[[], tuple[np.ndarray, Value]]
+    ) -> tuple[np.ndarray, Value]:
+        """An array that one process of each machine makes and the others see, not copy.
+
+        Args:
+            make: gives a uint8 array and a picklable value beside it.
+        """
+        if self.local_size == 1:
+            return make()
+        made: tuple[str, tuple[int, ...], Value] | Exception | None = None
+        folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        if self.local_rank == 0:
+            try:
+                array, value = make()
+                with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                    array.tofile(file)
+                made = (file.name, array.shape, value)
+            except Exception as error:
+                made = error
+        outcome = self.gather(made)[self.rank - self.local_rank]
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert outcome is not None
+        name, shape, value = outcome
+        shared = np.memmap(name, np.uint8, "r+", shape=shape) if np.prod(shape) else None
+        self.wait()
+        if self.local_rank == 0:
+            os.unlink(name)  # the memory lives as long as somebody looks at it
+        return np.empty(shape, np.uint8) if shared is None else shared, value
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.gather(None)
+
+
+ALONE = World()
+
+
+class Agreement:
+    """Whether some process asks for something, told to all of them at the same call.
+
+    The answer is that to the call before, so that nobody waits for it.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def largest(self, number: int) -> int:
+        """The largest number that any process gave at the call before (at first: 0).
+
+        Called equally often by every process. In a world of one, the number itself.
+        """
+        if self._world.size == 1:
+            return number
+        import torch
+        import torch.distributed as dist
+
+        before, asked = self._asked, torch.tensor([number])
+        self._asked = asked, dist.all_reduce(asked, dist.ReduceOp.MAX, async_op=True)
+        if before is None:
+            return 0
+        answer, work = before
+        work.wait()
+        return int(answer.item())
 
 
 def world() -> World:
-    """The world that this process belongs to.
+    """The world that this process belongs to, as torchrun says."""
 
-    Raises:
-        ConfigError: started by torchrun with several processes, which is not supported yet.
-    """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1:
-        raise ConfigError(
-            f"WORLD_SIZE={size}: training on several processes is not supported yet; "
-            f"start a single process"
-        )
-    return World()
+    def number(name: str, default: int) -> int:
+        return int(os.environ.get(name, default))
+
+    size = number("WORLD_SIZE", 1)
+    if size == 1:
+        return ALONE
+    rank = number("RANK", 0)
+    return World(rank, size, number("LOCAL_RANK", rank), number("LOCAL_WORLD_SIZE", size))
+
+
+@contextlib.contextmanager
+def joined(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]:
+    """Meet the other processes, and leave them at the end."""
+    if world.size == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    if uses_cuda():
+        torch.cuda.set_device(world.local_rank)
+        dist.init_process_group("cpu:gloo,cuda:nccl")
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def replicated(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """`model`, whose gradients are averaged over all processes in the backward pass (DDP)."""
+    if world.size == 1:
+        return model
+    from torch.nn.parallel import DistributedDataParallel
+
+    where = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(
+        model, device_ids=where, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def without_averaging(model: nn.Module) -> AbstractContextManager[object]:
+    """Backward passes inside keep their gradients to themselves, to be averaged by the next one."""
+    no_sync = getattr(model, "no_sync", contextlib.nullcontext)
+    context: AbstractContextManager[object] = no_sync()
+    return context
