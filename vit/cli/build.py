@@ -26,7 +26,7 @@ from vit.engine.trainer import Parts, schedule_lr
 from vit.optim.build import build_optimizer
 from vit.optim.ema import Ema
 from vit.runtime import device as runtime_device
-from vit.runtime.dist import World, replicated
+from vit.runtime.dist import World, replicated, shard
 from vit.runtime.seeding import reseed
 from vit.runtime.signals import StopRequest
 
@@ -63,6 +63,9 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest, world: World) -> Pa
     reseed(config.seed, "init")
     model = build_model(config, len(data.classes)).to(device)
     ema = None if length.ema_decay is None else Ema(model, length.ema_decay)
+    if config.trainer.shard == "fsdp":
+        for spread in (model, *([ema.model] if ema is not None else [])):
+            shard(spread, spread.blocks, world, device)  # type: ignore[arg-type]
     optimizer = build_optimizer(model, config.optim)
     state = TrainState(model, ema, optimizer, device)
     if saved is not None:
@@ -70,7 +73,8 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest, world: World) -> Pa
     model.checkpoint_activations = config.trainer.checkpoint_activations
     if config.trainer.compile:
         model.compile()
-    state.forward = replicated(model, world, device)
+    if config.trainer.shard == "none":
+        state.forward = replicated(model, world, device)
     train, val, test = _loaders(config, data, device, world)
     if saved is not None:
         train.bad.note(saved["training"].get("bad_images", {}))

@@ -16,7 +16,7 @@ from vit.cli.argv import prepare, quoted, short_hash, value_of
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config.compose import config_dir, legal_keys
-from vit.config.errors import ConfigError, VitError
+from vit.config.errors import ConfigError, InterruptedRun, VitError
 from vit.config.suggest import nearest
 
 Job = Callable[[dict[str, Any], list[str]], object]
@@ -145,8 +145,12 @@ def _errors_to_exit_code(command: str) -> Iterator[list[int]]:
     try:
         yield outcome
     except VitError as error:
-        for line in str(error).splitlines():
-            print(f"vit-{command}: {line}", file=sys.stderr)
+        # Processes that train together share most errors; what one met alone, it says itself.
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0 or not isinstance(error, (ConfigError, InterruptedRun)):
+            who = f"vit-{command}" if rank == 0 else f"vit-{command}, process {rank}"
+            for line in str(error).splitlines():
+                print(f"{who}: {line}", file=sys.stderr)
         outcome[0] = error.exit_code
     except KeyboardInterrupt:
         print(f"vit-{command}: interrupted", file=sys.stderr)

@@ -138,6 +138,20 @@ def _mixing_pairs(batch: int, mixup: float, cutmix: float, world_size: int) -> s
     )
 
 
+@_check("trainer.shard", "trainer.compile")
+def _sharding_needs_processes(shard: str, compiles: bool, world_size: int) -> str | None:
+    if shard == "none":
+        return None
+    if world_size == 1:
+        return (
+            "trainer.shard=fsdp needs several processes; start them with "
+            "`torchrun --nproc-per-node 2 -m vit.cli.train ...`"
+        )
+    if compiles:
+        return "trainer.shard=fsdp does not go with trainer.compile=true; choose one"
+    return None
+
+
 @_check("trainer.early_stop", "data.val_fraction")
 def _early_stop_needs_validation(early_stop: int | None, fraction: float, _: int) -> str | None:
     if early_stop is None or fraction > 0:

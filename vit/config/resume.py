@@ -10,7 +10,7 @@ from vit.config.errors import ConfigError
 MAY_CHANGE = frozenset(
     {
         "trainer.epochs", "trainer.steps", "trainer.device", "trainer.compile",
-        "trainer.checkpoint_activations",
+        "trainer.checkpoint_activations", "trainer.shard",
         "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
         "data.root", "data.workers", "data.timeout", "data.on_bad_image", "data.bad_image_limit",
         "data.verify", "outputs", "name", "resume",
@@ -41,6 +41,7 @@ ADDED = {
     "model.attention": "scaled_dot",
     "model.patch_dropout": 0.0,
     "trainer.checkpoint_activations": False,
+    "trainer.shard": "none",
     "optim.layer_decay": 1.0,
 }
 """Keys that runs of earlier versions do not have, with what those versions did."""

@@ -249,6 +249,7 @@ class TrainerConfig:
     precision: Literal["auto", "bf16", "fp32"]
     device: Literal["auto", "cpu", "cuda"]
     compile: bool
+    shard: Literal["none", "fsdp"]
     checkpoint_activations: bool
     ema: Positive | None
     label_smoothing: Fraction

@@ -135,6 +135,7 @@ class EvalLoader:
         self.names = samples.names
         self.batch_size = batch_size
         self.normalise = reader.normalise
+        self.shape = reader.view.shape
         self.bad = reader.bad(samples)
         self.store = reader.open(
             samples, self.request_at, sum(map(self.has, range(len(self)))), batch_size,
@@ -154,6 +155,11 @@ class EvalLoader:
         start = self._start(k)
         end = min(start + self.batch_size, len(self.labels))
         return Request(np.arange(start, end), None)
+
+    def nothing(self) -> tuple[Tensor, Tensor]:
+        """One black image and a label, for a process that must take part without a batch."""
+        images = torch.zeros(1, *self.shape, device=self.labels.device)
+        return images, self.labels.new_zeros(1)
 
     def _start(self, k: int) -> int:
         return (k * self.world.size + self.world.rank) * self.batch_size

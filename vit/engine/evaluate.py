@@ -13,6 +13,7 @@ from torch import Tensor
 from vit.data.loader import EvalLoader
 from vit.model.vit import VisionTransformer
 from vit.runtime.device import autocast
+from vit.runtime.dist import is_sharded
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def predict(
         if loader.has(k):
             images, labels, index = loader.batch(k)
             parts.append((*_judge(model, images, labels, device, precision), labels, index))
+        elif is_sharded(model):  # whose weights are gathered by all or by none
+            _judge(model, *loader.nothing(), device, precision)
         between()
     ours = [(*(column.cpu().numpy() for column in part[:-1]), part[-1]) for part in parts]
     shares = loader.world.gather((ours, loader.bad.reasons))
@@ -85,7 +88,7 @@ def _judge(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, best classes and probability of the best one, of each image of a batch."""
     with autocast(device, precision):
-        logits = model.forward(images)
+        logits = model(images) if is_sharded(model) else model.forward(images)
     logits = logits.float()
     losses = F.cross_entropy(logits, labels, reduction="none")
     top = logits.topk(min(5, logits.shape[1])).indices

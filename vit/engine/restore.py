@@ -15,7 +15,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.config.compose import to_plain
 from vit.config.errors import NoCheckpointError
 from vit.config.schema import RunConfig
-from vit.engine.state import TrainState
+from vit.engine.state import TrainState, weights_of
 from vit.model.vit import VisionTransformer
 
 
@@ -74,7 +74,10 @@ def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
 def to_checkpoint(
     state: TrainState, config: RunConfig, classes: list[str], training: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The content of a checkpoint; with `training` it is one that a run can go on from."""
+    """The content of a checkpoint; with `training` it is one that a run can go on from.
+
+    Asked for by all processes together.
+    """
     model = state.selected
     return {
         "spec": model.spec,
@@ -95,7 +98,7 @@ def to_checkpoint(
         },
         "config": to_plain(config),
         "step": state.step,
-        "weights": model.state_dict(),
+        "weights": weights_of(model),
         "training": training,
     }
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from vit.model.vit import VisionTransformer
 from vit.optim.ema import Ema
+from vit.runtime.dist import spread_like, whole
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ class TrainState:
         return {"loss": loss / images, "top1": 100 * correct / images, "grad_norm": norms / steps}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors, all that resuming needs."""
+        """Plain types and tensors, all that resuming needs; asked by all processes together."""
         return {
-            "model": self.model.state_dict(),
-            "ema": self.ema.model.state_dict() if self.ema is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "model": weights_of(self.model),
+            "ema": weights_of(self.ema.model) if self.ema is not None else None,
+            "optimizer": tree_map_only(Tensor, whole, self.optimizer.state_dict()),
             "odometer": self.odometer,
             "marks": self.marks,
             "bad": self.bad,
@@ -99,10 +101,10 @@ class TrainState:
     def load_state_dict(self, step: int, saved: dict[str, Any]) -> None:
         """Go back to what `state_dict` said at `step`."""
         self.step = step
-        self.model.load_state_dict(saved["model"])
+        set_weights(self.model, saved["model"])
         if self.ema is not None:
-            self.ema.model.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+            set_weights(self.ema.model, saved["ema"])
+        self._load_optimizer(saved["optimizer"])
         self.odometer.copy_(saved["odometer"])
         self.marks = {name: list(values) for name, values in saved["marks"].items()}
         self.bad.copy_(saved["bad"])
@@ -113,8 +115,34 @@ class TrainState:
         self.images = saved["images"]
 
     def is_finite(self) -> bool:
-        """Whether every weight is a finite number."""
-        return all(bool(p.isfinite().all()) for p in self.model.parameters())
+        """Whether every weight is a finite number; asked by all processes together."""
+        return all(bool(whole(p.isfinite().all())) for p in self.model.parameters())
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        spread = {
+            number: {
+                key: spread_like(value, parameters[number])
+                if value.shape == parameters[number].shape
+                else value
+                for key, value in entries.items()
+            }
+            for number, entries in saved["state"].items()
+        }
+        self.optimizer.load_state_dict({**saved, "state": spread})
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a model, whole also where it is spread over processes."""
+    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+
+
+def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load what `weights_of` gave, into a model of the same names."""
+    now = model.state_dict()
+    model.load_state_dict(
+        {name: spread_like(w, now[name]) if name in now else w for name, w in weights.items()}
+    )
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -12,7 +12,7 @@ from vit.data.types import Batch
 from vit.engine.loss import cross_entropy
 from vit.engine.state import TrainState, as_tensor
 from vit.runtime.device import autocast
-from vit.runtime.dist import World, without_averaging
+from vit.runtime.dist import World, whole, without_averaging
 from vit.runtime.seeding import reseed
 
 
@@ -48,7 +48,8 @@ def train_step(
         total_loss += losses.detach().sum()
         correct += (logits.argmax(dim=-1) == part.labels).sum()
 
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm or math.inf)
+    limit = clip_norm or math.inf
+    norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit))
     is_bad = ~norm.isfinite()
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version

@@ -198,8 +198,8 @@ class Trainer:
         if state.best is None or state.best.beaten_by(scores["top1"], scores["loss"]):
             state.best = Best(**scores, step=state.step, epoch=epoch)
             state.stale = 0
+            content = to_checkpoint(state, parts.config, parts.classes, training=None)
             if parts.world.leads:
-                content = to_checkpoint(state, parts.config, parts.classes, training=None)
                 checkpoint.save(parts.run.best, content)
         else:
             state.stale += 1
@@ -256,8 +256,8 @@ class Trainer:
                 "environment": environment(parts.device, parts.world.size),
                 "bad_images": parts.train.bad.reasons,
             }
+            content = to_checkpoint(state, parts.config, parts.classes, training)
             if parts.world.leads:
-                content = to_checkpoint(state, parts.config, parts.classes, training)
                 checkpoint.save(parts.run.step_file(state.step), content)
                 parts.run.prune(parts.config.trainer.keep)
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -189,8 +188,50 @@ def replicated(model: nn.Module, world: World, device: torch.device) -> nn.Modul
     )
 
 
-def without_averaging(model: nn.Module) -> AbstractContextManager[object]:
+def shard(
+    model: nn.Module, blocks: Iterable[nn.Module], world: World, device: torch.device
+) -> None:
+    """Spread weights, gradients and optimiser state over all processes (FSDP2), in place.
+
+    A block's weights are gathered when it runs. To be called before the optimiser is made.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world.size,))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was called on `model`: all processes must then call it equally often."""
+    return hasattr(model, "set_requires_gradient_sync")
+
+
+@contextlib.contextmanager
+def without_averaging(model: nn.Module) -> Iterator[None]:
     """Backward passes inside keep their gradients to themselves, to be averaged by the next one."""
-    no_sync = getattr(model, "no_sync", contextlib.nullcontext)
-    context: AbstractContextManager[object] = no_sync()
-    return context
+    if is_sharded(model):
+        model.set_requires_gradient_sync(False)  # type: ignore[operator]
+        yield
+        model.set_requires_gradient_sync(True)  # type: ignore[operator]
+    else:
+        with getattr(model, "no_sync", contextlib.nullcontext)():
+            yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that is spread over the processes; others as they are."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
+
+
+def spread_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """A whole tensor, spread over the processes as `reference` is."""
+    if not hasattr(reference, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    here = tensor.to(reference.device)
+    return distribute_tensor(here, reference.device_mesh, reference.placements)  # type: ignore[attr-defined]

@@ -18,12 +18,15 @@ class StopRequest:
 
     Before `defer()` a signal raises InterruptedRun at once: there is nothing to save yet. After it
     a signal only sets `signum`, and the loop stops at the end of its step. A second signal ends
-    the process. Outside the main thread, where Python allows no handlers, it does nothing.
+    the process, but not under torchrun. Outside the main thread, where Python allows no
+    handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._deferred = False
+        # torchrun passes on what its processes got already, and ends them itself in the end.
+        self._impatient = "TORCHELASTIC_RUN_ID" not in os.environ
         self._previous: dict[int, Any] = {}
 
     def defer(self) -> None:
@@ -51,7 +54,9 @@ class StopRequest:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
-            os._exit(128 + signum)
+            if self._impatient:
+                os._exit(128 + signum)
+            return
         self.signum = signum
         if not self._deferred:
             name = signal.Signals(signum).name
