@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vit.artifacts.leaderboard import leaderboard, read_runs
 from vit.artifacts.run_dir import RunDir
+from vit.artifacts.runs import read_runs
 from vit.cli.argv import safe_name
+from vit.cli.runs import overview, write_page
 from vit.config.errors import InterruptedRun, VitError
 
 Job = Callable[[dict[str, Any], list[str]], object]
@@ -74,8 +75,11 @@ def report(folder: Path) -> None:
         SweepFailedError: not every job finished.
     """
     runs = read_runs(folder)
-    print(f"\n{leaderboard(runs)}")
-    failed = [run.name for run in runs if run.summary.get("state") != "finished"]
+    print(f"\n{overview(runs)}")
+    page = folder / "index.html"
+    write_page(page, str(folder), runs)
+    print(f"\n  {page}")
+    failed = [run.name for run in runs if run.state != "finished"]
     if failed:
         raise SweepFailedError(
             f"{len(failed)} of {len(runs)} jobs did not finish ({', '.join(failed)}); the same "

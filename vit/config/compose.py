@@ -18,6 +18,7 @@ from vit.config.schema import DurationRule, EvalConfig, Rule, RunConfig
 from vit.config.suggest import nearest
 
 _NONE = type(None)
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, twenty times faster
 Config = TypeVar("Config", RunConfig, EvalConfig)
 
 
@@ -92,7 +93,7 @@ def load_yaml(text: str, where: str) -> dict[str, Any]:
         ConfigError: the text is not YAML or not a mapping; names `where`.
     """
     try:
-        plain = yaml.safe_load(text)
+        plain = yaml.load(text, _SafeLoader)
     except yaml.YAMLError as error:
         line = str(error).splitlines()[0]
         raise ConfigError(f"{where} is not readable YAML ({line}); restore it") from None

@@ -1,0 +1,51 @@
+"""`vit-runs`: what became of the runs in a folder, at once (no torch)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from vit.artifacts.runs import Run, differing, effects, groups, read_runs
+from vit.artifacts.runs_page import runs_page
+from vit.artifacts.runs_table import effects_table, groups_table, runs_csv, runs_table
+from vit.runtime.files import write_atomic
+
+
+def main() -> None:
+    """Entry point of `vit-runs`."""
+    parser = argparse.ArgumentParser(prog="vit-runs", description="Compare training runs.")
+    parser.add_argument("folder", nargs="?", default="outputs", help="outputs/, a sweep or a run")
+    parser.add_argument("--csv", action="store_true", help="print one CSV line per run instead")
+    parser.add_argument("--html", metavar="FILE", help="also write a page with curves and plots")
+    args = parser.parse_args()
+    folder = Path(args.folder)
+    if not folder.is_dir():
+        print(f"vit-runs: {folder} is no folder; give the folder of your runs", file=sys.stderr)
+        sys.exit(2)
+    runs = read_runs(folder)
+    print(runs_csv(runs) if args.csv else overview(runs), end="" if args.csv else "\n")
+    if args.html:
+        write_page(Path(args.html), str(folder), runs)
+
+
+def overview(runs: list[Run]) -> str:
+    """All runs; where several were compared, also means over seeds and what mattered."""
+    if not runs:
+        return "no runs here"
+    parts = [runs_table(runs)]
+    if differing(runs) and len(groups(runs)) < len(runs):
+        parts.append(groups_table(runs))
+    if len(effects(runs)) > 1 or any(len(effect.means) > 1 for effect in effects(runs)):
+        parts.append(effects_table(effects(runs)))
+    return "\n\n".join(parts)
+
+
+def write_page(file: Path, title: str, runs: list[Run]) -> None:
+    """Write the page of `runs_page`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, runs_page(title, runs).encode("utf-8", "replace"))
+
+
+if __name__ == "__main__":
+    main()
