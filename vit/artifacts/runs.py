@@ -91,10 +91,21 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def differing(runs: Iterable[Run]) -> list[str]:
-    """The settings in which the runs differ, in the order of the settings."""
+    """The settings in which the runs differ, in the order of the settings.
+
+    Of settings that always change together (a width, and the learning rate that follows from it)
+    the first stands for all.
+    """
     configs = [run.config for run in runs if run.config]
     keys = dict.fromkeys(key for config in configs for key in config if key not in NOT_COMPARED)
-    return [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
+    found: dict[tuple[int, ...], str] = {}
+    for key in keys:
+        numbers: dict[str, int] = {}
+        values = [str(config.get(key)) for config in configs]
+        partition = tuple(numbers.setdefault(value, len(numbers)) for value in values)
+        if len(numbers) > 1:
+            found.setdefault(partition, key)
+    return list(found.values())
 
 
 def groups(runs: list[Run]) -> list[Group]:

@@ -12,6 +12,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import read_runs
 from vit.cli.argv import safe_name
 from vit.cli.runs import overview, write_page
+from vit.config.compose import dump_yaml
 from vit.config.errors import InterruptedRun, VitError
 
 Job = Callable[[dict[str, Any], list[str]], object]
@@ -21,7 +22,7 @@ class SweepInterrupted(BaseException):
     """A signal stopped the job that was running; the sweep stops with it."""
 
     def __init__(self, error: InterruptedRun) -> None:
-        super().__init__(str(error))
+        super().__init__(error)  # which pickles: a job may run in a process of its own
         self.error = error
 
 
@@ -46,7 +47,7 @@ def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
         except InterruptedRun as error:
             raise SweepInterrupted(error) from None
         except Exception as error:
-            _record(folder / name, error)
+            _record(folder / name, plain, error)
 
     return run_one
 
@@ -87,15 +88,17 @@ def report(folder: Path) -> None:
         )
 
 
-def _record(path: Path, error: Exception) -> None:
-    """Note in the job's folder how it failed."""
+def _record(path: Path, plain: dict[str, Any], error: Exception) -> None:
+    """Note in the job's folder what failed, and how."""
     path.mkdir(parents=True, exist_ok=True)
     run = RunDir(path)
+    if not run.config.is_file():
+        run.write_config(dump_yaml(plain))
+    (path / "error.txt").write_text("".join(traceback.format_exception(error)))
     exit_code = error.exit_code if isinstance(error, VitError) else 1
     summary = {**run.read_summary(), "state": "failed", "exit_code": exit_code}
     run.write_summary({**summary, "error": str(error)})
     if isinstance(error, VitError):
         print(f"vit-train: {error}", file=sys.stderr)
     else:
-        (path / "error.txt").write_text("".join(traceback.format_exception(error)))
         print(f"vit-train: {error!r}; see {path / 'error.txt'}", file=sys.stderr)

@@ -47,5 +47,8 @@ class InterruptedRun(VitError):
     """A signal asked the run to stop; what could be saved was saved."""
 
     def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(signum, message)
         self.exit_code = 128 + signum
+
+    def __str__(self) -> str:
+        return str(self.args[1])
