@@ -93,6 +93,17 @@ class RunDir:
             for leftover in folder.glob(f"*{TEMPORARY}"):
                 leftover.unlink()
 
+    def is_locked(self) -> bool:
+        """Whether some process owns the folder."""
+        try:
+            with open(self.path / ".lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def unlock(self) -> None:
         """Give the folder back."""
         if self._lock is not None:

@@ -5,7 +5,6 @@ A sweep's runs differ in some settings; runs that differ in nothing but the seed
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ class Run:
 
     Attributes:
         path: the folder; `name` is its path below the folder that was asked for.
-        state: `finished`, `running`, `failed`, `interrupted at step N` or `killed at step N`.
+        state: `finished`, `running`, `failed`, or `interrupted`, `pruned` or `killed at step N`.
         summary: content of summary.json.
         config: flat settings, as far as the run has written them.
     """
@@ -94,7 +93,7 @@ def differing(runs: Iterable[Run]) -> list[str]:
     """The settings in which the runs differ, in the order of the settings.
 
     Of settings that always change together (a width, and the learning rate that follows from it)
-    the first stands for all.
+    the first stands for all, unless no two runs are alike anyway.
     """
     configs = [run.config for run in runs if run.config]
     keys = dict.fromkeys(key for config in configs for key in config if key not in NOT_COMPARED)
@@ -103,6 +102,8 @@ def differing(runs: Iterable[Run]) -> list[str]:
         numbers: dict[str, int] = {}
         values = [str(config.get(key)) for config in configs]
         partition = tuple(numbers.setdefault(value, len(numbers)) for value in values)
+        if len(numbers) == len(configs):
+            partition = (*partition, len(found))
         if len(numbers) > 1:
             found.setdefault(partition, key)
     return list(found.values())
@@ -177,23 +178,11 @@ def _read(path: Path, below: Path) -> Run:
 
 def _state(folder: RunDir, summary: dict[str, Any]) -> str:
     said = str(summary.get("state", "running"))
-    if said == "running" and not _is_locked(folder):
+    if said == "running" and not folder.is_locked():
         return f"killed at step {_last_step(folder)}"
-    if said == "interrupted":
-        return f"interrupted at step {summary.get('step', 0)}"
+    if said in ("interrupted", "pruned"):
+        return f"{said} at step {summary.get('step', 0)}"
     return said
-
-
-def _is_locked(folder: RunDir) -> bool:
-    """Whether a process is training in the folder."""
-    try:
-        with open(folder.path / ".lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _last_step(folder: RunDir) -> int:

@@ -10,6 +10,7 @@ import torch
 from vit.artifacts import checkpoint, console
 from vit.artifacts.logger import Logger, RunLogger, SilentLogger
 from vit.artifacts.run_dir import RunDir
+from vit.cli.search import Watch
 from vit.config.compose import dump_yaml, flatten, to_config, to_plain
 from vit.config.errors import ConfigError, NoCheckpointError
 from vit.config.resolve import plan, resolve, resolve_memory
@@ -31,7 +32,9 @@ from vit.runtime.seeding import reseed
 from vit.runtime.signals import StopRequest
 
 
-def build(config: RunConfig, run: RunDir, stop: StopRequest, world: World) -> Parts | None:
+def build(
+    config: RunConfig, run: RunDir, stop: StopRequest, world: World, watch: Watch
+) -> Parts | None:
     """Everything that `Trainer` needs, restored from the run's newest checkpoint if it has one.
 
     Returns:
@@ -82,8 +85,9 @@ def build(config: RunConfig, run: RunDir, stop: StopRequest, world: World) -> Pa
     if world.leads:
         logger = RunLogger(run, state.step, saved["training"]["metrics_bytes"] if saved else 0)
     parts = Parts(
-        config, length, state, train, val, test, data.classes, run, logger, stop, device, world
-    )
+        config, length, state, train, val, test, data.classes, run, logger, stop, device, world,
+        watch,
+    )  # fmt: skip
     _announce(parts, data)
     return parts
 

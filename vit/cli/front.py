@@ -74,6 +74,8 @@ def _compose_and_run(command: str, job: Job, argv: list[str], configs: Path) -> 
     def task(config: Any) -> None:
         try:  # Hydra would print a line of its own about an exception
             plain = OmegaConf.to_container(config, resolve=True)
+            if folder is None and plain.pop("search", None):  # type: ignore[union-attr,call-arg,arg-type]
+                raise ConfigError("search= is part of a sweep; start it with -m")
             job(plain, list(HydraConfig.get().overrides.task))  # type: ignore[arg-type]
         except Exception as error:
             failure.append(error)

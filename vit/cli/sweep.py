@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import read_runs
 from vit.cli.argv import safe_name
 from vit.cli.runs import overview, write_page
+from vit.cli.search import Watch, run_search
 from vit.config.compose import dump_yaml
-from vit.config.errors import InterruptedRun, VitError
+from vit.config.errors import InterruptedRun, PrunedRun, VitError
+from vit.config.search import to_search
 
-Job = Callable[[dict[str, Any], list[str]], object]
+Job = Callable[..., object]
+"""Called with plain settings, the overrides that led to them and, in a search, `watch=`."""
 
 
 class SweepInterrupted(BaseException):
@@ -33,6 +37,8 @@ class SweepFailedError(VitError):
 def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
     """`job` as one of many: named by its overrides, resumed if it was killed, never fatal.
 
+    With a section `search` in its settings it is a whole search.
+
     Args:
         job: trains one run.
         folder: the sweep's folder.
@@ -40,16 +46,40 @@ def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
     """
 
     def run_one(plain: dict[str, Any], overrides: list[str]) -> None:
-        name = job_name(overrides, common)
+        wanted = plain.pop("search", None)
+        if wanted is None:
+            attempt(plain, overrides, job_name(overrides, common), job)
+            return
+
+        def trial(name: str, settings: dict[str, Any], watch: Watch) -> float | None:
+            attempt(_with(plain, settings), overrides, name, partial(job, watch=watch))
+            score = RunDir(folder / name).read_summary().get("val_top1")
+            return float(score) if isinstance(score, (int, float)) else None
+
+        run_search(to_search(wanted), trial, folder)
+
+    def attempt(plain: dict[str, Any], overrides: list[str], name: str, job: Job) -> None:
         print(f"\n=== {name}", flush=True)
         try:
             job({**plain, "outputs": str(folder), "name": name, "resume": "auto"}, overrides)
         except InterruptedRun as error:
             raise SweepInterrupted(error) from None
+        except PrunedRun:
+            print("pruned", flush=True)
+            raise
         except Exception as error:
             _record(folder / name, plain, error)
 
     return run_one
+
+
+def _with(plain: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with some dotted ones replaced."""
+    changed = {key: dict(v) if isinstance(v, dict) else v for key, v in plain.items()}
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        (changed[section] if section else changed)[name] = value
+    return changed
 
 
 def job_name(overrides: list[str], common: list[str]) -> str:
@@ -80,7 +110,8 @@ def report(folder: Path) -> None:
     page = folder / "index.html"
     write_page(page, str(folder), runs)
     print(f"\n  {page}")
-    failed = [run.name for run in runs if run.state != "finished"]
+    done = ("finished", "pruned")
+    failed = [run.name for run in runs if not run.state.startswith(done)]
     if failed:
         raise SweepFailedError(
             f"{len(failed)} of {len(runs)} jobs did not finish ({', '.join(failed)}); the same "

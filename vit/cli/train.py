@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from vit.artifacts import console
 from vit.artifacts.run_dir import RunDir, is_run
 from vit.cli import front
+from vit.cli.search import Watch
 from vit.config.compose import load_yaml, to_config
-from vit.config.errors import ConfigError, InterruptedRun, NoCheckpointError, VitError
+from vit.config.errors import ConfigError, InterruptedRun, NoCheckpointError, PrunedRun, VitError
 from vit.config.resume import upgraded
 from vit.config.schema import RunConfig
 from vit.runtime.dist import World, joined, world
@@ -27,8 +28,16 @@ def main() -> None:
     sys.exit(front.run("train", train))
 
 
-def train(plain: dict[str, Any], overrides: list[str]) -> None:
-    """Train one run on composed settings, or go on with one; alone or as one of torchrun's."""
+def unwatched(epoch: float, top1: float) -> bool:
+    """No search is interested."""
+    return False
+
+
+def train(plain: dict[str, Any], overrides: list[str], watch: Watch = unwatched) -> None:
+    """Train one run on composed settings, or go on with one; alone or as one of torchrun's.
+
+    `watch` is told (epoch, validation top-1) and ends the run by answering True.
+    """
     together = world()
     with StopRequest() as stop:
         if plain["resume"] not in (None, "auto"):
@@ -39,7 +48,7 @@ def train(plain: dict[str, Any], overrides: list[str]) -> None:
                 console.mute()
             run, is_new = _run_of_all(config, together)
             try:
-                _train(config, run, stop, together)
+                _train(config, run, stop, together, watch)
             except Exception:
                 if is_new and together.leads and not run.has_progress():
                     run.discard()
@@ -117,13 +126,15 @@ def open_run(config: RunConfig) -> tuple[RunDir, bool]:
     return run, is_new
 
 
-def _train(config: RunConfig, run: RunDir, stop: StopRequest, together: World) -> None:
+def _train(
+    config: RunConfig, run: RunDir, stop: StopRequest, together: World, watch: Watch
+) -> None:
     # torch is imported here: an error in the settings is answered without it.
     from vit.cli.build import build
     from vit.engine.summary import summary
     from vit.engine.trainer import Trainer
 
-    parts = build(config, run, stop, together)
+    parts = build(config, run, stop, together, watch)
     if parts is None:
         return
 
@@ -158,6 +169,8 @@ def _say_goodbye(parts: Parts, scores: dict[str, float]) -> None:
 
 
 def _failure(error: Exception) -> dict[str, Any]:
+    if isinstance(error, PrunedRun):
+        return {"state": "pruned"}
     if isinstance(error, InterruptedRun):
         return {"state": "interrupted", "exit_code": error.exit_code}
     code = error.exit_code if isinstance(error, VitError) else 1

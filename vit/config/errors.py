@@ -43,6 +43,10 @@ class DiskFullError(VitError):
     exit_code = 5
 
 
+class PrunedRun(VitError):
+    """A search ended the run for lack of promise; it was saved."""
+
+
 class InterruptedRun(VitError):
     """A signal asked the run to stop; what could be saved was saved."""
 

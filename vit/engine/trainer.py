@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,7 +13,7 @@ from vit.artifacts import checkpoint, console
 from vit.artifacts.logger import Logger, image_grid
 from vit.artifacts.run_dir import RunDir
 from vit.config.compose import flatten, to_plain
-from vit.config.errors import DataError, DivergedError, InterruptedRun
+from vit.config.errors import DataError, DivergedError, InterruptedRun, PrunedRun
 from vit.config.resolve import Plan
 from vit.config.schema import RunConfig
 from vit.data.loader import EvalLoader, TrainLoader
@@ -34,7 +35,8 @@ from vit.runtime.signals import StopRequest
 class Parts:
     """What a trainer works with; built by the command line.
 
-    `val` and `test` may be None; `classes` are the names of the logits.
+    `val` and `test` may be None; `classes` are the names of the logits; `watch` is told (epoch,
+    validation top-1) after each evaluation and ends the run by answering True.
     """
 
     config: RunConfig
@@ -49,6 +51,7 @@ class Parts:
     stop: StopRequest
     device: torch.device
     world: World
+    watch: Callable[[float, float], bool]
 
 
 class Trainer:
@@ -65,6 +68,7 @@ class Trainer:
         self.compiling = parts.config.trainer.compile
         self.val_scores: dict[str, float] = {}
         self.agreement = Agreement(parts.world)
+        self.pruned = False
 
     def fit(self) -> dict[str, float]:
         """Train, then evaluate the selected weights on the test set.
@@ -136,6 +140,9 @@ class Trainer:
             self._epoch_line()
         if self._due(plan.save_every):
             self._save()
+        if self.pruned and not self._finished():
+            self._save()
+            raise PrunedRun(f"pruned and {self._saved_here()}")
 
     def _evaluation_is_due(self) -> bool:
         state = self.state
@@ -207,6 +214,7 @@ class Trainer:
         self.val_scores = scores
         weights = "model" if state.ema is None else "ema"
         parts.logger.log("val", state.step, {"epoch": epoch, **scores, "weights": weights})
+        self.pruned = parts.watch(epoch, state.best.top1)
 
     def _score(self, model: VisionTransformer, loader: EvalLoader) -> dict[str, float]:
         precision = self.parts.config.trainer.precision

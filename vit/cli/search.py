@@ -1,0 +1,114 @@
+"""A search: runs drawn at random, of which only the promising go on (Optuna)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit.artifacts.run_dir import RunDir
+from vit.config.errors import ConfigError, PrunedRun
+from vit.config.search import Range, Search
+
+if TYPE_CHECKING:
+    import optuna
+
+Watch = Callable[[float, float], bool]
+"""Told (epoch, validation top-1) after each evaluation; True ends the run."""
+
+
+def run_search(
+    search: Search, run: Callable[[str, dict[str, Any], Watch], float | None], folder: Path
+) -> None:
+    """Run the trials of a search, or those that are left of it.
+
+    The study is kept in `folder/study.journal`. A trial that was killed goes on where it was; a
+    run that was pruned keeps its checkpoint and can be gone on with by hand.
+
+    Args:
+        search: what to try.
+        run: trains run `name` with the given settings (dotted keys) and gives its best validation
+            top-1, or None if it failed.
+        folder: of the search.
+    """
+    study = _open(search, folder)
+    from optuna.trial import TrialState
+
+    while (trial := _next(study, search, folder)) is not None:
+        name = trial_name(trial.number)
+        settings = {key: _suggest(trial, key, what) for key, what in search.space.items()}
+        watch = _watch(trial)
+        try:
+            score = run(name, settings, watch)
+        except PrunedRun:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, score, state=None if score is not None else TrialState.FAIL)
+
+
+def trial_name(number: int) -> str:
+    """The run folder of a trial."""
+    return f"trial-{number:04d}"
+
+
+def _open(search: Search, folder: Path) -> optuna.Study:
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("a search needs Optuna; pip install 'vit-train[sweep]'") from None
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+        return optuna.create_study(
+            storage=storage,
+            study_name="search",
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.SuccessiveHalvingPruner(search.min_epochs, search.reduction),
+        )
+
+
+def _next(study: optuna.Study, search: Search, folder: Path) -> optuna.Trial | None:
+    """A trial that was left behind, else a new one; None when there are enough."""
+    import optuna
+
+    trials = study.get_trials(deepcopy=False)
+    for left in trials:
+        is_running = left.state == optuna.trial.TrialState.RUNNING
+        if is_running and not RunDir(folder / trial_name(left.number)).is_locked():
+            return optuna.Trial(study, left._trial_id)
+    if len(trials) >= search.trials:
+        return None
+    seed = search.seed + len(trials)  # a sampler keeps no state across a kill
+    study.sampler = (
+        optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        if search.sampler == "tpe"
+        else optuna.samplers.RandomSampler(seed=seed)
+    )
+    return study.ask()
+
+
+def _suggest(trial: optuna.Trial, key: str, what: Range | list[Any]) -> Any:
+    if isinstance(what, Range):
+        return float(f"{trial.suggest_float(key, what.low, what.high, log=what.log):.4g}")
+    return trial.suggest_categorical(key, what)
+
+
+def _watch(trial: optuna.Trial) -> Watch:
+    """Tell the study, unless it was told before the run was killed, and ask it."""
+    known = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+
+    def watch(epoch: float, top1: float) -> bool:
+        step = int(epoch)
+        if step < 1 or step in known:
+            return False
+        known.add(step)
+        trial.report(top1, step)
+        return trial.should_prune()
+
+    return watch
