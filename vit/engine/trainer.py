@@ -82,7 +82,7 @@ class Trainer:
                 self._save()
                 raise
             except DataError as error:
-                if self.state.step == 0:
+                if self.state.step == 0 and self.parts.stop.signum is None:
                     raise
                 self._save()
                 self._stop_if_asked()  # a signal to all processes ends the workers too
