@@ -330,3 +330,14 @@ def test_boxes_lie_anywhere():
         assert expected > 40
         assert ((counts - expected) ** 2 / expected).sum() < 30  # 8 degrees of freedom
     assert torch.corrcoef(torch.stack([tops, lefts]).float())[0, 1].abs() < 0.15
+
+
+@ALL_SIZES
+def test_boxes_reach_every_border_of_the_image(size):
+    cut = draws(replace(EVERYTHING, mixup=0.0, mix_probability=1.0), batch=8000, size=size).cut
+    erase = draws(replace(EVERYTHING, erasing=1.0), batch=8000, size=size).erase
+    for boxes in (cut, erase):
+        sides = boxes[:, 2:] - boxes[:, :2]
+        for axis in (0, 1):
+            corners = boxes[sides[:, axis] == size[axis] // 4, axis]
+            assert corners.unique().tolist() == list(range(size[axis] - size[axis] // 4 + 1))

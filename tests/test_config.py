@@ -589,9 +589,7 @@ def test_sizes_may_differ_in_height_and_width():
     assert config.data.size == (224, 288)
     assert config.model.patch_size == 16
     wrong = outcome(changed(data__image_size=[224, 288], model__patch_size=20))[1]
-    assert (
-        "model.patch_size=20 does not divide data.image_size=[224, 288]; try 8 or 16" in wrong[0]
-    )
+    assert "model.patch_size=20 does not divide data.image_size=[224, 288]; try 8 or 16" in wrong[0]
     for bad in ([224], [224, 288, 3], [2, 224], "big"):
         assert outcome(changed(data__image_size=bad))[1], bad
 

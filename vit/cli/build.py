@@ -12,7 +12,7 @@ from vit.artifacts.logger import Logger, RunLogger, SilentLogger
 from vit.artifacts.run_dir import RunDir
 from vit.cli.search import Watch
 from vit.config.compose import dump_yaml, flatten, to_config, to_plain
-from vit.config.errors import ConfigError, NoCheckpointError
+from vit.config.errors import ConfigError, DataError, NoCheckpointError
 from vit.config.resolve import plan, resolve, resolve_memory
 from vit.config.resume import changes, with_saved
 from vit.config.schema import RunConfig
@@ -138,8 +138,7 @@ def _loaders(
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
     reader = Reader.of(config.data, device, world)
     if config.data.verify:
-        for samples in data.splits.values():
-            reader.bad(samples).note(verify(samples, reader))
+        _verify(data, reader)
     train = TrainLoader(
         data.splits["train"], len(data.classes), config.trainer.batch_size, config.augment,
         config.data.balance, config.seed, reader, world,
@@ -153,6 +152,22 @@ def _loaders(
     if reader.held:
         reader.pool.stop()
     return train, val, test
+
+
+def _verify(data: DataSet, reader: Reader) -> None:
+    """Decode every image of every split.
+
+    Raises:
+        DataError: of all splits, the damaged images that may not be.
+    """
+    problems = []
+    for samples in data.splits.values():
+        try:
+            reader.bad(samples).note(verify(samples, reader))
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
 
 
 def _announce(parts: Parts, data: DataSet) -> None:

@@ -29,18 +29,23 @@ def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
     from vit.artifacts import console
     from vit.artifacts.predictions import write_evaluation
     from vit.data.loader import EvalLoader
-    from vit.data.reader import Reader
+    from vit.data.reader import POOL_FROM, Reader
     from vit.engine.evaluate import predict
     from vit.engine.restore import load_trained
     from vit.runtime.device import select_device
 
     device = select_device(config.device)
     trained = load_trained(Path(config.checkpoint), device, console.warn)
-    data = replace(to_config(trained.config).data, workers=config.data.workers)
+    # Every image is used once, so files are streamed; few of them without workers.
+    data = replace(to_config(trained.config).data, workers=config.data.workers, memory="stream")
     samples, what = find_samples(config, data, trained)
+    if len(samples) < POOL_FROM:
+        data = replace(data, workers=0)
     reader = Reader.of(data, device)
     loader = EvalLoader(samples, trained.evaluation["batch_size"], reader)
     predictions = predict(trained.model, loader, device, trained.evaluation["precision"])
+    for name, why in loader.bad.news().items():
+        console.warn(f"damaged images are left out of the scores: {name} ({why})")
     scores = predictions.scores()
     folder = output_folder(config, trained, what)
     metrics = {

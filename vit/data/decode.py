@@ -33,6 +33,7 @@ def decode(path: str, channels: int) -> Image.Image:
         raise ValueError("the file is empty")
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of EXIF that is damaged: pixels are not
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             orientation = file.getexif().get(0x0112, 1)

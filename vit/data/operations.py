@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as single
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 """uint8 images (B, C, H, W) and float32 magnitudes (B,) -> uint8 images (B, C, H, W)."""
@@ -58,7 +57,9 @@ def brightness(images: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def color(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Blend with its gray version: factor 1 + magnitude of the image."""
+    """Blend with its gray version: factor 1 + magnitude of the image; gray ones stay."""
+    if images.shape[1] == 1:
+        return images
     return _blend(images, _gray(images), magnitude)
 
 
@@ -93,13 +94,17 @@ def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
 
 def autocontrast(images: Tensor, magnitude: Tensor) -> Tensor:
     """Stretch each channel to the full range."""
-    stretched: Tensor = single.autocontrast_image(images)
+    from torchvision.transforms.v2.functional import autocontrast_image  # takes a second to load
+
+    stretched: Tensor = autocontrast_image(images)
     return stretched
 
 
 def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
     """Flatten each channel's histogram."""
-    flat: Tensor = single.equalize_image(images)
+    from torchvision.transforms.v2.functional import equalize_image
+
+    flat: Tensor = equalize_image(images)
     return flat
 
 

@@ -152,7 +152,12 @@ def shared_memory(size: int) -> SharedMemory:
             f"give it more (docker: --shm-size), or try data.workers=0 or a smaller "
             f"trainer.batch_size"
         )
-    return SharedMemory(create=True, size=size)
+    # Python's tracker of shared memory, which this starts, must outlive signals to the whole group.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        return SharedMemory(create=True, size=size)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker_count(workers: int | str, processes: int = 1) -> int:

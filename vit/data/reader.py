@@ -85,16 +85,17 @@ class BadImages:
         return {self.names[i]: self.reasons[i] for i in fresh}
 
     def note(self, bad: Mapping[int, str]) -> None:
-        """Remember damaged images by position.
+        """Remember damaged images by position, unless they end the run.
 
         Raises:
             DataError: naming them, up to ten: they are not to be skipped, or too many.
         """
-        self.reasons |= bad
-        if not bad or (self.allowed is not None and len(self.reasons) <= self.allowed):
+        reasons = {**self.reasons, **bad}
+        if not bad or (self.allowed is not None and len(reasons) <= self.allowed):
+            self.reasons = reasons
             return
-        listed = sorted(self.reasons)
-        shown = "; ".join(f"{self.names[i]} ({self.reasons[i]})" for i in listed[:10])
+        listed = sorted(reasons)
+        shown = "; ".join(f"{self.names[i]} ({reasons[i]})" for i in listed[:10])
         more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
         raise DataError(
             f"{len(listed)} of {len(self.names)} images cannot be decoded"
@@ -144,9 +145,10 @@ class Reader:
         )
 
     def bad(self, samples: Samples) -> BadImages:
-        """A record of the damaged ones among `samples`."""
+        """A record of the damaged ones among `samples`; one may be skipped of however few."""
         share = self.bad_images
-        return BadImages(samples.names, None if share is None else int(share * len(samples)))
+        allowed = max(int(share * len(samples)), int(share > 0)) if share is not None else None
+        return BadImages(samples.names, allowed)
 
     def open(
         self, samples: Samples, request_at: Callable[[int], Request], batches: int | None,

@@ -13,6 +13,7 @@ from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
+from vit.config.errors import DataError
 from vit.data.images import FileImages
 from vit.data.pool import Bad, Chunk, WorkerPool, render_into, shared_memory
 from vit.data.views import View
@@ -78,6 +79,15 @@ class Stream:
             size = (AHEAD + 1) * self.rows * int(np.prod(self.view.shape))
             self._memory = shared_memory(size)
             weakref.finalize(self, _release, self._memory)
+        try:
+            bad = self._rendered(k)
+        except DataError:
+            self._under_way.clear()  # what the failed workers were given
+            raise
+        return self._slot(k)[: len(request.positions)].copy(), bad
+
+    def _rendered(self, k: int) -> Bad:
+        """Wait for batch `k`, with the next ones under way."""
         last = k + AHEAD if self.batches is None else min(k + AHEAD, self.batches - 1)
         for number in self._under_way.keys() - set(range(k, last + 1)):
             for future in self._under_way.pop(number):
@@ -89,7 +99,7 @@ class Stream:
         bad: Bad = {}
         for future in self._under_way[k]:
             bad |= self.pool.result(future)
-        return self._slot(k)[: len(request.positions)].copy(), bad
+        return bad
 
     def render(self, request: Request) -> tuple[np.ndarray, Bad]:
         """As `fetch`, of any images, here and now."""

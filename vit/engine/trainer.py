@@ -90,7 +90,8 @@ class Trainer:
                 self.parts.world.wait()  # who leaves first would end the one that still writes
                 raise
             except DataError as error:
-                if self.state.step == 0 or self.parts.world.size > 1:
+                nothing_done = self.state.step == 0 and self.parts.stop.signum is None
+                if nothing_done or self.parts.world.size > 1:
                     raise
                 self._save()
                 self._stop_if_asked()  # a signal to all processes ends the workers too
