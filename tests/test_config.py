@@ -46,7 +46,9 @@ UNHURRIED = settings(deadline=None)
 @cache
 def _composed(*overrides):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+        plain = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+    del plain["search"]  # of the sweep, not of its runs
+    return plain
 
 
 def composed(*overrides):

@@ -7,6 +7,7 @@ which nothing here does anything. Needs torch only where there are several proce
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -183,8 +184,11 @@ def replicated(model: nn.Module, world: World, device: torch.device) -> nn.Modul
     from torch.nn.parallel import DistributedDataParallel
 
     where = [device.index] if device.type == "cuda" else None
+    # Our buffers never change. The option's name does, from torch 2.15 on.
+    known = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(
-        model, device_ids=where, broadcast_buffers=False, gradient_as_bucket_view=True
+        model, device_ids=where, gradient_as_bucket_view=True, **{sync: False}
     )
 
 

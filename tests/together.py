@@ -1,0 +1,249 @@
+"""What the tests of several processes share: torchrun and its descendants, and gloo without it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torch.distributed as dist
+from kill_resume import metrics
+from pictures import CPU, array_samples, augmentation, reader
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from vit.artifacts.run_dir import RunDir
+from vit.config.compose import to_config
+from vit.data.images import ArrayImages
+from vit.data.loader import EvalLoader, TrainLoader
+from vit.data.types import Samples
+from vit.engine.evaluate import Predictions, predict
+from vit.engine.restore import load_trained
+from vit.engine.state import TrainState
+from vit.engine.step import train_step
+from vit.runtime.dist import Agreement, World, replicated
+
+_MARK = "VIT_TEST_MARK"
+
+
+class Job:
+    """A command whose descendants are found again by a mark in their environment."""
+
+    def __init__(self, command: Sequence[str], cwd: Path, output: IO[str], **env: str) -> None:
+        self.mark = f"{_MARK}={uuid.uuid4().hex}".encode()
+        self._output = output
+        name, _, value = self.mark.decode().partition("=")
+        self.process = subprocess.Popen(
+            command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", name: value, **env},
+        )  # fmt: skip
+
+    def members(self, *words: str) -> list[int]:
+        """Ids of the living processes of this job whose environment or command has all `words`."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if folder.name.isdigit():
+                    told = (folder / "environ").read_bytes().split(b"\0")
+                    told += (folder / "cmdline").read_bytes().split(b"\0")
+                    if {self.mark, *map(str.encode, words)} <= set(told):
+                        found.append(int(folder.name))
+        return found
+
+    def finish(self, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Wait for the end; standard error is part of the output."""
+        code = self.process.wait(timeout)
+        self._output.seek(0)
+        return subprocess.CompletedProcess(self.process.args, code, self._output.read(), "")
+
+    def kill(self) -> None:
+        """End the job and everything it has started."""
+        for _ in range(100):
+            left = self.members()
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.poll()
+            if not left:
+                break
+            time.sleep(0.05)
+        self.process.wait(10)
+
+
+@contextlib.contextmanager
+def job(*command: str, cwd: Path, **env: str) -> Iterator[Job]:
+    """Run a Python command; nothing of it is left at the end."""
+    with tempfile.TemporaryFile("w+") as output:
+        started = Job([sys.executable, *command], cwd, output, **env)
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+@contextlib.contextmanager
+def torchrun(processes: int, *args: str, cwd: Path, restarts: int = 0) -> Iterator[Job]:
+    """Start `vit-train` in several processes."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [f"--max-restarts={restarts}", "-m", "vit.cli.train", *args]
+    # Else the restarted processes look for a store that ended with the first ones.
+    with job(*command, cwd=cwd, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") as started:
+        yield started
+
+
+def run_together(processes: int, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `vit-train` in several processes to its end."""
+    with torchrun(processes, *args, cwd=cwd) as started:
+        return started.finish()
+
+
+def wait_until(ready: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> bool:
+    """Look every few milliseconds; False when the process has ended before it was so."""
+    deadline = time.monotonic() + 60
+    while not ready():
+        if process is not None and process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.005)
+    return True
+
+
+def largest_difference(one: RunDir, other: RunDir) -> float:
+    """How far apart two loss curves are, relatively; all else that is logged must be the same."""
+    found = 0.0
+    for a, b in zip(metrics(one), metrics(other), strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            if key in ("loss", "grad_norm"):
+                found = max(found, abs(a[key] - b[key]) / abs(a[key]))
+            else:
+                assert a[key] == b[key], (key, a, b)
+    return found
+
+
+# Without torchrun: several small experiments in the same processes, which take seconds to start.
+
+
+def experiments(size: int, folder: Path, checkpoint: Path) -> list[dict[str, Any]]:
+    """By rank, what every function of `_EXPERIMENTS` gave in worlds of `size`, ..., 2 and 1."""
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_take_part, args=(rank, size, folder, checkpoint))
+        for rank in range(size)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        return [pickle.loads((folder / f"rank-{rank}").read_bytes()) for rank in range(size)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+            process.close()
+
+
+def _take_part(rank: int, size: int, folder: Path, checkpoint: Path) -> None:
+    torch.set_num_threads(1)
+    told: dict[str, Any] = {}
+    for now in range(size, 0, -1):
+        if rank < now:
+            if now > 1:
+                dist.init_process_group(
+                    "gloo", init_method=f"file://{folder}/store-{now}", rank=rank, world_size=now
+                )
+            world = World(rank, now, rank, now)
+            told[f"predictions {now}"] = _evaluate(world, checkpoint)
+            if now == 2:
+                told["array"] = _array(world, folder)
+                told["no array"] = _no_array(world)
+                told["agreement"] = _agree(world)
+                told["steps"] = {parts: _steps(world, checkpoint, parts) for parts in (1, 2)}
+            if now > 1:
+                dist.destroy_process_group()
+    (folder / f"rank-{rank}").write_bytes(pickle.dumps(told))
+
+
+def _evaluate(world: World, checkpoint: Path) -> Predictions:
+    trained = load_trained(checkpoint, CPU, print)
+    return predict(trained.model, EvalLoader(_gray(179), 28, reader((8, 8), 1), world), CPU, "fp32")
+
+
+def _gray(n: int) -> Samples:
+    samples = array_samples(n, classes=10)
+    return replace(samples, images=ArrayImages(samples.images.pixels[:, :1]))
+
+
+def _array(world: World, folder: Path) -> dict[str, Any]:
+    def make() -> tuple[Any, str]:
+        with open(folder / "calls", "a") as calls:
+            calls.write(f"{world.rank}\n")
+        return array_samples(30).images.pixels, "beside it"
+
+    pixels, value = world.array_once_per_machine(make)
+    seen = pixels.copy()
+    world.wait()
+    if world.rank == 1:
+        pixels[3] = 7  # in common, not copied
+    world.wait()
+    empty, _ = world.array_once_per_machine(lambda: (pixels[:0], None))
+    return {
+        "seen": seen, "value": value, "written": pixels[3].copy(), "empty": empty.shape,
+        "file": Path(pixels.filename),
+    }  # fmt: skip
+
+
+def _no_array(world: World) -> str:
+    def make() -> Any:
+        raise ValueError("no such images")
+
+    try:
+        world.array_once_per_machine(make)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def _agree(world: World) -> list[int]:
+    agreement = Agreement(world)
+    asked = [0] * 3 + [15] * 3 if world.rank == 1 else [0] * 6
+    return [agreement.largest(number) for number in asked]
+
+
+def _steps(world: World, checkpoint: Path, accumulate: int) -> dict[str, Any]:
+    """Four steps of training: the weights, and how often gradients were averaged."""
+    trained = load_trained(checkpoint, CPU, print)
+    config = replace(to_config(trained.config).trainer, batch_size=16, accumulate=accumulate)
+    loader = TrainLoader(
+        _gray(40), 10, 16, augmentation("strong"), "none", 0, reader((8, 8), 1), world
+    )
+    optimizer = torch.optim.AdamW(trained.model.parameters(), lr=1e-3, fused=True)
+    state = TrainState(trained.model, None, optimizer, CPU)
+    state.forward = replicated(state.model, world, CPU)
+    averaged = []
+
+    def hook(group: Any, bucket: Any) -> Any:
+        averaged.append(bucket.buffer().numel())
+        return allreduce_hook(group, bucket)
+
+    state.forward.register_comm_hook(None, hook)  # type: ignore[operator]
+    for step in range(4):
+        train_step(
+            state, loader.batch_at(step), 1e-3, seed=0, world=world, config=config,
+            clip_norm=1.0, device=CPU,
+        )  # fmt: skip
+    weights = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+    return {"weights": weights.numpy(), "averaged": averaged, "odometer": state.odometer.numpy()}
