@@ -100,15 +100,19 @@ def _suggest(trial: optuna.Trial, key: str, what: Range | list[Any]) -> Any:
 
 
 def _watch(trial: optuna.Trial) -> Watch:
-    """Tell the study, unless it was told before the run was killed, and ask it."""
+    """Tell the study, unless it was told before the run was killed, and ask it.
+
+    A killed run may come to a step twice; the study answers for the last step it was told.
+    """
     known = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
     def watch(epoch: float, top1: float) -> bool:
         step = int(epoch)
-        if step < 1 or step in known:
+        if step < 1:
             return False
-        known.add(step)
-        trial.report(top1, step)
-        return trial.should_prune()
+        if step not in known:
+            known.add(step)
+            trial.report(top1, step)
+        return step == max(known) and trial.should_prune()
 
     return watch

@@ -68,7 +68,6 @@ class Trainer:
         self.compiling = parts.config.trainer.compile
         self.val_scores: dict[str, float] = {}
         self.agreement = Agreement(parts.world)
-        self.pruned = False
 
     def fit(self) -> dict[str, float]:
         """Train, then evaluate the selected weights on the test set.
@@ -101,6 +100,8 @@ class Trainer:
         self._show_first_batch()
         if self._evaluation_is_due():  # a signal cut it short
             self._round_off()
+        elif self.state.evaluated_at == self.state.step:  # a kill may have cut the answer short
+            self._ask_search()
         while not self._finished():
             self._step()
             self._round_off()
@@ -141,7 +142,15 @@ class Trainer:
             self._epoch_line()
         if self._due(plan.save_every):
             self._save()
-        if self.pruned and not self._finished():
+        if evaluates:
+            self._ask_search()
+
+    def _ask_search(self) -> None:
+        """Whether the search that this run is part of wants it to go on."""
+        parts, state = self.parts, self.state
+        if state.best is None or self._finished():
+            return
+        if parts.watch(float(parts.plan.epoch_at(state.step)), state.best.top1):
             self._save()
             raise PrunedRun(f"pruned and {self._saved_here()}")
 
@@ -215,7 +224,6 @@ class Trainer:
         self.val_scores = scores
         weights = "model" if state.ema is None else "ema"
         parts.logger.log("val", state.step, {"epoch": epoch, **scores, "weights": weights})
-        self.pruned = parts.watch(epoch, state.best.top1)
 
     def _score(self, model: VisionTransformer, loader: EvalLoader) -> dict[str, float]:
         precision = self.parts.config.trainer.precision
