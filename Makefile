@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format tensorboard kill-resume clean
+.PHONY: help setup train test lint format tensorboard kill-resume two-hosts clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ tensorboard: setup  ## open TensorBoard on outputs/
 
 kill-resume: setup  ## kill a run with SIGKILL 20 times, resume it, compare to the bit
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/kill_resume.py --kills 20
+
+two-hosts: setup  ## kill a process of one of two hosts (network namespaces), compare; needs root
+	PYTHONPATH=scripts $(BIN)/python scripts/two_hosts.py
 
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@
 
 The hosts are two network namespaces of this machine with addresses of their own, joined by a
 virtual cable; torchrun in each of them meets the other through a c10d rendezvous. Exits 0 only when
-weights, average, optimiser, counters and metrics.jsonl are equal to the bit. Needs root and iproute2.
+weights, average, optimiser, counters and metrics.jsonl are equal to the bit. Needs root, iproute2.
 """
 
 from __future__ import annotations

@@ -186,9 +186,10 @@ def replicated(model: nn.Module, world: World, device: torch.device) -> nn.Modul
     where = [device.index] if device.type == "cuda" else None
     # Our buffers never change. The option's name does, from torch 2.15 on.
     known = inspect.signature(DistributedDataParallel).parameters
-    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    unsynced: dict[str, Any] = {name: False}
     return DistributedDataParallel(
-        model, device_ids=where, gradient_as_bucket_view=True, **{sync: False}
+        model, device_ids=where, gradient_as_bucket_view=True, **unsynced
     )
 
 
