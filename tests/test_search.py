@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import time
@@ -22,8 +23,10 @@ from together import forked, run_together, train, wait_until
 from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import read_runs
 from vit.cli import search as cli_search
+from vit.cli import train as cli_train
 from vit.cli.search import run_search, trial_name
-from vit.config.errors import PrunedRun
+from vit.cli.sweep import as_sweep_job
+from vit.config.errors import DivergedError, PrunedRun
 from vit.config.search import Search, to_search
 
 optuna = pytest.importorskip("optuna")
@@ -113,7 +116,7 @@ def test_only_the_best_third_goes_on(tmp_path: Path) -> None:
     assert {fate for _, _, fate in told} == {"pruned at 1", "pruned at 3", "finished"}
 
 
-MOMENTS = ["drawn", "start", "finished"]
+MOMENTS = ["asked", "half drawn", "drawn", "start", "evaluated", "pruned", "finished"]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -149,6 +152,20 @@ def test_killed_at_any_moment_it_is_the_same_search(
     assert deaths
     assert state_of(tmp_path / "broken") == state_of(tmp_path / "whole")
     assert list({name: (name, *rest) for name, *rest in broken}.values()) == whole
+
+
+def test_a_trial_that_fails_after_an_evaluation_has_failed(tmp_path: Path) -> None:
+    def job(plain: dict[str, Any], overrides: list[str], watch: Any) -> None:
+        folder = RunDir(Path(plain["outputs"]) / plain["name"])
+        folder.path.mkdir(parents=True)
+        assert not watch(1.0, 50.0)
+        folder.write_summary({"state": "failed", "val_top1": 50.0})  # the best so far
+        raise DivergedError("no more")
+
+    section = changed(trials=1)
+    as_sweep_job(job, tmp_path, [])({"search": section, "optim": {}, "model": {}}, [])
+    (trial,) = journal(tmp_path).get_trials()
+    assert (trial.state.name, trial.value) == ("FAIL", None)
 
 
 # Real runs
@@ -219,6 +236,29 @@ def test_a_search_is_part_of_a_sweep(tmp_path: Path) -> None:
     done = run_together(1, "+search.trials=3", cwd=tmp_path)
     assert done.returncode == 2
     assert "start it with -m" in done.stdout
+
+
+def dies_pruning(*args: Any) -> None:
+    """Train, but be killed between the checkpoint of a pruned run and the word that it is one."""
+    failure = cli_train._failure
+
+    def die(error: Exception) -> dict[str, Any]:
+        if isinstance(error, PrunedRun):
+            os._exit(9)
+        return failure(error)
+
+    cli_train._failure = die
+    train(*args)
+
+
+def test_a_search_that_is_killed_while_it_prunes(folder: Path, whole: Path) -> None:
+    args = [*ASHA, "name=died"]
+    with forked(1, dies_pruning, args, folder, folder / "said.txt") as (process,):
+        process.join(60)
+        assert process.exitcode == 9
+    done = run_together(1, *args, cwd=folder)
+    assert done.returncode == 0, done.stdout
+    assert table(folder / "outputs" / "died") == table(whole)
 
 
 def test_a_pruned_run_can_be_gone_on_with(folder: Path, whole: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, run
 from kill_resume import differences, metrics
 from pictures import data_config, reader, settings_of
 from together import experiments, largest_difference, run_together, torchrun, wait_until
@@ -137,6 +138,63 @@ def test_parts_of_a_batch_train_as_the_whole(folder: Path, two: RunDir, shard: s
 
 def test_all_processes_stop_at_the_same_step(told: list[dict[str, Any]]) -> None:
     assert told[0]["agreement"] == told[1]["agreement"] == [0, 0, 0, 0, 15, 15]
+
+
+# Sharding
+
+
+@pytest.fixture(scope="module")
+def sharded(folder: Path, two: RunDir) -> RunDir:
+    """An epoch in two processes that share the weights, one alone, and one more in two."""
+    first = run_together(
+        2, *ARGS, "trainer.shard=fsdp", "trainer.epochs=1", "name=fsdp", cwd=folder
+    )
+    assert first.returncode == 0, first.stdout
+    found = outputs(folder, "fsdp")
+    shutil.copytree(found.path, folder / "outputs" / "first")
+    again = ["resume=outputs/fsdp", "trainer.epochs=2"]
+    refused = run_together(1, *again, cwd=folder)
+    assert (refused.returncode, "needs several processes" in refused.stdout) == (2, True)
+    alone = run_together(1, *again, "trainer.shard=none", cwd=folder)
+    assert alone.returncode == 0, alone.stdout
+    assert "not bit-exact: processes 1, before 2" in alone.stdout
+    again = ["resume=outputs/fsdp", "trainer.epochs=3", "trainer.shard=fsdp"]
+    back = run_together(2, *again, cwd=folder)
+    assert back.returncode == 0, back.stdout
+    return found
+
+
+def test_sharded_weights_train_alike(sharded: RunDir, two: RunDir) -> None:
+    """Through a resume by one process and back again."""
+    expected = [line for line in metrics(two) if line["event"] != "test"]
+    found = [line for line in metrics(sharded) if line["event"] != "test"]
+    for a, b in zip(expected, found, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            if key in ("loss", "grad_norm"):
+                assert b[key] == pytest.approx(a[key], rel=10 * WITHIN if key != "loss" else WITHIN)
+            else:
+                assert a[key] == b[key]
+
+
+def test_a_sharded_checkpoint_is_a_plain_file(folder: Path, sharded: RunDir, two: RunDir) -> None:
+    first = outputs(folder, "first")
+    assert [p.name for p in first.step_files()] == ["step-000000020.pt", "step-000000010.pt"]
+    saved, plain = (checkpoint.load(r.step_files()[0]) for r in (sharded, two))
+    for part in ("weights", "training"):
+        assert saved[part].keys() == plain[part].keys()
+    for name, weight in plain["weights"].items():
+        assert type(saved["weights"][name]) is torch.Tensor
+        assert saved["weights"][name].shape == weight.shape
+    moments = saved["training"]["optimizer"]["state"]
+    for number, state in plain["training"]["optimizer"]["state"].items():
+        for key, value in state.items():
+            assert moments[number][key].shape == value.shape
+    done = run("eval", f"checkpoint={first.path}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    scored = json.loads((first.path / "eval" / "test" / "metrics.json").read_text())
+    assert scored["top1"] == first.read_summary()["test_top1"]
+    assert scored["loss"] == pytest.approx(first.read_summary()["test_loss"], rel=1e-6)
 
 
 # Stopped and gone on

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import SMALL, lines
 from pictures import data_config, noise, save
 from together import largest_difference, run_together, torchrun
 
 from vit.artifacts.run_dir import RunDir
+from vit.data.order import Order
 from vit.data.sources import load_data_set
 
 TORN = b"\xff\xd8\xff\xe0 no photo"
@@ -47,6 +50,26 @@ def photos(folder: Path) -> dict[str, list[str]]:
     shares = {"val_fraction": 0.2, "test_fraction": 0.2}
     config = data_config("folder", root=str(folder / "photos"), image_size=24, **shares)
     return {name: list(split.names) for name, split in load_data_set(config).splits.items()}
+
+
+def test_a_damaged_image_that_one_process_meets_ends_all(
+    folder: Path, photos: dict[str, list[str]]
+) -> None:
+    order = Order(np.array([name[0] == "b" for name in photos["train"]]).astype(int), 0, False)
+    name = photos["train"][order.positions(3 * 8, 4 * 8)[6]]  # second half of step 3: rank 1
+    file = folder / "photos" / name
+    whole = file.read_bytes()
+    file.write_bytes(TORN)
+    try:
+        with torchrun(2, *PHOTOS, "name=damaged", cwd=folder) as job:
+            start = time.monotonic()
+            done = job.finish(60)
+            assert job.members() == []
+    finally:
+        file.write_bytes(whole)
+    assert done.returncode != 0
+    assert name in done.stdout
+    assert time.monotonic() - start < 45
 
 
 def test_skipped_images_are_counted_as_by_one_process(
