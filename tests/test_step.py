@@ -1,106 +1,29 @@
-"""A training step, its loss, average and groups; evaluation; what a checkpoint carries."""
+"""A training step: gradients, bad steps, randomness, loss, average and groups."""
 
 import copy
 import dataclasses
-import io
 import math
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from pictures import CPU, array_samples, reader
+from pictures import CPU
+from stepping import (
+    ADAMW,
+    CLASSES,
+    adamw_state,
+    assert_equal,
+    batch,
+    model,
+    saved,
+    sgd_state,
+    train,
+    weights,
+)
 
-from vit.config.compose import config_dir
-from vit.config.schema import OptimConfig, TrainerConfig
-from vit.data.loader import EvalLoader
 from vit.data.types import Batch
-from vit.engine.evaluate import predict
 from vit.engine.loss import cross_entropy
-from vit.engine.state import Best, TrainState, flops_per_image, parameter_count
-from vit.engine.step import train_step
-from vit.model.vit import VisionTransformer
+from vit.engine.state import TrainState
 from vit.optim.build import build_optimizer, parameter_groups
-from vit.optim.ema import Ema
-from vit.runtime.dist import World
-
-CLASSES = 7
-ADAMW = OptimConfig(
-    name="adamw", lr=1e-3, weight_decay=0.1, layer_decay=1.0, betas=[0.9, 0.999], clip_norm=1.0
-)  # fmt: skip
-
-
-def trainer(**changes):
-    """The settings of configs/trainer/default.yaml, in fp32."""
-    plain = yaml.safe_load((config_dir() / "trainer" / "default.yaml").read_text())
-    return TrainerConfig(**{**plain, "precision": "fp32", "batch_size": 8, **changes})
-
-
-def model(**changes):
-    """A small model whose head and class token do not start at zero."""
-    torch.manual_seed(0)
-    built = VisionTransformer(8, 4, num_classes=CLASSES, dim=16, depth=2, heads=2, **changes)
-    torch.nn.init.normal_(built.head.weight)
-    torch.nn.init.normal_(built.cls_token)
-    return built
-
-
-def sgd_state(ema=None, **changes):
-    """With SGD at a rate of 1 a step's gradient is what the weights moved by."""
-    built = model(**changes)
-    optimizer = torch.optim.SGD(built.parameters(), lr=1.0, fused=True)
-    return TrainState(built, ema and Ema(built, ema), optimizer, CPU)
-
-
-def adamw_state(ema=None, **changes):
-    built = model(**changes)
-    optimizer = build_optimizer(built, ADAMW)
-    return TrainState(built, ema and Ema(built, ema), optimizer, CPU)
-
-
-def batch(number=0, size=8):
-    generator = torch.Generator().manual_seed(number)
-    labels = torch.randint(CLASSES, (size,), generator=generator)
-    targets = torch.rand(size, CLASSES, generator=generator).softmax(dim=1)
-    return Batch(torch.randn(size, 3, 8, 8, generator=generator), labels, targets)
-
-
-def train(state, data, lr=1.0, seed=0, rank=0, clip_norm=None, **changes):
-    world = World(rank)  # of one, whatever its rank: nobody to wait for
-    train_step(
-        state, data, lr, seed=seed, world=world, config=trainer(**changes), clip_norm=clip_norm,
-        device=CPU,
-    )  # fmt: skip
-    return weights(state.model)
-
-
-def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.parameters()]).clone()
-
-
-def saved(state):
-    """A state as a checkpoint holds it: nothing shared with the live one."""
-    file = io.BytesIO()
-    torch.save(state.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def assert_equal(a, b):
-    """Nested containers hold the same bits."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
 
 # Gradients
 
@@ -334,134 +257,3 @@ def test_weight_decay_reaches_the_weights():
     for name, p in built.named_parameters():
         factor = 1 - ADAMW.lr * ADAMW.weight_decay if built.decays(name) else 1
         torch.testing.assert_close(p.detach(), before[name] * factor, rtol=1e-6, atol=0)
-
-
-# Evaluation
-
-
-def evaluation(n, batch_size):
-    return EvalLoader(array_samples(n, classes=CLASSES), batch_size, reader((8, 8)))
-
-
-@pytest.mark.parametrize(("n", "batch_size"), [(37, 10), (37, 37), (37, 100), (37, 1), (1, 4)])
-def test_scores_are_those_of_a_plain_loop(n, batch_size):
-    built = model().train()
-    predictions = predict(built, evaluation(n, batch_size), CPU, "fp32")
-    exact = copy.deepcopy(built).double().eval()
-    losses, ranks, best = [], [], []
-    for k in range(n):
-        images, labels, index = evaluation(n, 1).batch(k)
-        assert index.tolist() == [k]
-        logits = exact(images.double())[0].tolist()
-        probabilities = [math.exp(x) / sum(math.exp(y) for y in logits) for x in logits]
-        losses.append(-math.log(probabilities[labels.item()]))
-        ranks.append(sum(x > logits[labels.item()] for x in logits))
-        best.append(max(probabilities))
-    assert predictions.losses.dtype == np.float64
-    np.testing.assert_allclose(predictions.losses, losses, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(predictions.probability, best, rtol=1e-4)
-    assert predictions.labels.tolist() == [i % CLASSES for i in range(n)]
-    assert predictions.index.tolist() == list(range(n))
-    assert predictions.top.shape == (n, 5)
-    scores = predictions.scores()
-    assert scores["loss"] == pytest.approx(sum(losses) / n, rel=1e-5)
-    assert scores["top1"] == pytest.approx(100 * sum(rank == 0 for rank in ranks) / n)
-    assert scores["top5"] == pytest.approx(100 * sum(rank < 5 for rank in ranks) / n)
-    assert not built.training
-
-
-def test_scores_do_not_depend_on_the_batch_size():
-    built = model(dropout=0.5, drop_path=0.5)
-    expected = predict(built, evaluation(60, 60), CPU, "fp32")
-    for batch_size in (1, 7, 59, 1000):
-        other = predict(built, evaluation(60, batch_size), CPU, "fp32")
-        assert np.array_equal(other.top[:, 0], expected.top[:, 0])
-        assert other.scores()["top1"] == expected.scores()["top1"]
-        np.testing.assert_allclose(other.losses, expected.losses, rtol=1e-4)
-
-
-def test_top5_of_fewer_classes():
-    torch.manual_seed(0)
-    built = VisionTransformer(8, 4, num_classes=3, dim=16, depth=1, heads=2)
-    torch.nn.init.normal_(built.head.weight)
-    loader = evaluation(20, 8)
-    loader.labels %= 3
-    predictions = predict(built, loader, CPU, "fp32")
-    assert predictions.top.shape == (20, 3)
-    assert predictions.scores()["top5"] == 100
-
-
-def test_between_batches_one_can_stop():
-    calls = []
-    predict(model(), evaluation(37, 10), CPU, "fp32", lambda: calls.append(1))
-    assert len(calls) == 4
-    with pytest.raises(KeyboardInterrupt):
-        predict(model(), evaluation(37, 10), CPU, "fp32", interrupt)
-
-
-def interrupt():
-    raise KeyboardInterrupt
-
-
-# State
-
-
-def test_a_restored_state_goes_on_bit_for_bit():
-    state = adamw_state(ema=0.5, dropout=0.2)
-    bad = batch(9)
-    bad.images[0] = math.nan
-    for data in (batch(0), bad, batch(1)):
-        train(state, data, lr=1e-2, clip_norm=1.0)
-    state.since("log", move=True)
-    state.best = Best(top1=50.0, loss=1.5, top5=90.0, step=2, epoch=0.5)
-    state.evaluated_at, state.stale, state.seconds, state.images = 2, 1, 3.5, 24
-    content = saved(state)
-
-    other = adamw_state(ema=0.5, dropout=0.2)
-    other.load_state_dict(3, content)
-    assert other.step == 3
-    assert other.best == state.best
-    assert_equal(saved(other), content)
-    for number in (4, 5):
-        train(state, batch(number), lr=1e-2, clip_norm=1.0)
-        train(other, batch(number), lr=1e-2, clip_norm=1.0)
-    assert_equal(saved(other), saved(state))
-    assert not torch.equal(content["odometer"], other.odometer)
-
-
-def test_means_since_a_mark():
-    state = sgd_state()
-    for number in range(3):
-        train(state, batch(number), lr=0.01)
-    loss, correct, images, norms, _ = state.odometer.tolist()
-    for _ in range(2):  # looking does not move the mark
-        since = state.since("epoch", move=False)
-        assert since == pytest.approx(
-            {"loss": loss / 24, "top1": 100 * correct / 24, "grad_norm": norms / 3}
-        )
-    assert state.since("epoch", move=True) == since
-    train(state, batch(3), lr=0.01)
-    later = state.since("epoch", move=False)
-    assert later["loss"] == pytest.approx((state.odometer[0].item() - loss) / 8)
-    assert later["grad_norm"] == pytest.approx(state.odometer[3].item() - norms)
-    assert state.marks["log"] == [0.0] * 5
-    assert images == 24
-
-
-def test_best_is_top1_then_loss():
-    best = Best(top1=50.0, loss=1.0, top5=90.0, step=1, epoch=1.0)
-    assert best.beaten_by(50.1, 9.0)
-    assert best.beaten_by(50.0, 0.9)
-    assert not best.beaten_by(50.0, 1.0)
-    assert not best.beaten_by(49.9, 0.1)
-
-
-def test_counts_of_weights_and_operations():
-    built = model()
-    assert parameter_count(built) == sum(p.numel() for p in built.parameters())
-    built.cls_token.requires_grad_(False)
-    assert parameter_count(built) == sum(p.numel() for p in built.parameters()) - 16
-    tokens, patches, dim, hidden = 5, 4, 16, 64
-    block = tokens * (4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim
-    products = patches * 3 * 4 * 4 * dim + 2 * block + dim * CLASSES
-    assert flops_per_image(built) == 2 * products

@@ -1,0 +1,199 @@
+"""Image files: every kind is upright and 8 bits deep, every damaged one is named."""
+
+import numpy as np
+import pytest
+from pictures import (
+    BLUE,
+    CPU,
+    GREEN,
+    RED,
+    claims_to_be,
+    data_config,
+    is_colour,
+    noise,
+    save,
+    stripes,
+    write,
+)  # fmt: skip
+from PIL import Image
+
+from vit.config.errors import DataError
+from vit.data import folder
+from vit.data.decode import decode
+from vit.data.loader import EvalLoader
+from vit.data.pool import WorkerPool
+from vit.data.reader import Reader, decode_all
+from vit.data.sources import load_data_set
+from vit.data.views import View
+
+
+def folder_config(root, size=16, **changes):
+    return data_config("folder", root=str(root), image_size=size, **changes)
+
+
+def half_red_half_blue(size):
+    return stripes(RED, BLUE, size=size).resize((size, size), Image.Resampling.NEAREST)
+
+
+def two_classes(root):
+    save(root / "a" / "1.png", RED)
+    save(root / "b" / "2.png", BLUE)
+    return root
+
+
+def decoded(path, size, channels=3):
+    """An image as evaluation sees it: (channels, size, size)."""
+    return View(size, size, channels).render(decode(str(path), channels), None)
+
+
+def opened(config, split="train"):
+    """A split's loader, which decodes what it holds."""
+    return EvalLoader(load_data_set(config).splits[split], 4, Reader.of(config, CPU))
+
+
+# Decoding
+
+
+def test_grayscale_and_colour_become_what_is_asked(tmp_path):
+    gray = save(tmp_path / "gray.png", Image.new("L", (16, 16), 90))
+    colour = save(tmp_path / "colour.png", RED)
+    assert is_colour(decoded(gray, 16), (90, 90, 90))
+    assert decoded(colour, 16, 1).shape == (1, 16, 16)
+    assert (decoded(gray, 16, 1) == 90).all()
+    assert (decoded(colour, 16, 1) == round(0.299 * 255)).all()
+
+
+def test_sixteen_bit_grayscale_keeps_its_range(tmp_path):
+    ramp = np.repeat(np.linspace(0, 65535, 16)[None], 16, axis=0).astype(np.uint16)
+    path = save(tmp_path / "16bit.png", Image.fromarray(ramp))
+    pixels = decoded(path, 16, 1)[0]
+    assert np.abs(pixels.astype(int) - ramp // 256).max() <= 1
+
+
+def test_cmyk_jpeg(tmp_path):
+    path = save(tmp_path / "cmyk.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0)))
+    with Image.open(path) as file:
+        assert file.mode == "CMYK"
+    assert is_colour(decoded(path, 16), RED, within=6)
+
+
+def test_palette_with_alpha(tmp_path):
+    image = stripes(RED, BLUE).convert("P", palette=Image.Palette.ADAPTIVE)
+    path = save(tmp_path / "palette.png", image, transparency=bytes([255, 128]))
+    with Image.open(path) as file:
+        assert file.mode == "P"
+        assert isinstance(file.info["transparency"], bytes)
+    pixels = decoded(path, 16)
+    assert is_colour(pixels[:, :, :7], RED)
+    assert is_colour(pixels[:, :, 9:], (127, 127, 255))  # half transparent, on white
+
+
+def test_rgba_drops_its_alpha(tmp_path):
+    path = save(tmp_path / "rgba.png", Image.new("RGBA", (16, 16), (*GREEN, 255)))
+    assert is_colour(decoded(path, 16), GREEN)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [(1, None), (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90),
+     (8, Image.Transpose.ROTATE_270)],
+)  # fmt: skip
+def test_rotated_jpeg_is_upright(tmp_path, orientation, stored):
+    upright = half_red_half_blue(32)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = upright if stored is None else upright.transpose(stored)
+    path = save(tmp_path / "x.jpg", image, exif=exif, quality=95)
+    pixels = decoded(path, 32)
+    assert is_colour(pixels[:, :, :14], RED, within=10)
+    assert is_colour(pixels[:, :, 18:], BLUE, within=10)
+
+
+def test_the_centre_square_is_taken(tmp_path):
+    wide = stripes(RED, GREEN, BLUE)
+    tall = save(tmp_path / "tall.png", wide.transpose(Image.Transpose.ROTATE_90))
+    wide = save(tmp_path / "wide.png", wide)
+    for path in (tall, wide):
+        assert is_colour(decoded(path, 16), GREEN)
+        assert is_colour(decoded(path, 8)[:, 1:7, 1:7], GREEN)
+
+
+@pytest.mark.parametrize("size", [4, 8, 16, 40])
+def test_images_are_resized(tmp_path, size):
+    path = save(tmp_path / "x.png", half_red_half_blue(16))
+    pixels = decoded(path, size)
+    assert pixels.shape == (3, size, size)
+    left, right = size // 4, size - size // 4
+    assert is_colour(pixels[:, :, :left], RED, within=60)
+    assert is_colour(pixels[:, :, right:], BLUE, within=60)
+    if size == 16:
+        assert is_colour(pixels[:, :, :8], RED)
+        assert is_colour(pixels[:, :, 8:], BLUE)
+
+
+# Bad files
+
+
+def bad_files(root):
+    whole = save(root / "whole.jpg", noise(64, 64)).read_bytes()
+    (root / "whole.jpg").unlink()
+    renamed = save(root / "renamed.gif")
+    return [
+        write(root / "truncated.jpg", whole[: len(whole) // 2]),
+        write(root / "nothing.png", b""),
+        write(root / "page.jpg", b"<!DOCTYPE html><html>404</html>"),
+        write(root / "huge.png", claims_to_be(20_000, 10_000)),
+        renamed.rename(root / "renamed.png"),
+    ]
+
+
+def uncut(root, **changes):
+    return folder_config(root, val_fraction=0.0, test_fraction=0.0, **changes)
+
+
+def test_every_bad_file_is_named_and_no_good_one(tmp_path):
+    two_classes(tmp_path)
+    bad = bad_files(tmp_path / "a")
+    with pytest.raises(DataError) as error:
+        opened(uncut(tmp_path))
+    message = str(error.value)
+    assert message.startswith("5 of 7 images cannot be decoded")
+    assert all(str(path.relative_to(tmp_path)) in message for path in bad)
+    assert "decompression bomb" in message  # refused by its header, before memory is taken
+    assert "1.png" not in message
+    assert "2.png" not in message
+    assert "\n" not in message
+
+
+def test_many_bad_files_are_counted(tmp_path):
+    two_classes(tmp_path)
+    for i in range(13):
+        write(tmp_path / "a" / f"bad{i:02}.png", b"")
+    with pytest.raises(DataError, match=r"13 of 15 images.*bad09\.png.* and 3 more$") as error:
+        opened(uncut(tmp_path))
+    assert "bad10" not in str(error.value)
+
+
+def test_a_pool_gives_the_same_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr("vit.data.reader.POOL_FROM", 1)
+    monkeypatch.setattr("vit.data.reader._ROWS", 4)  # three batches
+    for i in range(5):
+        for name, red in (("a", 0), ("b", 200)):
+            save(tmp_path / name / f"{i}.jpg", stripes((red, 0, i * 50), (0, i * 50, red)))
+    pools = {workers: WorkerPool(workers, 60) for workers in (0, 2)}
+    try:
+        results = {}
+        for workers, pool in pools.items():
+            listed = folder.load(folder_config(tmp_path)).splits["train"]
+            results[workers], damaged = decode_all(listed, View(16, 16, 3), pool)
+            assert damaged == {}
+        assert pools[2]._pool is not None
+        assert pools[0]._pool is None
+        assert len(np.unique(results[0], axis=0)) == 10
+        np.testing.assert_array_equal(results[2], results[0])
+        bad = bad_files(tmp_path / "b")
+        listed = folder.load(folder_config(tmp_path)).splits["train"]
+        _, damaged = decode_all(listed, View(16, 16, 3), pools[2])
+        assert {listed.names[i] for i in damaged} == {str(p.relative_to(tmp_path)) for p in bad}
+    finally:
+        pools[2].stop()

@@ -1,0 +1,156 @@
+"""`auto` and durations become values, once, and the same on every machine."""
+
+import math
+from fractions import Fraction
+
+import pytest
+from composing import KEYS, UNHURRIED, changed, composed, outcome
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vit.config.checks import auto_patch_size
+from vit.config.compose import (
+    flatten,
+    to_config,
+    to_plain,
+)
+from vit.config.errors import ConfigError
+from vit.config.resolve import MEMORY_LIMIT, plan, resolve, resolve_memory
+
+
+@pytest.mark.parametrize(
+    ("size", "patch"), [(32, 4), (64, 8), (96, 12), (128, 16), (224, 16), (256, 16), (384, 16)]
+)
+def test_automatic_patch_size(size, patch):
+    config = resolve(to_config(changed(data__image_size=size)), bf16=False)
+    assert config.model.patch_size == patch
+
+
+def test_automatic_patch_size_of_the_digits_is_small():
+    assert auto_patch_size(8, 8) == 2
+
+
+@UNHURRIED
+@given(height=st.integers(4, 4096), width=st.integers(4, 4096))
+def test_automatic_patch_size_always_divides(height, width):
+    patch = auto_patch_size(height, width)
+    assert height % patch == 0
+    assert width % patch == 0
+    assert patch < min(height, width)
+
+
+@UNHURRIED
+@given(size=st.integers(4, 4096))
+def test_an_automatic_patch_size_that_is_accepted_gives_a_sensible_number_of_tokens(size):
+    config, found = outcome(changed(data__image_size=size))
+    if config is None:
+        assert f"data.image_size={size} has no good patch size" in found[0]
+    else:
+        patch = resolve(config, bf16=False).model.patch_size
+        assert 4 <= (size // patch) ** 2 <= max(32, size / 8) ** 2
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+@pytest.mark.parametrize("flip", ["auto", 0, 0.5, 1])
+def test_automatic_mirroring_follows_the_data(mirror, flip):
+    config = resolve(to_config(changed(data__mirror=mirror, augment__flip=flip)), bf16=False)
+    assert config.augment.flip == (0.5 * mirror if flip == "auto" else flip)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_automatic_precision_follows_the_hardware(bf16, precision):
+    config = resolve(to_config(changed(trainer__precision=precision)), bf16=bf16)
+    expected = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
+    assert config.trainer.precision == expected
+
+
+def test_resolving_changes_nothing_but_auto_and_only_once():
+    before = to_config(composed())
+    after = resolve(before, bf16=True)
+    old, new = flatten(to_plain(before)), flatten(to_plain(after))
+    assert all(old[key] == "auto" for key in KEYS if old[key] != new[key])
+    later = {"trainer.device", "data.workers", "data.memory"}
+    assert {key for key in KEYS if new[key] == "auto"} == later
+    assert resolve(after, bf16=False) == after
+    assert to_config(to_plain(after)) == after
+
+
+LIMIT = MEMORY_LIMIT // (3 * 64 * 64)
+
+
+@pytest.mark.parametrize(
+    ("images", "in_files", "crop", "memory"),
+    [
+        (LIMIT, True, "padded", "device"),
+        (LIMIT + 1, True, "padded", "stream"),
+        (10, True, "resized", "stream"),
+        (10, False, "resized", "device"),
+    ],
+)
+def test_where_images_are_held(images, in_files, crop, memory):
+    changes = {"data__image_size": 64, "data__mean": [0.5] * 3, "data__std": [0.5] * 3}
+    config = resolve(to_config(changed(**changes, augment__crop=crop)), bf16=False)
+    held = resolve_memory(config, images, in_files=in_files)
+    assert held.data.memory == memory
+    assert resolve_memory(held, images, in_files=in_files) == held
+
+
+def test_data_sets_are_measured_before_they_are_decoded():
+    plain = changed(data__memory="device", data__mean=[0.5], data__std=[0.5])
+    config = resolve(to_config(plain), bf16=False)
+    fits = MEMORY_LIMIT // (config.data.size[0] * config.data.size[1])
+    assert resolve_memory(config, fits, in_files=True) == config
+    with pytest.raises(ConfigError, match=r"8\.0 GiB.*try data\.memory=stream"):
+        resolve_memory(config, 2 * fits, in_files=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop"), [(127, "padded"), (128, "resized"), ([96, 256], "padded")]
+)
+def test_photos_are_cropped_and_resized(size, crop):
+    config = resolve(to_config(changed(data__image_size=size, model__patch_size=1)), bf16=False)
+    assert config.augment.crop == crop
+
+
+def test_sizes_may_differ_in_height_and_width():
+    config = resolve(to_config(changed(data__image_size=[224, 288])), bf16=False)
+    assert config.data.size == (224, 288)
+    assert config.model.patch_size == 16
+    wrong = outcome(changed(data__image_size=[224, 288], model__patch_size=20))[1]
+    assert "model.patch_size=20 does not divide data.image_size=[224, 288]; try 8 or 16" in wrong[0]
+    for bad in ([224], [224, 288, 3], [2, 224], "big"):
+        assert outcome(changed(data__image_size=bad))[1], bad
+
+
+@UNHURRIED
+@given(epochs=st.integers(1, 3000), n=st.integers(1, 10**6), batch=st.integers(1, 5000))
+def test_the_length_of_a_run(epochs, n, batch):
+    plain = changed(trainer__epochs=epochs / 10, trainer__batch_size=batch)
+    made = plan(to_config(plain), n)
+    assert made.steps == math.ceil(Fraction(epochs * n, 10 * batch))
+    assert made.steps_per_epoch == Fraction(n, batch)
+    assert made.epoch_at(made.steps) >= Fraction(epochs, 10)
+    assert made.epoch_at(made.steps - 1) < Fraction(epochs, 10)
+    assert 0 <= made.warmup <= made.steps
+
+
+def test_durations_of_a_plan_by_hand():
+    plain = changed(
+        trainer__epochs=10, trainer__batch_size=40, trainer__eval_every="2ep",
+        trainer__log_every=7, trainer__save_every="5%", schedule__warmup="0.5ep", trainer__ema=2,
+    )  # fmt: skip
+    made = plan(to_config(plain), 1010)
+    assert made.steps == 253  # 10 x 25.25, rounded up
+    assert made.eval_every == Fraction(101, 2)
+    assert made.log_every == 7
+    assert made.save_every == Fraction(253, 20)
+    assert made.warmup == 12.625
+    assert made.ema_decay == pytest.approx(math.exp(-1 / 50.5))
+    assert made.epoch_at(101) == 4
+
+
+def test_steps_are_taken_as_they_are():
+    plain = changed(trainer__epochs=None, trainer__steps=17, schedule__warmup="3ep")
+    made = plan(to_config(plain), 640)
+    assert (made.steps, made.warmup, made.ema_decay) == (17, 17, None)

@@ -1,0 +1,132 @@
+"""The YAML files: every option composes, every key is explained, every name is known."""
+
+import re
+
+import pytest
+from composing import KEYS, composed, problems, put
+
+from vit.cli.argv import prepare
+from vit.cli.usage import EXAMPLES, groups_in, usage
+from vit.config.compose import (
+    config_dir,
+    dump_yaml,
+    flatten,
+    legal_keys,
+    load_yaml,
+    to_config,
+    to_plain,
+)
+from vit.config.schema import EvalConfig, registry_names
+from vit.data.sources import SOURCES
+from vit.model.pooling import POOLINGS
+from vit.model.positions import POSITIONS
+from vit.optim.build import OPTIMIZERS
+from vit.optim.schedule import SCHEDULES
+
+GROUPS = groups_in(config_dir())
+OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
+def test_every_option_composes_and_survives_the_round_trip(group, option):
+    plain = composed(f"{group}={option}", "data.root=/images")
+    config = to_config(plain)
+    assert to_config(to_plain(config)) == config
+    assert load_yaml(dump_yaml(to_plain(config)), "memory") == to_plain(config)
+    if group in plain:
+        assert plain[group].get("name", option) == option
+    assert set(flatten(plain)) == set(KEYS)
+
+
+def test_the_groups_are_those_of_the_schema():
+    sections = {key.split(".")[0] for key in KEYS if "." in key}
+    assert set(GROUPS) == sections | {"experiment", "sweep"}
+    assert all(GROUPS.values())
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
+def test_every_option_is_listed_with_what_it_is(group, option):
+    section = usage("train", config_dir()).split(f"\n{group}=...", 1)[1].split("=...")[0]
+    assert re.search(rf"^  {option} +\S", section, re.M)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_is_explained_in_the_help(key):
+    text = usage("train", config_dir())
+    assert re.search(rf"^ +{re.escape(key)}: \S.* # \S", text, re.M)
+
+
+@pytest.mark.parametrize("key", legal_keys(EvalConfig))
+def test_every_key_of_evaluation_is_explained_in_the_help(key):
+    assert re.search(rf"^ +{key.split('.')[-1]}: \S.* # ", usage("eval", config_dir()), re.M)
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_the_help_has_five_examples_that_name_only_what_exists(command):
+    text = usage(command, config_dir())
+    assert len(EXAMPLES[command]) == 5
+    known = {*KEYS, *legal_keys(EvalConfig), *GROUPS}
+    for line, why in EXAMPLES[command]:
+        assert f"  {line}\n      {why}\n" in text
+        program, *arguments = line.split()
+        assert program == f"vit-{command}"
+        prepare(arguments, GROUPS)
+        for key, equals, option in (a.partition("=") for a in arguments if a != "-m"):
+            assert equals
+            assert key in known
+            assert option in GROUPS.get(key, [option])
+
+
+def test_the_help_shows_no_plumbing():
+    text = usage("train", config_dir())
+    assert "hydra" not in text.lower()
+    assert "_self_" not in text
+    assert "\n  defaults:" not in text
+
+
+def test_a_config_cannot_be_changed():
+    config = to_config(composed())
+    with pytest.raises(AttributeError):
+        config.seed = 1
+    with pytest.raises(AttributeError):
+        config.trainer.epochs = 1
+
+
+def test_the_experiment_wins_over_the_defaults_and_the_user_over_the_experiment():
+    plain = composed("experiment=cifar10_quick")
+    assert (plain["data"]["name"], plain["model"]["depth"]) == ("cifar10", 6)
+    assert plain["trainer"]["epochs"] == 3
+    assert composed("experiment=cifar10_quick", "model.depth=2")["model"]["depth"] == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "registry"),
+    [
+        ("model/positions.py", "POSITIONS", POSITIONS),
+        ("model/pooling.py", "POOLINGS", POOLINGS),
+        ("data/sources.py", "SOURCES", SOURCES),
+        ("optim/build.py", "OPTIMIZERS", OPTIMIZERS),
+        ("optim/schedule.py", "SCHEDULES", SCHEDULES),
+    ],
+)
+def test_names_read_from_source_are_the_names_there_are(file, table, registry):
+    assert registry_names(file, table) == tuple(registry)
+
+
+@pytest.mark.parametrize(
+    ("key", "registry"),
+    [
+        ("data.name", SOURCES),
+        ("model.positions", POSITIONS),
+        ("model.pool", POOLINGS),
+        ("optim.name", OPTIMIZERS),
+        ("schedule.name", SCHEDULES),
+    ],
+)
+def test_a_wrong_name_is_answered_with_all_right_ones(key, registry):
+    plain = composed()
+    put(plain, key, next(iter(registry)) + "x")
+    (problem,) = problems(plain)
+    assert problem.startswith(f"{key}=")
+    assert all(name in problem for name in registry)
+    assert f"did you mean {next(iter(registry))}?" in problem
