@@ -62,13 +62,19 @@ def render_into(rows: np.ndarray, chunk: Chunk) -> Bad:
             _board.value = path.encode(errors="replace")[: _LINE - 1]
         lots = None if chunk.lots is None else chunk.lots[i]
         try:
-            rows[i] = chunk.view.render(decode(path, chunk.view.channels), lots)
+            rows[i] = _read(path, chunk.view, lots)
         except Exception as error:  # decoders raise a wide range of types
             rows[i] = 0
             bad[chunk.first + i] = reason(error)
     if _board is not None:
         _board.value = b""
     return bad
+
+
+def _read(path: str, view: View, lots: np.ndarray | None) -> np.ndarray:
+    """What `view` shows of a file."""
+    image, size = decode(path, view.channels, lambda h, w: view.enough(h, w, lots))
+    return view.render(image, lots, size)
 
 
 class WorkerPool:
