@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import simplejpeg
@@ -41,7 +42,30 @@ def decode(
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is no image that
             we read, damaged, or larger than MAX_PIXELS.
     """
-    data = Path(path).read_bytes()
+    return decode_bytes(Path(path).read_bytes(), channels, enough)
+
+
+class Kept(Protocol):
+    """An image that was decoded before."""
+
+    def open(self) -> Image.Image:
+        """The image, upright; raises ValueError where it was damaged."""
+
+
+def open_image(
+    source: str | Kept, channels: int, enough: Enough
+) -> tuple[Image.Image, tuple[int, int]]:
+    """As `decode`, of a file or of an image that was decoded before."""
+    if isinstance(source, str):
+        return decode(source, channels, enough)
+    image = source.open()
+    return image, (image.height, image.width)
+
+
+def decode_bytes(
+    data: bytes, channels: int, enough: Enough = lambda height, width: (height, width)
+) -> tuple[Image.Image, tuple[int, int]]:
+    """As `decode`, of a file's content."""
     if not data:
         raise ValueError("the file is empty")
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -50,10 +74,11 @@ def decode(
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             orientation = file.getexif().get(0x0112, 1)
-            turn = -1 if orientation in LYING else 1
-            size = (file.height, file.width)[::turn]
+            lies = orientation in LYING
+            size = (file.width, file.height) if lies else (file.height, file.width)
             if file.format == "JPEG" and file.mode in ("RGB", "L"):
-                image = Image.fromarray(_decode_jpeg(data, *size[::turn], *enough(*size)[::turn]))
+                rows, columns = reversed(enough(*size)) if lies else enough(*size)
+                image = Image.fromarray(_decode_jpeg(data, file.height, file.width, rows, columns))
             else:
                 image = flatten(file)
             image = image.convert("RGB" if channels == 3 else "L")
