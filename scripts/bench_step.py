@@ -2,9 +2,9 @@
 
     python scripts/bench_step.py --quick
 
-The same images, shape of model, batch, precision and optimiser for all; the peers are interleaved, so
-that a busy moment hits all alike. Prints a table and writes JSON with `--json FILE`. The peers come
-with `pip install 'vit-train[bench]'`; one that is not installed is left out.
+The same images, shape of model, batch, precision and optimiser for all; the peers are interleaved,
+so that a busy moment hits all alike. Prints a table and writes JSON with `--json FILE`. The peers
+come with `pip install 'vit-train[bench]'`; one that is not installed is left out.
 """
 
 from __future__ import annotations

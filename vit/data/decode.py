@@ -81,7 +81,9 @@ def decode_bytes(
                 image = Image.fromarray(_decode_jpeg(data, file.height, file.width, rows, columns))
             else:
                 image = flatten(file)
-            image = image.convert("RGB" if channels == 3 else "L")
+            mode = "RGB" if channels == 3 else "L"
+            if image.mode != mode or image is file:
+                image = image.convert(mode)
     if orientation != 1:
         image.getexif()[0x0112] = orientation
         image = ImageOps.exif_transpose(image)
