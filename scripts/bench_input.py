@@ -10,6 +10,7 @@ one core; they are interleaved. The folder has one sub-folder per class.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import sys
@@ -130,10 +131,9 @@ def torchvision(folder: Path, size: int, policy: str) -> Iterator[Tensor]:
 
 def timm(folder: Path, size: int, policy: str) -> Iterator[Tensor]:
     """timm's create_dataset and create_loader."""
-    from timm.data import create_dataset, create_loader
-
-    images = create_dataset("", root=str(folder), is_training=True)
-    loader = create_loader(
+    data: Any = importlib.import_module("timm.data")
+    images = data.create_dataset("", root=str(folder), is_training=True)
+    loader = data.create_loader(
         images, (3, size, size), BATCH, is_training=True, use_prefetcher=False, num_workers=0,
         persistent_workers=False, pin_memory=False, mean=tuple(MEAN), std=tuple(STD),
         interpolation="bilinear", color_jitter=None, device=torch.device("cpu"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import statistics
 import sys
@@ -212,7 +213,7 @@ def ours(
 
 def plain_loop(
     model: nn.Module, precision: str, compiled: bool, device: torch.device, images: torch.Tensor,
-    labels: torch.Tensor, logits_of: Callable[[Any], torch.Tensor] = lambda out: out,
+    labels: torch.Tensor, *, logits_of: Callable[[Any], torch.Tensor] = lambda out: out,
 ) -> Step:  # fmt: skip
     """torch's own loop: autocast, cross-entropy, clipping, fused AdamW."""
     model = model.to(device).train()
@@ -245,21 +246,21 @@ def timm_step(shape: Shape, *rest: Any) -> Step:
 
 def transformers_step(shape: Shape, *rest: Any) -> Step:
     """Hugging Face's ViTForImageClassification."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(
+    peer: Any = importlib.import_module("transformers")
+    config = peer.ViTConfig(
         image_size=shape.image_size, patch_size=shape.patch_size, num_labels=shape.classes,
         hidden_size=shape.dim, num_hidden_layers=shape.depth, num_attention_heads=shape.heads,
         intermediate_size=shape.mlp_dim, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    return plain_loop(ViTForImageClassification(config), *rest, lambda out: out.logits)
+    return plain_loop(
+        peer.ViTForImageClassification(config), *rest, logits_of=lambda out: out.logits
+    )
 
 
 def vit_pytorch_step(shape: Shape, *rest: Any) -> Step:
     """lucidrains' vit-pytorch."""
-    from vit_pytorch import ViT
-
-    model = ViT(
+    peer: Any = importlib.import_module("vit_pytorch")
+    model = peer.ViT(
         image_size=shape.image_size, patch_size=shape.patch_size, num_classes=shape.classes,
         dim=shape.dim, depth=shape.depth, heads=shape.heads, mlp_dim=shape.mlp_dim,
         dim_head=shape.dim // shape.heads,
