@@ -25,7 +25,7 @@ from vit.artifacts.runs import curve, differing, effects, groups, read_runs, spr
 from vit.artifacts.runs_table import runs_csv, runs_table
 from vit.cli.runs import overview
 
-HOSTILE = "<script>alert(1)<"
+HOSTILE = "<script>alert(1)</script>"  # a folder in a folder
 Make = Callable[..., RunDir]
 
 
@@ -35,7 +35,9 @@ def make(finished: Path, tmp_path: Path) -> Make:
     plain = yaml.safe_load((finished / "config.yaml").read_text())
     summary = json.loads((finished / "summary.json").read_text())
 
-    def one(name: str, top1: float | None = 50.0, state: str = "finished", **changes: Any) -> RunDir:
+    def one(
+        name: str, top1: float | None = 50.0, state: str = "finished", **changes: Any
+    ) -> RunDir:
         folder = RunDir(tmp_path / "runs" / name)
         folder.checkpoints.mkdir(parents=True)
         config = json.loads(json.dumps({**plain, "name": name}))
@@ -221,15 +223,16 @@ def test_the_page_shows_everything_and_needs_nothing(make: Make) -> None:
 
 
 def test_hostile_names_are_text(make: Make, tmp_path: Path) -> None:
-    name = f"{HOSTILE}\u2215script>\"'&"
-    for i in range(2):
-        make(f"{name}{i}", 50.0 + i, model__name=f"{HOSTILE}{i}", optim__lr=10.0**-i)
-    (tmp_path / "runs").rename(tmp_path / HOSTILE)
-    text = page_of(tmp_path / HOSTILE)
+    for i, name in enumerate((HOSTILE, '"\'&"><img>')):
+        make(name, 50.0 + i, model__name=f"{HOSTILE}{i}", optim__lr=10.0**-i)
+    (tmp_path / "runs").rename(tmp_path / "<b>runs")
+    text = page_of(tmp_path / "<b>runs")
     assert HOSTILE not in text
     page = Page(text)
     assert sum(tag == "script" for tag, _ in page.tags) == 1  # its own
-    assert any(name in words for words in page.texts)
+    assert not {"img", "b"} & {tag for tag, _ in page.tags}
+    assert any(words.startswith(f"{HOSTILE}: 50") for words in page.texts)
+    assert f"{HOSTILE}1" in page.texts
 
 
 @pytest.mark.parametrize("runs", [0, 1])
@@ -274,6 +277,7 @@ def test_two_hundred_runs_at_once_and_without_torch(make: Make, finished: Path) 
     log = (finished / "metrics.jsonl").read_bytes() * 20
     for found in runs_of(last):
         RunDir(found.path).metrics.write_bytes(log)
+    page = str(last.path / "page.html")
     code = (
         "import sys; from vit.cli.runs import main; main(); "
         "assert not {'torch', 'hydra', 'omegaconf', 'numpy', 'optuna'} & set(sys.modules)"
@@ -282,7 +286,7 @@ def test_two_hundred_runs_at_once_and_without_torch(make: Make, finished: Path) 
     for _ in range(2):
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-c", code, str(last.path.parent), "--html", str(last.path / "p.html")],
+            [sys.executable, "-c", code, str(last.path.parent), "--html", page],
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         times.append(time.monotonic() - start)

@@ -30,6 +30,7 @@ ARGS = [
     "schedule=constant", "schedule.warmup=5", "trainer.epochs=3", "trainer.save_every=10",
 ]  # fmt: skip
 WITHIN = 1e-5
+"""Relative difference of losses; seen: 2.4e-7 in two processes, 5.4e-7 in four."""
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +44,15 @@ def outputs(folder: Path, name: str) -> RunDir:
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> RunDir:
-    done = run("train", *ARGS, "name=one", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    done = run_together(1, *ARGS, "name=one", cwd=folder)
+    assert done.returncode == 0, done.stdout
     return outputs(folder, "one")
 
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> RunDir:
-    done = run_together(2, *ARGS, "name=two", cwd=folder)
+    with torchrun(2, *ARGS, "name=two", cwd=folder) as job:
+        done = job.finish()
     assert done.returncode == 0, done.stdout
     return outputs(folder, "two")
 
@@ -117,8 +119,21 @@ def test_gradients_are_averaged_once_per_step(told: list[dict[str, Any]]) -> Non
             assert np.array_equal(steps["weights"], told[0]["steps"][1]["weights"]) == (
                 steps is whole
             )
-        np.testing.assert_allclose(in_parts["weights"], whole["weights"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(in_parts["weights"], whole["weights"], rtol=0, atol=1e-6)
         np.testing.assert_allclose(in_parts["odometer"], whole["odometer"], rtol=WITHIN)
+
+
+@pytest.mark.parametrize("shard", ["none", "fsdp"])
+def test_parts_of_a_batch_train_as_the_whole(folder: Path, two: RunDir, shard: str) -> None:
+    name = f"parts-{shard}"
+    args = ["trainer.accumulate=2", f"trainer.shard={shard}", "trainer.epochs=1", f"name={name}"]
+    done = run_together(2, *ARGS, *args, cwd=folder)
+    assert done.returncode == 0, done.stdout
+    found = [line for line in metrics(outputs(folder, name)) if line["event"] == "train"]
+    for line, whole in zip(found, metrics(two), strict=False):
+        assert line["loss"] == pytest.approx(whole["loss"], rel=WITHIN)
+        assert line["grad_norm"] == pytest.approx(whole["grad_norm"], rel=10 * WITHIN)
+    assert len(found) == 4
 
 
 def test_all_processes_stop_at_the_same_step(told: list[dict[str, Any]]) -> None:
@@ -131,16 +146,18 @@ def test_all_processes_stop_at_the_same_step(told: list[dict[str, Any]]) -> None
 @pytest.fixture(scope="module")
 def sharded(folder: Path, two: RunDir) -> RunDir:
     """An epoch in two processes that share the weights, one alone, and one more in two."""
-    first = run_together(2, *ARGS, "trainer.shard=fsdp", "trainer.epochs=1", "name=fsdp", cwd=folder)
+    first = run_together(
+        2, *ARGS, "trainer.shard=fsdp", "trainer.epochs=1", "name=fsdp", cwd=folder
+    )
     assert first.returncode == 0, first.stdout
     found = outputs(folder, "fsdp")
     shutil.copytree(found.path, folder / "outputs" / "first")
     again = ["resume=outputs/fsdp", "trainer.epochs=2"]
-    refused = run("train", *again, cwd=folder)
-    assert (refused.returncode, "needs several processes" in refused.stderr) == (2, True)
-    alone = run("train", *again, "trainer.shard=none", cwd=folder)
-    assert alone.returncode == 0, alone.stderr
-    assert "not bit-exact: processes 1, before 2" in alone.stderr
+    refused = run_together(1, *again, cwd=folder)
+    assert (refused.returncode, "needs several processes" in refused.stdout) == (2, True)
+    alone = run_together(1, *again, "trainer.shard=none", cwd=folder)
+    assert alone.returncode == 0, alone.stdout
+    assert "not bit-exact: processes 1, before 2" in alone.stdout
     again = ["resume=outputs/fsdp", "trainer.epochs=3", "trainer.shard=fsdp"]
     back = run_together(2, *again, cwd=folder)
     assert back.returncode == 0, back.stdout
@@ -155,7 +172,7 @@ def test_sharded_weights_train_alike(sharded: RunDir, two: RunDir) -> None:
         assert a.keys() == b.keys()
         for key in a:
             if key in ("loss", "grad_norm"):
-                assert b[key] == pytest.approx(a[key], rel=WITHIN)
+                assert b[key] == pytest.approx(a[key], rel=10 * WITHIN if key != "loss" else WITHIN)
             else:
                 assert a[key] == b[key]
 
@@ -188,7 +205,7 @@ def interrupted(folder: Path) -> RunDir:
     """Two processes that a signal to torchrun has ended."""
     found = outputs(folder, "interrupted")
     with torchrun(2, *ARGS, "name=interrupted", cwd=folder) as job:
-        assert wait_until(found.step_files, job.process)
+        assert wait_until(found.step_files, job.is_over)
         job.process.send_signal(signal.SIGTERM)
         done = job.finish(60)
         assert job.members() == []
@@ -211,34 +228,27 @@ def test_another_number_of_processes_goes_on(
 ) -> None:
     name = f"interrupted-{processes}"
     shutil.copytree(interrupted.path, folder / "outputs" / name)
-    resume = f"resume=outputs/{name}"
-    if processes == 1:
-        done = run("train", resume, cwd=folder)
-    else:
-        done = run_together(processes, resume, cwd=folder)
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert f"processes {processes}, before 2" in done.stderr + done.stdout
+    done = run_together(processes, f"resume=outputs/{name}", cwd=folder)
+    assert done.returncode == 0, done.stdout
+    assert f"processes {processes}, before 2" in done.stdout
     assert largest_difference(one, outputs(folder, name)) < WITHIN
 
 
 def test_killed_processes_are_started_again_by_themselves(folder: Path, two: RunDir) -> None:
-    found, kills = outputs(folder, "killed"), 2
+    found = outputs(folder, "killed")
     args = [*ARGS, "name=killed", "resume=auto"]
     with torchrun(2, *args, cwd=folder, restarts=3) as job:
-        for rank in range(kills):  # first the leader
-            before = set(found.step_files())
-            assert wait_until(lambda before=before: set(found.step_files()) - before, job.process)
-            (victim,) = job.members(f"RANK={rank}", "vit.cli.train")
-            os.kill(victim, signal.SIGKILL)
-            wait_until(lambda victim=victim: victim not in job.members(), job.process)
+        assert wait_until(found.step_files, job.is_over)
+        (victim,) = job.members("RANK=1", "vit.cli.train")
+        os.kill(victim, signal.SIGKILL)
         done = job.finish()
         assert job.members() == []
     assert done.returncode == 0, done.stdout
     assert differences(two, found) == []
     assert metrics(two) == metrics(found)
     assert found.read_summary()["state"] == "finished"
-    boards = list(found.tensorboard.glob("events*"))
-    assert len(boards) == kills + 1  # one per start: one process writes
+    writers = {file.name.split(".")[-2] for file in found.tensorboard.glob("events*")}
+    assert len(writers) == 2  # one of each start
 
 
 # Held images

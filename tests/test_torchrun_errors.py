@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, lines, run
+from conftest import SMALL, lines
 from pictures import data_config, noise, save
 from together import largest_difference, run_together, torchrun
 
@@ -19,7 +19,9 @@ TORN = b"\xff\xd8\xff\xe0 no photo"
 
 
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
-    done = run_together(2, *SMALL, "model.heads=3", "name=mistake", cwd=tmp_path)
+    with torchrun(2, *SMALL, "model.heads=3", "name=mistake", cwd=tmp_path) as job:
+        done = job.finish()
+        assert job.members() == []
     assert done.returncode != 0
     assert done.stdout.count("model.dim=16 is not divisible by model.heads=3") == 1
     assert not (tmp_path / "outputs" / "mistake").exists()
@@ -81,13 +83,13 @@ def test_skipped_images_are_counted_as_by_one_process(
                 whole[file] = file.read_bytes()
                 file.write_bytes(TORN)
         args = [*PHOTOS, "data.on_bad_image=skip", "data.bad_image_limit=0.2"]
-        alone = run("train", *args, "name=skip-one", cwd=folder)
+        alone = run_together(1, *args, "name=skip-one", cwd=folder)
         both = run_together(2, *args, "name=skip-two", cwd=folder)
     finally:
         for file, content in whole.items():
             file.write_bytes(content)
-    assert (alone.returncode, both.returncode) == (0, 0), alone.stderr + both.stdout
-    for log in (alone.stderr, both.stdout):
+    assert (alone.returncode, both.returncode) == (0, 0), alone.stdout + both.stdout
+    for log in (alone.stdout, both.stdout):
         assert log.count("damaged images are") == 6
     a, b = (RunDir(folder / "outputs" / f"skip-{name}") for name in ("one", "two"))
     assert largest_difference(a, b) < 1e-5

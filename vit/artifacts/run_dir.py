@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
-from vit.config.errors import ConfigError
+from vit.config.errors import ConfigError, InUseError
 from vit.runtime.files import TEMPORARY, disk_errors, write_atomic
 
 _STEP = re.compile(r"step-(\d{9})\.pt")
@@ -84,7 +84,7 @@ class RunDir:
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held by the flock)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
+            raise InUseError(
                 f"another process is training in {self.path}; wait for it or choose another name"
             ) from None
         except OSError as error:

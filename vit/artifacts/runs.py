@@ -82,10 +82,15 @@ def read_runs(folder: Path) -> list[Run]:
     else:
         found = [
             path
-            for pattern in ("*/summary.json", "*/*/summary.json")
+            for pattern in (
+                "*/config.yaml",
+                "*/summary.json",
+                "*/*/config.yaml",
+                "*/*/summary.json",
+            )
             for path in sorted(p.parent for p in folder.glob(pattern))
         ]
-    runs = [_read(path, folder) for path in found]
+    runs = [_read(path, folder) for path in dict.fromkeys(found)]
     return sorted(runs, key=lambda run: -1.0 if (s := run.score()) is None else s, reverse=True)
 
 
@@ -160,8 +165,8 @@ def curve(run: Run, event: str = "val", key: str = "top1") -> list[tuple[float, 
                     line = json.loads(text)
                     if isinstance(line.get(key), (int, float)):
                         points.append((float(line["epoch"]), float(line[key])))
-    except (OSError, ValueError, KeyError):
-        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # what a kill left of the file
     return points
 
 

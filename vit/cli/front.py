@@ -16,7 +16,7 @@ from vit.cli.argv import prepare, quoted, short_hash, value_of
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config.compose import config_dir, legal_keys
-from vit.config.errors import ConfigError, InterruptedRun, VitError
+from vit.config.errors import ConfigError, DataError, InterruptedRun, VitError
 from vit.config.suggest import nearest
 
 Job = Callable[[dict[str, Any], list[str]], object]
@@ -43,6 +43,8 @@ def run(command: str, job: Job) -> int:
         argv = prepare(argv, groups)
         if is_sweep(argv) and command != "train":
             raise ConfigError(f"vit-{command} takes no -m; run it once for each checkpoint")
+        if is_sweep(argv) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("torchrun runs one training, not a sweep; leave out -m and sweep=")
         _check_groups(argv, groups)
         _compose_and_run(command, job, argv, configs)
     return outcome[0]
@@ -149,7 +151,8 @@ def _errors_to_exit_code(command: str) -> Iterator[list[int]]:
     except VitError as error:
         # Processes that train together share most errors; what one met alone, it says itself.
         rank = int(os.environ.get("RANK", "0"))
-        if rank == 0 or not isinstance(error, (ConfigError, InterruptedRun)):
+        shared = isinstance(error, (ConfigError, InterruptedRun))
+        if rank == 0 or not shared or isinstance(error, DataError):
             who = f"vit-{command}" if rank == 0 else f"vit-{command}, process {rank}"
             for line in str(error).splitlines():
                 print(f"{who}: {line}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,8 @@ def run_search(
 
     while (trial := _next(study, search, folder)) is not None:
         name = trial_name(trial.number)
-        settings = {key: _suggest(trial, key, what) for key, what in search.space.items()}
-        watch = _watch(trial)
+        settings = {key: _suggest(trial, key, search) for key in search.space}
+        watch = _watch(trial, search)
         try:
             score = run(name, settings, watch)
         except PrunedRun:
@@ -69,7 +70,6 @@ def _open(search: Search, folder: Path) -> optuna.Study:
             study_name="search",
             direction="maximize",
             load_if_exists=True,
-            pruner=optuna.pruners.SuccessiveHalvingPruner(search.min_epochs, search.reduction),
         )
 
 
@@ -84,26 +84,33 @@ def _next(study: optuna.Study, search: Search, folder: Path) -> optuna.Trial | N
             return optuna.Trial(study, left._trial_id)
     if len(trials) >= search.trials:
         return None
-    seed = search.seed + len(trials)  # a sampler keeps no state across a kill
-    study.sampler = (
+    return study.ask()
+
+
+def _suggest(trial: optuna.Trial, key: str, search: Search) -> Any:
+    """A value for a setting: the one that was drawn before a kill, or would have been."""
+    import optuna
+
+    seed = zlib.crc32(f"{search.seed}:{trial.number}:{key}".encode())
+    trial.study.sampler = (
         optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         if search.sampler == "tpe"
         else optuna.samplers.RandomSampler(seed=seed)
     )
-    return study.ask()
-
-
-def _suggest(trial: optuna.Trial, key: str, what: Range | list[Any]) -> Any:
+    what = search.space[key]
     if isinstance(what, Range):
         return float(f"{trial.suggest_float(key, what.low, what.high, log=what.log):.4g}")
     return trial.suggest_categorical(key, what)
 
 
-def _watch(trial: optuna.Trial) -> Watch:
-    """Tell the study, unless it was told before the run was killed, and ask it.
+def _watch(trial: optuna.Trial, search: Search) -> Watch:
+    """Tell the study, unless it was told before the run was killed, and decide.
 
-    A killed run may come to a step twice; the study answers for the last step it was told.
+    At each rung the best 1 / reduction of the trials that came so far go on (Li et al. 2020,
+    algorithm 2, where a trial that does not go on has ended). Optuna's own pruner answers another
+    question when it is asked again, as after a kill.
     """
+    rungs = {search.min_epochs * search.reduction**k for k in range(32)}
     known = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
     def watch(epoch: float, top1: float) -> bool:
@@ -113,6 +120,10 @@ def _watch(trial: optuna.Trial) -> Watch:
         if step not in known:
             known.add(step)
             trial.report(top1, step)
-        return step == max(known) and trial.should_prune()
+        if step not in rungs:
+            return False
+        told = (t.intermediate_values for t in trial.study.get_trials(deepcopy=False))
+        scores = sorted((values[step] for values in told if step in values), reverse=True)
+        return top1 < scores[max(len(scores) // search.reduction, 1) - 1]
 
     return watch

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +20,10 @@ from vit.cli.argv import safe_name
 from vit.cli.runs import overview, write_page
 from vit.cli.search import Watch, run_search
 from vit.config.compose import dump_yaml
-from vit.config.errors import InterruptedRun, PrunedRun, VitError
+from vit.config.errors import InterruptedRun, InUseError, PrunedRun, VitError
 from vit.config.search import to_search
+
+_WATCHED: list[int] = []
 
 Job = Callable[..., object]
 """Called with plain settings, the overrides that led to them and, in a search, `watch=`."""
@@ -53,13 +60,16 @@ def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
 
         def trial(name: str, settings: dict[str, Any], watch: Watch) -> float | None:
             attempt(_with(plain, settings), overrides, name, partial(job, watch=watch))
-            score = RunDir(folder / name).read_summary().get("val_top1")
+            said = RunDir(folder / name).read_summary()
+            score = said.get("val_top1") if said.get("state") == "finished" else None
             return float(score) if isinstance(score, (int, float)) else None
 
         run_search(to_search(wanted), trial, folder)
 
     def attempt(plain: dict[str, Any], overrides: list[str], name: str, job: Job) -> None:
         print(f"\n=== {name}", flush=True)
+        (folder / name / "error.txt").unlink(missing_ok=True)
+        _end_with_parent()
         try:
             job({**plain, "outputs": str(folder), "name": name, "resume": "auto"}, overrides)
         except InterruptedRun as error:
@@ -67,10 +77,27 @@ def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
         except PrunedRun:
             print("pruned", flush=True)
             raise
+        except InUseError as error:
+            print(f"vit-train: {error}", file=sys.stderr)
         except Exception as error:
             _record(folder / name, plain, error)
 
     return run_one
+
+
+def _end_with_parent() -> None:
+    """In a process that a launcher started: stop, saving, when the sweep itself was killed."""
+    if multiprocessing.current_process().name == "MainProcess" or _WATCHED:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    _WATCHED.append(parent)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _with(plain: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def nearest_multiples(value: int, step: int) -> str:
 
 
 @_check("model.dim", "model.heads")
-def _heads_divide_dim(dim: int, heads: int, _: int) -> str | None:
+def _heads_divide_dim(dim: int, heads: int, _: int | None) -> str | None:
     if dim % heads == 0:
         return None
     return (
@@ -60,7 +60,7 @@ def _heads_divide_dim(dim: int, heads: int, _: int) -> str | None:
 
 
 @_check("model.dim", "model.positions")
-def _sincos_needs_quarters(dim: int, positions: str, _: int) -> str | None:
+def _sincos_needs_quarters(dim: int, positions: str, _: int | None) -> str | None:
     parts = {"sincos1d": 2, "sincos2d": 4}.get(positions, 1)
     if dim % parts == 0:
         return None
@@ -71,7 +71,7 @@ def _sincos_needs_quarters(dim: int, positions: str, _: int) -> str | None:
 
 
 @_check("model.dim", "model.heads", "model.positions")
-def _rope_needs_quarters(dim: int, heads: int, positions: str, _: int) -> str | None:
+def _rope_needs_quarters(dim: int, heads: int, positions: str, _: int | None) -> str | None:
     if positions != "rope2d" or dim % heads or dim // heads % 4 == 0:
         return None
     return (
@@ -81,7 +81,7 @@ def _rope_needs_quarters(dim: int, heads: int, positions: str, _: int) -> str | 
 
 
 @_check("data.image_size", "model.patch_size")
-def _patch_divides_image(size: int | list[int], patch: int | str, _: int) -> str | None:
+def _patch_divides_image(size: int | list[int], patch: int | str, _: int | None) -> str | None:
     height, width = height_width(size)
     if patch == "auto":
         patch = auto_patch_size(height, width)
@@ -106,7 +106,7 @@ def _patch_divides_image(size: int | list[int], patch: int | str, _: int) -> str
 
 
 @_check("trainer.epochs", "trainer.steps")
-def _one_length(epochs: float | None, steps: int | None, _: int) -> str | None:
+def _one_length(epochs: float | None, steps: int | None, _: int | None) -> str | None:
     if (epochs is None) != (steps is None):
         return None
     if epochs is None:
@@ -118,28 +118,29 @@ def _one_length(epochs: float | None, steps: int | None, _: int) -> str | None:
 
 
 @_check("trainer.batch_size", "trainer.accumulate")
-def _batch_splits(batch: int, accumulate: int, world_size: int) -> str | None:
-    parts = accumulate * world_size
+def _batch_splits(batch: int, accumulate: int, world_size: int | None) -> str | None:
+    parts = accumulate * (world_size or 1)
     if batch % parts == 0:
         return None
     return (
         f"trainer.batch_size={batch} is not divisible by trainer.accumulate={accumulate} x "
-        f"{world_size} processes; try {nearest_multiples(batch, parts)}"
+        f"{world_size or 1} processes; try {nearest_multiples(batch, parts)}"
     )
 
 
 @_check("trainer.batch_size", "augment.mixup", "augment.cutmix")
-def _mixing_pairs(batch: int, mixup: float, cutmix: float, world_size: int) -> str | None:
-    if not (mixup or cutmix) or batch % (2 * world_size) == 0:
+def _mixing_pairs(batch: int, mixup: float, cutmix: float, world_size: int | None) -> str | None:
+    pairs = 2 * (world_size or 1)
+    if not (mixup or cutmix) or batch % pairs == 0:
         return None
     return (
         f"trainer.batch_size={batch} leaves an image without a partner for augment.mixup or "
-        f"augment.cutmix; try {nearest_multiples(batch, 2 * world_size)}"
+        f"augment.cutmix; try {nearest_multiples(batch, pairs)}"
     )
 
 
 @_check("trainer.shard", "trainer.compile")
-def _sharding_needs_processes(shard: str, compiles: bool, world_size: int) -> str | None:
+def _sharding_needs_processes(shard: str, compiles: bool, world_size: int | None) -> str | None:
     if shard == "none":
         return None
     if world_size == 1:
@@ -153,7 +154,9 @@ def _sharding_needs_processes(shard: str, compiles: bool, world_size: int) -> st
 
 
 @_check("trainer.early_stop", "data.val_fraction")
-def _early_stop_needs_validation(early_stop: int | None, fraction: float, _: int) -> str | None:
+def _early_stop_needs_validation(
+    early_stop: int | None, fraction: float, _: int | None
+) -> str | None:
     if early_stop is None or fraction > 0:
         return None
     return (
@@ -163,7 +166,7 @@ def _early_stop_needs_validation(early_stop: int | None, fraction: float, _: int
 
 
 @_check("data.val_fraction", "data.test_fraction")
-def _something_to_train_on(val: float, test: float, _: int) -> str | None:
+def _something_to_train_on(val: float, test: float, _: int | None) -> str | None:
     if val + test < 1:
         return None
     return (
@@ -173,7 +176,7 @@ def _something_to_train_on(val: float, test: float, _: int) -> str | None:
 
 
 @_check("data.mean", "data.std")
-def _one_value_per_channel(mean: list[float], std: list[float], _: int) -> str | None:
+def _one_value_per_channel(mean: list[float], std: list[float], _: int | None) -> str | None:
     if len(mean) == len(std) and len(mean) in (1, 3):
         return None
     return (
@@ -183,28 +186,28 @@ def _one_value_per_channel(mean: list[float], std: list[float], _: int) -> str |
 
 
 @_check("data.name", "data.memory")
-def _streams_come_from_files(name: str, memory: str, _: int) -> str | None:
+def _streams_come_from_files(name: str, memory: str, _: int | None) -> str | None:
     if memory != "stream" or name in ("folder", "imagenet"):
         return None
     return f"data.memory=stream: data={name} is held whole; try data.memory=auto"
 
 
 @_check("augment.crop_scale")
-def _scale_is_a_range(scale: list[float], _: int) -> str | None:
+def _scale_is_a_range(scale: list[float], _: int | None) -> str | None:
     if scale[0] <= scale[1]:
         return None
     return f"augment.crop_scale={scale} is upside down; try augment.crop_scale={scale[::-1]}"
 
 
 @_check("data.name", "data.root")
-def _folder_needs_root(name: str, root: str | None, _: int) -> str | None:
+def _folder_needs_root(name: str, root: str | None, _: int | None) -> str | None:
     if name not in ("folder", "imagenet") or root:
         return None
     return f"data={name} needs data.root=<folder with one sub-folder per class>"
 
 
 @_check("schedule.warmup", "trainer.steps")
-def _warmup_fits(warmup: int | str, steps: int | None, _: int) -> str | None:
+def _warmup_fits(warmup: int | str, steps: int | None, _: int | None) -> str | None:
     length, unit = parse_duration(warmup)
     if steps is None or unit or length <= steps:
         return None
@@ -212,7 +215,7 @@ def _warmup_fits(warmup: int | str, steps: int | None, _: int) -> str | None:
 
 
 @_check("resume", "name")
-def _auto_needs_name(resume: str | None, name: str | None, _: int) -> str | None:
+def _auto_needs_name(resume: str | None, name: str | None, _: int | None) -> str | None:
     if resume != "auto" or name:
         return None
     return "resume=auto needs name=<run name>, else every start would be a new run"

@@ -31,12 +31,13 @@ def config_dir() -> Path:
     raise ConfigError(f"no configs/train.yaml in {package} or beside it; reinstall vit-train")
 
 
-def to_config(plain: Mapping[str, Any], world_size: int = 1) -> RunConfig:
+def to_config(plain: Mapping[str, Any], world_size: int | None = None) -> RunConfig:
     """Check the settings of a training run and build its RunConfig.
 
     Args:
         plain: what the YAML files and the command line say, as nested dicts.
-        world_size: number of processes that will share a batch.
+        world_size: number of processes that will share a batch; None: the settings are only
+            looked at, not about to be run.
 
     Raises:
         ConfigError: listing *every* unknown key (with the nearest legal one), wrong type, value
@@ -103,7 +104,7 @@ def load_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def _checked(
-    schema: type[Config], plain: Mapping[str, Any], checks: Sequence[Check], world_size: int
+    schema: type[Config], plain: Mapping[str, Any], checks: Sequence[Check], world_size: int | None
 ) -> Config:
     values: dict[str, Any] = {}
     legal = legal_keys(schema)

@@ -21,6 +21,10 @@ class ConfigError(VitError):
         super().__init__("\n".join(self.problems))
 
 
+class InUseError(ConfigError):
+    """Another process is training in the run folder."""
+
+
 class DataError(ConfigError):
     """The data set is missing, unreadable or does not fit what the checkpoint was trained on."""
 

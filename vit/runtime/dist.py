@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -86,6 +85,8 @@ class World:
         """
         if self.local_size == 1:
             return make()
+        import numpy as np
+
         made: tuple[str, tuple[int, ...], Value] | Exception | None = None
         folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
         if self.local_rank == 0:
