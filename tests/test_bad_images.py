@@ -79,7 +79,7 @@ def test_a_missing_file_and_a_folder_have_reasons_too(tmp_path):
 
 def pixels(path: Path, channels: int = 3) -> np.ndarray:
     """Decoded, as (channels, height, width)."""
-    array = np.asarray(decode(str(path), channels))
+    array = np.asarray(decode(str(path), channels)[0])
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
@@ -139,7 +139,7 @@ def test_plain_files_are_pillows_pixels(mode, ending, tmp_path):
     for channels, wanted in ((1, "L"), (3, "RGB")):
         with Image.open(path) as file:
             expected = np.asarray(file.convert(wanted))
-        np.testing.assert_array_equal(np.asarray(decode(str(path), channels)), expected)
+        np.testing.assert_array_equal(np.asarray(decode(str(path), channels)[0]), expected)
 
 
 # Splits with damaged images

@@ -11,7 +11,8 @@ from vit.config.errors import ConfigError
 
 PATH_KEYS = frozenset(
     {
-        "data.root", "outputs", "resume", "checkpoint", "images", "output", "model.weights", "name",
+        "data.root", "data.cache_dir", "outputs", "resume", "checkpoint", "images", "output",
+        "model.weights", "name",
     }
 )  # fmt: skip
 """Their values are taken as they are: Hydra's grammar refuses `~`, `=`, parentheses and more."""

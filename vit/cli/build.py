@@ -137,6 +137,7 @@ def _loaders(
     config: RunConfig, data: DataSet, device: torch.device, world: World
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
     reader = Reader.of(config.data, device, world)
+    data = reader.keeping(data, config.data)
     if config.data.verify:
         _verify(data, reader)
     train = TrainLoader(

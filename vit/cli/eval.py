@@ -30,6 +30,7 @@ def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
     from vit.artifacts.predictions import write_evaluation
     from vit.data.loader import EvalLoader
     from vit.data.reader import POOL_FROM, Reader
+    from vit.data.types import DataSet
     from vit.engine.evaluate import predict
     from vit.engine.restore import load_trained
     from vit.runtime.device import select_device
@@ -42,6 +43,7 @@ def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
     if len(samples) < POOL_FROM:
         data = replace(data, workers=0)
     reader = Reader.of(data, device)
+    samples = reader.keeping(DataSet(trained.classes, {what: samples}), data).splits[what]
     loader = EvalLoader(samples, trained.evaluation["batch_size"], reader)
     predictions = predict(trained.model, loader, device, trained.evaluation["precision"])
     for name, why in loader.bad.news().items():

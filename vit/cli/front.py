@@ -157,6 +157,9 @@ def _errors_to_exit_code(command: str) -> Iterator[list[int]]:
             for line in str(error).splitlines():
                 print(f"{who}: {line}", file=sys.stderr)
         outcome[0] = error.exit_code
+    except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        outcome[0] = 1
     except KeyboardInterrupt:
         print(f"vit-{command}: interrupted", file=sys.stderr)
         outcome[0] = 130

@@ -13,7 +13,7 @@ MAY_CHANGE = frozenset(
         "trainer.checkpoint_activations", "trainer.shard",
         "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
         "data.root", "data.workers", "data.timeout", "data.on_bad_image", "data.bad_image_limit",
-        "data.verify", "outputs", "name", "resume",
+        "data.verify", "data.cache_dir", "outputs", "name", "resume",
     }
 )  # fmt: skip
 """Where, how fast, how often and how long; everything else would make it another run."""
@@ -22,6 +22,9 @@ ADDED = {
     "data.center_crop": 1.0,
     "data.limit_per_class": None,
     "data.balance": "none",
+    "data.cache": "none",
+    "data.cache_size": 256,
+    "data.cache_dir": None,
     "data.timeout": 120.0,
     "data.on_bad_image": "error",
     "data.bad_image_limit": 0.01,

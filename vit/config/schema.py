@@ -161,6 +161,9 @@ class DataConfig:
     limit_per_class: Count | None
     balance: Literal["none", "sampler", "loss"]
     memory: Literal["auto", "device", "stream"]
+    cache: Literal["none", "jpeg", "uint8"]
+    cache_size: Annotated[int, Range(8, 4096)]
+    cache_dir: Place | None
     workers: Whole | Literal["auto"]
     timeout: Positive
     on_bad_image: Literal["error", "skip"]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vit.data.decode import Kept
+
 
 class ArrayImages:
     """Pixels as one array, uint8 (N, C, height, width)."""
@@ -29,6 +31,10 @@ class FileImages:
     def path(self, index: int) -> str:
         """The file of image `index`."""
         return f"{self.root}/{self.names[index]}"
+
+    def source(self, index: int) -> str | Kept:
+        """Where image `index` is read from."""
+        return self.path(index)
 
 
 Images = ArrayImages | FileImages

@@ -11,23 +11,26 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_char
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vit.config.errors import ConfigError, DataError
-from vit.data.decode import decode, reason
+from vit.data.decode import Kept, open_image, reason
 from vit.data.views import View
 
 Bad = dict[int, str]
 """Rows whose image cannot be decoded, with the reason."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _LINE = 4096
 _board: Any = None
@@ -41,7 +44,7 @@ class Chunk:
         memory: name of the shared memory that the pixels go to.
         offset: of the first row in it, in bytes.
         first: number of the first row.
-        paths: one file per row.
+        sources: of one image per row.
         lots: what random crops are drawn with, as in `View.render`; None: no random crop.
         view: from an image to pixels.
     """
@@ -49,7 +52,7 @@ class Chunk:
     memory: str
     offset: int
     first: int
-    paths: Sequence[str]
+    sources: Sequence[str | Kept]
     lots: np.ndarray | None
     view: View
 
@@ -57,18 +60,28 @@ class Chunk:
 def render_into(rows: np.ndarray, chunk: Chunk) -> Bad:
     """Render the images of `chunk` into `rows`, uint8 (n, channels, height, width)."""
     bad: Bad = {}
-    for i, path in enumerate(chunk.paths):
-        if _board is not None:
-            _board.value = path.encode(errors="replace")[: _LINE - 1]
+    for i, source in enumerate(chunk.sources):
+        announce(str(source))
         lots = None if chunk.lots is None else chunk.lots[i]
         try:
-            rows[i] = chunk.view.render(decode(path, chunk.view.channels), lots)
+            rows[i] = _read(source, chunk.view, lots)
         except Exception as error:  # decoders raise a wide range of types
             rows[i] = 0
             bad[chunk.first + i] = reason(error)
-    if _board is not None:
-        _board.value = b""
+    announce("")
     return bad
+
+
+def announce(file: str) -> None:
+    """Note which file this worker is at, for the case that it dies there."""
+    if _board is not None:
+        _board.value = file.encode(errors="replace")[: _LINE - 1]
+
+
+def _read(source: str | Kept, view: View, lots: np.ndarray | None) -> np.ndarray:
+    """What `view` shows of an image."""
+    image, size = open_image(source, view.channels, lambda h, w: view.enough(h, w, lots))
+    return view.render(image, lots, size)
 
 
 class WorkerPool:
@@ -87,6 +100,22 @@ class WorkerPool:
 
     def submit(self, chunk: Chunk) -> Future[Bad]:
         """Have `chunk` rendered."""
+        return self._start(_render, chunk)
+
+    def map(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """What `job`, a function of a module, makes of each item, in order.
+
+        Raises:
+            DataError: as in `result`.
+        """
+        if self.workers == 0:
+            yield from map(job, items)
+            return
+        futures = [self._start(job, item) for item in items]
+        for future in futures:
+            yield self.result(future)
+
+    def _start(self, job: Callable[[Item], Result], item: Item) -> Future[Result]:
         if self._pool is None:
             # A fresh interpreter per worker: forking a process that runs torch's threads can hang.
             context = multiprocessing.get_context("spawn")
@@ -96,11 +125,11 @@ class WorkerPool:
                 self.workers, context, _start_worker, (turn, self._boards)
             )
         try:
-            return self._pool.submit(_render, chunk)
+            return self._pool.submit(job, item)
         except BrokenProcessPool:
             raise self._died() from None
 
-    def result(self, future: Future[Bad]) -> Bad:
+    def result(self, future: Future[Result]) -> Result:
         """What `future` gives.
 
         Raises:
@@ -176,7 +205,7 @@ def _attach(name: str) -> SharedMemory:
 
 
 def _render(chunk: Chunk) -> Bad:
-    shape = (len(chunk.paths), *chunk.view.shape)
+    shape = (len(chunk.sources), *chunk.view.shape)
     rows = np.ndarray(shape, np.uint8, _attach(chunk.memory).buf, chunk.offset)
     return render_into(rows, chunk)
 

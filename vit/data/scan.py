@@ -96,10 +96,15 @@ def _list(path: Path) -> tuple[list[str], list[str]]:
     return folders, files
 
 
-def _cache_file(root: Path) -> Path:
+def cache_home() -> Path:
+    """Where this program remembers things: `~/.cache/vit-train`, or below `$XDG_CACHE_HOME`."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "vit-train"
+
+
+def _cache_file(root: Path) -> Path:
     name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=16).hexdigest()
-    return Path(home) / "vit-train" / f"scan-{name}.json"
+    return cache_home() / f"scan-{name}.json"
 
 
 def _read_cache(root: Path) -> dict[str, Folder]:

@@ -98,7 +98,8 @@ class Stream:
                 self._under_way[number] = self._submit(number)
         bad: Bad = {}
         for future in self._under_way[k]:
-            bad |= self.pool.result(future)
+            rendered: Bad = self.pool.result(future)
+            bad |= rendered
         return bad
 
     def render(self, request: Request) -> tuple[np.ndarray, Bad]:
@@ -121,7 +122,7 @@ class Stream:
             memory=self._memory.name if self._memory is not None else "",
             offset=(start + first) * int(np.prod(self.view.shape)),
             first=first,
-            paths=[self.images.path(i) for i in self.index[request.positions[part]]],
+            sources=[self.images.source(i) for i in self.index[request.positions[part]]],
             lots=None if request.lots is None else request.lots[part],
             view=self.view,
         )

@@ -41,26 +41,53 @@ class View:
         """Of the pixels: (channels, height, width)."""
         return self.channels, self.height, self.width
 
-    def render(self, image: Image.Image, lots: np.ndarray | None) -> np.ndarray:
+    def box(self, height: int, width: int, lots: np.ndarray | None) -> tuple[int, int, int, int]:
+        """What is seen of an image: top, left, height and width in pixels.
+
+        Args:
+            height, width: of the image.
+            lots: what a random crop is drawn with, (CROP_TRIES, 4); see `crop_boxes`.
+        """
+        if self.crop_scale is None or lots is None:
+            return 0, 0, height, width
+        top, left, rows, columns = crop_boxes(lots[None], height, width, self.crop_scale)[0]
+        return int(top), int(left), int(rows), int(columns)
+
+    def enough(self, height: int, width: int, lots: np.ndarray | None) -> tuple[int, int]:
+        """Height and width to which a larger image may be reduced before it is rendered."""
+        _, _, rows, columns = self.box(height, width, lots)
+        keep = self.center_crop if lots is None or self.crop_scale is None else 1.0
+        share = max(self.height / keep / rows, self.width / keep / columns)
+        return math.ceil(height * share), math.ceil(width * share)
+
+    def render(
+        self, image: Image.Image, lots: np.ndarray | None, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
         """Pixels of an upright 8-bit image: uint8 (channels, height, width).
 
         Args:
             image: of any size, in mode RGB or L as `channels` wants it.
-            lots: what a random crop is drawn with, (CROP_TRIES, 4); see `crop_boxes`.
+            lots: as in `box`.
+            size: height and width before the image was reduced; None: it was not.
 
         Raises:
             ValueError: the image is too elongated to be resized.
         """
         if self.crop_scale is not None and lots is not None:
-            top, left, height, width = crop_boxes(
-                lots[None], image.height, image.width, self.crop_scale
-            )[0]
-            image = image.crop((left, top, left + width, top + height))
-            image = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
+            image = self._crop(image, lots, size or (image.height, image.width))
         else:
             image = self._center(image)
         pixels = np.asarray(image)
         return pixels.transpose(2, 0, 1) if self.channels == 3 else pixels[None]
+
+    def _crop(self, image: Image.Image, lots: np.ndarray, size: tuple[int, int]) -> Image.Image:
+        top, left, height, width = self.box(*size, lots)
+        y, x = image.height / size[0], image.width / size[1]
+        part = (left * x, top * y, (left + width) * x, (top + height) * y)
+        frame = (self.width, self.height)
+        if (x, y) == (1.0, 1.0):  # cut out first, as torchvision does
+            return image.crop(part).resize(frame, Image.Resampling.BILINEAR)
+        return image.resize(frame, Image.Resampling.BILINEAR, box=part)
 
     def _center(self, image: Image.Image) -> Image.Image:
         """As torchvision's Resize and CenterCrop: cover the frame, keep the middle."""
