@@ -280,6 +280,27 @@ def test_drop_path_rates_rise_linearly():
     assert VisionTransformer(**{**SMALL, "depth": 1}, drop_path=0.2).blocks[0].drop_path.rate == 0
 
 
+def test_the_first_tokens_alone_are_as_among_all():
+    torch.manual_seed(0)
+    block = Block(dim=32, heads=4, hidden=48, qk_norm=True, layer_scale=0.5)
+    x = torch.randn(2, 9, 32, requires_grad=True)
+    mask = torch.rand(2, 9) < 0.7
+    whole, first = block(x, mask=mask)[:, :3], block(x, mask=mask, only=3)
+    torch.testing.assert_close(first, whole)
+    (g_whole,), (g_first,) = (torch.autograd.grad(out.square().sum(), x) for out in (whole, first))
+    torch.testing.assert_close(g_first, g_whole)
+
+
+@pytest.mark.parametrize("pool", POOLINGS)
+def test_what_a_pooling_reads_is_all_it_needs(pool):
+    torch.manual_seed(0)
+    pooling = POOLINGS[pool](32, 4)
+    tokens = torch.randn(2, 9, 32)
+    torch.testing.assert_close(
+        pooling(tokens[:, : pooling.reads], prefix=1), pooling(tokens, prefix=1)
+    )
+
+
 @pytest.mark.parametrize("rates", [{"dropout": 0.3}, {"drop_path": 0.3}])
 def test_dropout_only_in_training(rates):
     model, x = small(**rates), images()

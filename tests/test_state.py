@@ -150,5 +150,6 @@ def test_counts_of_weights_and_operations():
     assert parameter_count(built) == sum(p.numel() for p in built.parameters()) - 16
     tokens, patches, dim, hidden = 5, 4, 16, 64
     block = tokens * (4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim
-    products = patches * 3 * 4 * 4 * dim + 2 * block + dim * CLASSES
+    last = tokens * 3 * dim * dim + dim * dim + 2 * dim * hidden + 2 * tokens * dim
+    products = patches * 3 * 4 * 4 * dim + block + last + dim * CLASSES
     assert flops_per_image(built) == 2 * products

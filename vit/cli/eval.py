@@ -11,6 +11,7 @@ from vit.cli import front
 from vit.config.compose import to_config, to_eval_config
 from vit.config.errors import DataError
 from vit.config.schema import DataConfig, EvalConfig
+from vit.runtime.memory import keep_memory
 
 if TYPE_CHECKING:
     from vit.data.types import Samples
@@ -24,6 +25,7 @@ def main() -> None:
 
 def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
     """Score a checkpoint on a split of its own data, or on a folder with the same classes."""
+    keep_memory()
     config = to_eval_config(plain)
     # torch is imported here: an error in the settings is answered without it.
     from vit.artifacts import console

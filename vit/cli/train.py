@@ -17,6 +17,7 @@ from vit.config.errors import ConfigError, InterruptedRun, NoCheckpointError, Pr
 from vit.config.resume import upgraded
 from vit.config.schema import RunConfig
 from vit.runtime.dist import World, joined, world
+from vit.runtime.memory import keep_memory
 from vit.runtime.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def train(plain: dict[str, Any], overrides: list[str], watch: Watch = unwatched)
 
     `watch` is told (epoch, validation top-1) and ends the run by answering True.
     """
+    keep_memory()
     together = world()
     with StopRequest() as stop:
         if plain["resume"] not in (None, "auto"):

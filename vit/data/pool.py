@@ -25,6 +25,7 @@ import numpy as np
 from vit.config.errors import ConfigError, DataError
 from vit.data.decode import Kept, open_image, reason
 from vit.data.views import View
+from vit.runtime.memory import keep_memory
 
 Bad = dict[int, str]
 """Rows whose image cannot be decoded, with the reason."""
@@ -212,6 +213,7 @@ def _render(chunk: Chunk) -> Bad:
 
 def _start_worker(turn: Any, boards: list[Any]) -> None:
     global _board
+    keep_memory()
     with turn.get_lock():
         _board = boards[turn.value % len(boards)]
         turn.value += 1

@@ -118,22 +118,29 @@ class SelfAttention(nn.Module):
     def project(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens (B, T, D), each (B, H, T, K)."""
         batch, tokens, dim = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B H T K
+        q, k, v = (
+            part.view(batch, tokens, self.heads, dim // self.heads).transpose(1, 2)  # B H T K
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
         return rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary), v
 
     def forward(
-        self, x: Tensor, rotary: Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: Tensor | None = None,
+        mask: Tensor | None = None,
+        only: int | None = None,
     ) -> Tensor:
-        """Mix tokens (B, T, D) -> (B, T, D).
+        """Mix tokens (B, T, D) -> (B, T, D), or (B, only, D).
 
         Args:
             x: tokens.
             rotary: how to rotate queries and keys, as in `rotate`.
             mask: as in `Attention`.
+            only: so many tokens, the first, ask; None: all.
         """
         q, k, v = self.project(x, rotary)
-        mixed = self.score(q, k, v, over_keys(mask))  # B H T K
+        mixed = self.score(q[:, :, :only], k, v, over_keys(mask))  # B H T K
         out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
         return out
 

@@ -93,9 +93,14 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Tensor, rotary: Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: Tensor | None = None,
+        mask: Tensor | None = None,
+        only: int | None = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D); `rotary` and `mask` as in `SelfAttention`."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotary, mask)))
+        """(B, T, D) -> (B, T, D) or (B, only, D); arguments as in `SelfAttention`."""
+        mixed = self.attn(self.norm1(x), rotary, mask, only)
+        x = x[:, :only] + self.drop_path(self.ls1(mixed))
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out

@@ -14,14 +14,20 @@ from vit.model.attention import Attention
 
 
 class Pooling(nn.Module):
-    """The interface; `needs_class_token` says whether the model prepends one.
+    """The interface.
 
     Args:
         dim: width D of the tokens.
         heads: number of heads, for poolings that have some.
+
+    Attributes:
+        needs_class_token: the model prepends one.
+        reads: so many tokens, the first, are pooled, so that the last block computes no others;
+            None: all.
     """
 
     needs_class_token = False
+    reads: int | None = None
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -44,6 +50,7 @@ class ClassToken(Pooling):
     """The class token, the first of the sequence (Dosovitskiy et al. 2021, section 3.1)."""
 
     needs_class_token = True
+    reads = 1
 
     def forward(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
         """See Pooling."""

@@ -149,11 +149,13 @@ class VisionTransformer(nn.Module):
             ValueError: the images are larger than the model's, or not whole patches.
         """
         x, turns, mask = self.embed(images, mask)
-        for block in self.blocks:
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            only = self.pool.reads if i == last else None
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, turns, mask, use_reentrant=False)
+                x = checkpoint(block, x, turns, mask, only, use_reentrant=False)
             else:
-                x = block(x, turns, mask)
+                x = block(x, turns, mask, only)
         logits: Tensor = self.head(self.pool(self.norm(x), self.prefix, mask))
         return logits
 
