@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Operation = Callable[[Tensor, Tensor], Tensor]
@@ -70,14 +69,14 @@ def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
 
 def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
     """Blend with its smoothed version: factor 1 + magnitude of the image."""
-    channels, height, width = images.shape[1:]
+    height, width = images.shape[-2:]
     if height <= 2 or width <= 2:
         return images
-    kernel = torch.ones(3, 3, device=images.device)
-    kernel[1, 1] = 5.0
-    kernel = (kernel / 13).expand(channels, 1, 3, 3)
     smooth = images.float()
-    smooth[:, :, 1:-1, 1:-1] = F.conv2d(images.float(), kernel, groups=channels).round()
+    rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
+    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    sums.add_(smooth[:, :, 1:-1, 1:-1], alpha=4)
+    smooth[:, :, 1:-1, 1:-1] = sums.div_(13).round_()
     return _blend(images, smooth, magnitude)
 
 
@@ -89,7 +88,8 @@ def posterize(images: Tensor, magnitude: Tensor) -> Tensor:
 
 def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
     """Invert values of `magnitude` and more."""
-    return torch.where(images >= magnitude[:, None, None, None], 255 - images, images)
+    least = magnitude.ceil().to(torch.uint8)[:, None, None, None]
+    return images ^ (images >= least).to(torch.uint8).mul_(255)
 
 
 def autocontrast(images: Tensor, magnitude: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ OPERATIONS: dict[str, Operation] = {
 
 def _blend(images: Tensor, other: Tensor, magnitude: Tensor) -> Tensor:
     factor = (1 + magnitude)[:, None, None, None]
-    return (images * factor + other * (1 - factor)).clamp(0, 255).to(torch.uint8)
+    return (images * factor).add_(other * (1 - factor)).clamp_(0, 255).to(torch.uint8)
 
 
 def _gray(images: Tensor) -> Tensor:
@@ -155,14 +155,17 @@ def _affine(
     """
     height, width = images.shape[-2:]
 
-    def column(value: Tensor | float) -> Tensor:
+    def each(value: Tensor | float) -> Tensor:
         return torch.as_tensor(value, device=images.device).expand(len(images))[:, None, None]
 
     origin_x, origin_y = (0.0, 0.0) if corner else (width / 2, height / 2)
     u = torch.arange(width, device=images.device) + 0.5 - origin_x  # W
     v = (torch.arange(height, device=images.device) + 0.5 - origin_y)[:, None]  # H 1
-    from_x = column(x_of_x) * u + column(x_of_y) * v + column(x) + origin_x  # B H W
-    from_y = column(y_of_x) * u + column(y_of_y) * v + column(y) + origin_y
-    grid = torch.stack([from_x / width, from_y / height], dim=-1) * 2 - 1
-    moved = F.grid_sample(images.float(), grid, mode="nearest", align_corners=False)
-    return moved.to(torch.uint8)
+    from_x = each(x_of_x) * u + each(x_of_y) * v + each(x) + origin_x  # B H W
+    from_y = each(y_of_x) * u + each(y_of_y) * v + each(y) + origin_y
+    row, column = ((at - 0.5).round_() for at in (from_y, from_x))
+    is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    source = (row.clamp_(0, height - 1) * width + column.clamp_(0, width - 1)).long()
+    source = source.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # B C H*W
+    moved = images.flatten(2).gather(2, source).view_as(images)
+    return moved.mul_(is_inside[:, None])
