@@ -1,31 +1,30 @@
 """One training step (forward, backward, update) of ours and of the peers, side by side.
 
-    python scripts/bench_step.py --quick
+    python scripts/bench_step.py --shapes d192
 
-The same images, shape of model, batch, precision and optimiser for all; the peers are interleaved,
-so that a busy moment hits all alike. Prints a table and writes JSON with `--json FILE`. The peers
-come with `pip install 'vit-train[bench]'`; one that is not installed is left out.
+The same images, shape of model, batch, precision and optimiser for all, each in a process of its
+own with its own defaults. The peers come with `pip install 'vit-train[bench]'`; one that is not
+installed is left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from contest import Measured, contest, serve
 from torch import nn
 
-from vit.artifacts.console import versions
 from vit.config.compose import config_dir, load_yaml
 from vit.config.schema import OptimConfig, TrainerConfig
 from vit.data.types import Batch
@@ -33,15 +32,16 @@ from vit.engine.state import TrainState, flops_per_image
 from vit.engine.step import train_step
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer
-from vit.runtime.device import autocast, describe, has_fast_bf16, select_device, synchronize
+from vit.runtime.device import autocast, has_fast_bf16, select_device, synchronize
 from vit.runtime.dist import World
+from vit.runtime.memory import keep_memory
 
 Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's shape and the batch it is timed with."""
+    """A model's shape and the batches it is timed with, on a CPU and on a GPU."""
 
     name: str
     image_size: int
@@ -51,6 +51,7 @@ class Shape:
     heads: int
     mlp_dim: int
     batch: int
+    gpu_batch: int
     classes: int = 1000
 
     def tokens(self) -> int:
@@ -59,106 +60,86 @@ class Shape:
 
 
 SHAPES = [
-    Shape("d192 L9 p4 32px", 32, 4, 192, 9, 3, 384, 128, 10),
-    Shape("S/16 224px", 224, 16, 384, 12, 6, 1536, 16),
-    Shape("B/16 224px", 224, 16, 768, 12, 12, 3072, 8),
+    Shape("d192 L9 p4 32 px", 32, 4, 192, 9, 3, 384, 128, 2048, 10),
+    Shape("S/16 224 px", 224, 16, 384, 12, 6, 1536, 16, 256),
+    Shape("B/16 224 px", 224, 16, 768, 12, 12, 3072, 8, 256),
+    Shape("d256 L8 p4 32 px", 32, 4, 256, 8, 4, 1024, 64, 2048, 10),
 ]
-
-
-@dataclass
-class Result:
-    """What was measured of one system at one shape."""
-
-    shape: str
-    precision: str
-    compiled: bool
-    system: str
-    images_per_second: list[float] = field(default_factory=list)
-    share_of_matrix_rate: float = 0.0
-
-    @property
-    def median(self) -> float:
-        """Of the repetitions."""
-        return statistics.median(self.images_per_second)
+CPU_SHAPES = [shape.name for shape in SHAPES[:3]]
 
 
 def main() -> int:
-    """Run everything that was asked for; returns the exit code."""
+    """Measure and print, or play for one system; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the smallest shape, few repetitions")
-    parser.add_argument("--compile", action="store_true", help="compiled models too")
+    parser.add_argument("--shapes", nargs="*", help="beginnings of names; all")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="per system and repetition")
-    parser.add_argument("--scale", type=int, default=1, help="factor of the batch (GPUs: 16)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--play", nargs=4, metavar=("SYSTEM", "SHAPE", "PRECISION", "MODE"))
     args = parser.parse_args()
-    device = select_device("auto")
-    shapes = SHAPES[:1] if args.quick else SHAPES
-    precisions = ["fp32", "bf16"] if has_fast_bf16(device) else ["fp32"]
-    results: list[Result] = []
-    for shape in shapes:
-        shape = Shape(**{**asdict(shape), "batch": shape.batch * args.scale})
-        for precision in precisions[-1:] if args.quick else precisions:
-            for compiled in (False, True) if args.compile else (False,):
-                found = measure(
-                    shape, precision, compiled, device,
-                    2 if args.quick else args.repetitions, 1.0 if args.quick else args.seconds,
-                )  # fmt: skip
-                print(table(found), flush=True)
-                results += found
-    if args.json:
-        content = {
-            "device": describe(device), "threads": torch.get_num_threads(), **versions(),
-            "results": [asdict(result) for result in results],
-        }  # fmt: skip
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+    if args.play:
+        play(*args.play)
+    else:
+        for measured in measure(args.repetitions, args.seconds, args.shapes):
+            print(measured, flush=True)
     return 0
 
 
-def measure(
-    shape: Shape, precision: str, compiled: bool, device: torch.device, repetitions: int,
-    seconds: float,
-) -> list[Result]:  # fmt: skip
-    """All systems at one shape, interleaved."""
+def measure(repetitions: int, seconds: float, names: list[str] | None = None) -> list[Measured]:
+    """All shapes, precisions and modes: images per second, and the share of the matrix rate."""
+    device = select_device("auto")
+    names = names or (["" for _ in SHAPES] if device.type == "cuda" else CPU_SHAPES)
+    shapes = [shape for shape in SHAPES if any(map(shape.name.startswith, names))]
+    precisions = ["bf16", "fp32"] if has_fast_bf16(device) else ["fp32"]
+    found: list[Measured] = []
+    for shape in shapes:
+        for precision in precisions:
+            for mode in ("eager", "compiled"):
+                found += measure_one(shape, precision, mode, device, repetitions, seconds)
+    return found
+
+
+def measure_one(
+    shape: Shape, precision: str, mode: str, device: torch.device, repetitions: int, seconds: float
+) -> list[Measured]:
+    """All systems on one shape."""
+    rates: list[float] = []
+    found = contest(
+        f"{shape.name}, {precision} {mode}",
+        "images",
+        {
+            name: [__file__, "--play", name, shape.name, precision, mode]
+            for name in SYSTEMS
+            if mode == "eager" or name in ("ours", "timm")
+        },
+        seconds,
+        repetitions,
+        between=lambda: rates.append(product_rate(shape, precision, device)),
+    )
+    for result in found:
+        if result.system == "ours":
+            flops = 3 * flops_per_image(our_model(shape))
+            result.notes["share of the matrix rate"] = result.median * flops / median(rates)
+            result.notes["TFLOP/s of the products alone"] = median(rates) / 1e12
+    return found
+
+
+def play(system: str, name: str, precision: str, mode: str) -> None:
+    """One system on one shape, as `contest` asks."""
+    device = select_device("auto")
+    shape = next(shape for shape in SHAPES if shape.name == name)
+    batch = shape.batch if device.type == "cpu" else shape.gpu_batch
     torch.manual_seed(0)
-    images = torch.randn(shape.batch, 3, shape.image_size, shape.image_size, device=device)
-    labels = torch.randint(shape.classes, (shape.batch,), device=device)
-    steps: dict[str, Step] = {}
-    for name, make in SYSTEMS.items():
-        try:
-            steps[name] = make(shape, precision, compiled, device, images, labels)
-        except ImportError:
-            print(f"{name} is not installed; left out", file=sys.stderr)
-    found = {name: Result(shape.name, precision, compiled, name) for name in steps}
-    counts = {}
-    for name, step in steps.items():
-        step()  # compiles, allocates
-        counts[name] = max(1, round(seconds / timed(step, 1, device)))
-    for _ in range(repetitions):
-        for name, step in steps.items():
-            elapsed = timed(step, counts[name], device)
-            found[name].images_per_second.append(counts[name] * shape.batch / elapsed)
-    rate = product_rate(shape, precision, device)
-    flops = 3 * flops_per_image(our_model(shape))
-    for result in found.values():
-        result.share_of_matrix_rate = result.median * flops / rate
-    return list(found.values())
-
-
-def timed(step: Step, count: int, device: torch.device) -> float:
-    """Seconds for `count` steps."""
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(count):
-        step()
-    synchronize(device)
-    return time.perf_counter() - start
+    images = torch.randn(batch, 3, shape.image_size, shape.image_size, device=device)
+    labels = torch.randint(shape.classes, (batch,), device=device)
+    make = partial(SYSTEMS[system], shape, precision, mode == "compiled", device, images, labels)
+    serve(make, batch, partial(synchronize, device))
 
 
 def product_rate(shape: Shape, precision: str, device: torch.device) -> float:
     """Operations per second of the model's own matrix products, alone."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    rows = shape.batch * shape.tokens()
+    batch = shape.batch if device.type == "cpu" else shape.gpu_batch
+    rows = batch * shape.tokens()
     sides = [
         (shape.dim, 3 * shape.dim), (shape.dim, shape.dim), (shape.dim, shape.mlp_dim),
         (shape.mlp_dim, shape.dim),
@@ -171,13 +152,17 @@ def product_rate(shape: Shape, precision: str, device: torch.device) -> float:
         for a, b in sides
     ]
 
-    def products() -> None:
-        for left, right in pairs:
-            left @ right
+    def products() -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(3):
+            for left, right in pairs:
+                left @ right
+        synchronize(device)
+        return time.perf_counter() - start
 
     products()
-    best = min(timed(products, 3, device) for _ in range(5))
-    return 3 * 2 * rows * sum(a * b for a, b in sides) / best
+    return 3 * 2 * rows * sum(a * b for a, b in sides) / min(products() for _ in range(5))
 
 
 def our_model(shape: Shape) -> VisionTransformer:
@@ -193,6 +178,7 @@ def ours(
     labels: torch.Tensor,
 ) -> Step:  # fmt: skip
     """Our own train step, with its counters, clipping and guard against bad gradients."""
+    keep_memory()
     trainer = load_yaml((config_dir() / "trainer/default.yaml").read_text(), "trainer")
     config = TrainerConfig(**{**trainer, "batch_size": shape.batch, "precision": precision})
     optim = OptimConfig(**load_yaml((config_dir() / "optim/adamw.yaml").read_text(), "optim"))
@@ -288,20 +274,6 @@ SYSTEMS: dict[str, Callable[..., Step]] = {
 }
 
 
-def table(results: list[Result]) -> str:
-    """One line per system: median, spread, share of the matrix rate, against the best peer."""
-    best = max((r.median for r in results if r.system != "ours"), default=float("nan"))
-    lines = []
-    for r in results:
-        low, high = min(r.images_per_second), max(r.images_per_second)
-        lines.append(
-            f"{r.shape:<16} {r.precision} {'compiled' if r.compiled else 'eager':<8} "
-            f"{r.system:<13} {r.median:9.1f} images/s ({low:.1f} to {high:.1f})  "
-            f"{100 * r.share_of_matrix_rate:4.0f} % of products  {r.median / best:.2f} x best peer"
-        )
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):
         sys.exit(main())

@@ -43,7 +43,7 @@ def two_classes(root):
 
 def decoded(path, size, channels=3):
     """An image as evaluation sees it: (channels, size, size)."""
-    return View(size, size, channels).render(decode(str(path), channels)[0], None)
+    return View(size, size, channels).render(decode(str(path), channels))
 
 
 def opened(config, split="train"):

@@ -1,4 +1,4 @@
-"""Views of an image: torchvision's crops, Pillow's pixels, on the host and batched alike."""
+"""Views of an image: torchvision's crops and pixels, on the host and batched alike."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pictures import noise
 from PIL import Image
-from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import CenterCrop, Resize
+from torchvision.transforms.v2.functional import resized_crop
 
 from vit.data.resample import resize_boxes
-from vit.data.views import CROP_ASPECT, CROP_TRIES, MAX_PIXELS, View, crop_boxes
+from vit.data.views import CROP_ASPECT, CROP_TRIES, MAX_PIXELS, View, crop_boxes, resize
 
 BILINEAR = Image.Resampling.BILINEAR
 SCALE = (0.08, 1.0)
@@ -129,6 +131,16 @@ def test_a_crop_as_wide_or_as_high_as_the_image_fits(height, width):
 PHOTOS = [(500, 375), (375, 500), (256, 256), (224, 224), (640, 427), (100, 90), (33, 1), (1, 1)]
 
 
+def tensor(image):
+    """A Pillow image as uint8 (channels, height, width)."""
+    return torch.from_numpy(pixels(image).copy())
+
+
+def array(image):
+    """A Pillow image as `render` takes it: (height, width, channels)."""
+    return pixels(image).transpose(1, 2, 0).copy()
+
+
 def torchvision_centre(image, view):
     """Resize and CenterCrop; Resize gets one number, where the frame is square, or both sides."""
     height, width = round(view.height / view.center_crop), round(view.width / view.center_crop)
@@ -140,8 +152,8 @@ def torchvision_centre(image, view):
             if by_width
             else (height, height * image.width // image.height)
         )
-    image = Resize(side, InterpolationMode.BILINEAR)(image)
-    return CenterCrop((view.height, view.width))(image)
+    resized = Resize(side)(tensor(image))
+    return CenterCrop((view.height, view.width))(resized).numpy()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -155,57 +167,69 @@ def test_the_centre_is_torchvisions_to_the_bit(size, channels):
         View(96, 160, channels, 0.8),
         View(48, 20, channels),
     ):
-        ours = view.render(image, None)
+        ours = view.render(array(image))
         assert ours.shape == view.shape
         assert ours.dtype == np.uint8
-        np.testing.assert_array_equal(ours, pixels(torchvision_centre(image, view)))
+        np.testing.assert_array_equal(ours, torchvision_centre(image, view))
 
 
 @settings(max_examples=60, deadline=None)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), side=st.integers(4, 64))
 def test_any_size_is_torchvisions_to_the_bit(width, height, side):
     image, view = noise(width, height), View(side, side, 3, 0.875)
-    np.testing.assert_array_equal(view.render(image, None), pixels(torchvision_centre(image, view)))
+    np.testing.assert_array_equal(view.render(array(image)), torchvision_centre(image, view))
 
 
-def test_resize_256_crop_224():
+def test_resize_256_crop_224_is_pillows_within_one_level():
     image = noise(500, 375)
     expected = image.resize((341, 256), BILINEAR).crop((58, 16, 58 + 224, 16 + 224))
-    np.testing.assert_array_equal(View(224, 224, 3, 0.875).render(image, None), pixels(expected))
+    ours = View(224, 224, 3, 0.875).render(array(image))
+    assert abs(ours.astype(int) - pixels(expected)).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(24, 24), (16, 40), (40, 16)])
 def test_images_of_the_models_size_are_left_alone(size):
     height, width = size
     image = noise(width, height)
-    np.testing.assert_array_equal(View(height, width, 3).render(image, None), pixels(image))
+    np.testing.assert_array_equal(View(height, width, 3).render(array(image)), pixels(image))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_random_view_is_pillows_crop_and_resize(mode):
+def test_a_random_view_is_torchvisions_crop_and_resize(mode):
     view = View(32, 48, 3 if mode == "RGB" else 1, 0.875, SCALE)
     drawn = lots(20)
     for number, size in enumerate([(500, 375), (60, 200), (48, 32), (5, 3), (1, 1)] * 4):
         image = noise(*size, mode)
-        lot = drawn[number]
-        top, left, height, width = crop_boxes(lot[None], size[1], size[0], SCALE)[0]
+        box = view.box(size[1], size[0], drawn[number])
+        assert box == tuple(crop_boxes(drawn[number][None], size[1], size[0], SCALE)[0])
+        top, left, height, width = box
+        ours = view.render(array(image), box)
+        expected = resized_crop(tensor(image), *box, [32, 48], antialias=True)
+        np.testing.assert_array_equal(ours, expected)
         part = image.crop((left, top, left + width, top + height))
-        expected = part.resize((48, 32), BILINEAR)
-        np.testing.assert_array_equal(view.render(image, lot), pixels(expected))
+        pillows = pixels(part.resize((48, 32), BILINEAR))
+        assert abs(ours.astype(int) - pillows).max() <= 1
+
+
+def test_a_random_crop_of_all_is_not_the_centre():
+    image, view = array(noise(100, 50)), View(32, 32, 3, crop_scale=SCALE)
+    assert view.box(50, 100, None) is None
+    assert not np.array_equal(view.render(image, (0, 0, 50, 100)), view.render(image))
 
 
 def test_a_random_view_without_lots_is_the_centre():
-    image = noise(100, 80)
+    image = array(noise(100, 80))
     random, centre = View(32, 32, 3, crop_scale=SCALE), View(32, 32, 3)
-    np.testing.assert_array_equal(random.render(image, None), centre.render(image, None))
+    np.testing.assert_array_equal(random.render(image), centre.render(image))
 
 
 def test_images_that_are_too_elongated_are_refused():
-    image = noise(30_000, 1, "L")
+    image = array(noise(30_000, 1, "L"))
     with pytest.raises(ValueError, match="30000x1 px is too elongated"):
-        View(224, 224, 1).render(image, None)
+        View(224, 224, 1).render(image)
     assert MAX_PIXELS < 224 * 224 * 30_000
-    assert View(224, 224, 1, 1.0, SCALE).render(image, lots(1)[0]).shape == (1, 224, 224)
+    view = View(224, 224, 1, 1.0, SCALE)
+    assert view.render(image, view.box(1, 30_000, lots(1)[0])).shape == (1, 224, 224)
 
 
 # The batched resize
@@ -226,7 +250,7 @@ def boxes_within(height, width, count, seed=0):
 @pytest.mark.parametrize(
     ("height", "width"), [(8, 8), (32, 32), (33, 17), (20, 64), (4, 4), (97, 101), (224, 224)]
 )
-def test_batched_boxes_are_pillows_to_the_bit(height, width, mode):
+def test_batched_boxes_are_those_of_one_image_to_the_bit(height, width, mode):
     count = 8 if height > 200 else 40
     images = [noise(width, height, mode, seed) for seed in range(count)]
     extreme = np.where(np.asarray(images[2]) > 127, 255, 0).astype(np.uint8)
@@ -236,19 +260,18 @@ def test_batched_boxes_are_pillows_to_the_bit(height, width, mode):
     ours = resize_boxes(batch, torch.from_numpy(boxes))
     assert ours.dtype == torch.uint8
     for image, (top, left, rows, columns), row in zip(images, boxes, ours, strict=True):
-        part = image.crop((left, top, left + columns, top + rows))
-        np.testing.assert_array_equal(row, pixels(part.resize((width, height), BILINEAR)))
+        part = array(image)[top : top + rows, left : left + columns]
+        np.testing.assert_array_equal(row, resize(part, height, width).transpose(2, 0, 1))
 
 
 @settings(max_examples=60, deadline=None)
 @given(height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 10**6))
-def test_batched_boxes_of_any_size_are_pillows_to_the_bit(height, width, seed):
+def test_batched_boxes_of_any_size_are_those_of_one_image_to_the_bit(height, width, seed):
     rng = np.random.default_rng(seed)
-    array = rng.integers(0, 256, (height, width), dtype=np.uint8)
-    image = Image.fromarray(array)
+    image = rng.integers(0, 256, (height, width, 1), dtype=np.uint8)
     boxes = boxes_within(height, width, 6, seed)
-    batch = torch.from_numpy(array)[None, None].expand(6, 1, height, width)
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].expand(6, 1, height, width)
     ours = resize_boxes(batch, torch.from_numpy(boxes))
     for (top, left, rows, columns), row in zip(boxes, ours, strict=True):
-        part = image.crop((left, top, left + columns, top + rows))
-        np.testing.assert_array_equal(row, pixels(part.resize((width, height), BILINEAR)))
+        part = image[top : top + rows, left : left + columns]
+        np.testing.assert_array_equal(row, resize(part, height, width).transpose(2, 0, 1))

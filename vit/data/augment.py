@@ -109,7 +109,9 @@ def draw(config: AugmentConfig, batch: int, size: Size, seed: int, step: int) ->
 def crop_flip(images: Tensor, draws: Draws, pad: Size) -> Tensor:
     """Pad with black, crop at `draws.shift`, mirror: uint8 (B, C, H, W) -> uint8 (B, C, H, W)."""
     if pad == (0, 0):
-        return torch.where(draws.flip[:, None, None, None], images.flip(-1), images)
+        changed = draws.flip.to(torch.uint8).mul_(255)[:, None, None, None]
+        mirrored = images.flip(-1)
+        return mirrored.bitwise_xor_(images).bitwise_and_(changed).bitwise_xor_(images)
     height, width = images.shape[-2:]
     down, right = (torch.arange(n, device=images.device) for n in (height, width))
     rows = draws.shift[:, :1] + down  # B H

@@ -2,7 +2,7 @@
 
 A shard holds some hundred images and is named by what it was made from (names, sizes and times of
 the files, and how they were made small), so a changed file makes its shard anew and no other.
-Shards are written whole or not at all. Needs no torch, so that a worker starts at once.
+Shards are written whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 from tqdm import tqdm
 
 from vit.config.errors import DataError
 from vit.data.decode import decode, decode_bytes, reason
 from vit.data.images import FileImages
 from vit.data.pool import WorkerPool, announce
+from vit.data.views import resize
 from vit.runtime.files import write_atomic
 
 _IMAGES = 256
@@ -37,7 +37,7 @@ class Recipe:
     """How an image is kept.
 
     Attributes:
-        kind: `jpeg` (quality 95, without subsampling) or `uint8` (as it is).
+        kind: `jpeg` (quality 95, colours at half the size) or `uint8` (as it is).
         size: the shorter side in pixels; smaller images stay as they are.
         channels: 3 (RGB) or 1 (gray).
     """
@@ -78,8 +78,8 @@ class Cached:
     def __str__(self) -> str:
         return self.shard
 
-    def open(self) -> Image.Image:
-        """The image.
+    def open(self) -> np.ndarray:
+        """The image: uint8 (H, W, channels).
 
         Raises:
             ValueError: it was damaged when the shard was made.
@@ -88,9 +88,8 @@ class Cached:
             raise ValueError(self.reason)
         data = _mapped(self.shard)[self.start : self.start + self.length]
         if self.kind == "jpeg":
-            return decode_bytes(data.tobytes(), self.channels)[0]
-        shape = (self.height, self.width, 3)[: 3 if self.channels == 3 else 2]
-        return Image.fromarray(data.reshape(shape))
+            return decode_bytes(data.tobytes(), self.channels)
+        return data.reshape(self.height, self.width, self.channels)
 
 
 class CachedImages(FileImages):
@@ -157,18 +156,17 @@ def _small(file: str, recipe: Recipe) -> tuple[bytes, int, int]:
         share = recipe.size / min(height, width)
         return (height, width) if share >= 1 else (int(height * share), int(width * share))
 
-    image, _ = decode(file, recipe.channels, enough)
-    short = min(image.size)
+    image = decode(file, recipe.channels, enough)
+    height, width, _ = image.shape
+    short = min(height, width)
     if short > recipe.size:
-        size = (recipe.size * image.width // short, recipe.size * image.height // short)
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    pixels = np.ascontiguousarray(np.asarray(image))
+        height, width = recipe.size * height // short, recipe.size * width // short
+        image = resize(image, height, width)
+    image = np.ascontiguousarray(image)
     if recipe.kind == "uint8":
-        return pixels.tobytes(), image.height, image.width
-    planes = pixels if recipe.channels == 3 else pixels[..., None]
+        return image.tobytes(), height, width
     space = "RGB" if recipe.channels == 3 else "GRAY"
-    blob = simplejpeg.encode_jpeg(planes, _QUALITY, space, colorsubsampling="444")
-    return blob, image.height, image.width
+    return simplejpeg.encode_jpeg(image, _QUALITY, space, colorsubsampling="420"), height, width
 
 
 def _shards(images: FileImages, folder: Path, recipe: Recipe) -> list[Shard]:
@@ -197,4 +195,4 @@ def _index(shard: Shard) -> list[Cached]:
 
 @cache
 def _mapped(shard: str) -> np.ndarray:
-    return np.memmap(f"{shard}.bin", np.uint8, "r")
+    return np.memmap(f"{shard}.bin", np.uint8, "c")  # torch wants to be allowed to write

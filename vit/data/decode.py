@@ -1,7 +1,4 @@
-"""Image files to upright 8-bit images; whatever is damaged says so.
-
-Needs no torch, so that a worker starts at once.
-"""
+"""Image files to upright 8-bit images; whatever is damaged says so."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vit.data.views import MAX_PIXELS
+from vit.data.views import MAX_PIXELS, REDUCTIONS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 LYING = (5, 6, 7, 8)
@@ -23,20 +20,20 @@ LYING = (5, 6, 7, 8)
 
 
 Enough = Callable[[int, int], tuple[int, int]]
-"""From the height and width of an image to those that would do."""
+"""From the height and width of an image, which it is told once, to those that would do."""
 
 
-def decode(
-    path: str, channels: int, enough: Enough = lambda height, width: (height, width)
-) -> tuple[Image.Image, tuple[int, int]]:
-    """The first frame of an image, upright, on white, in mode RGB (3 channels) or L (1).
+def whole(height: int, width: int) -> tuple[int, int]:
+    """Nothing less will do."""
+    return height, width
+
+
+def decode(path: str, channels: int, enough: Enough = whole) -> np.ndarray:
+    """The first frame of an image, upright, on white: uint8 (H, W, channels), RGB or gray.
 
     JPEG is decoded by libjpeg-turbo through simplejpeg, which gives Pillow's pixels faster and,
     other than Pillow, refuses data that is damaged in the middle. It may be decoded at 1/2,
     1/4 or 1/8 of its size, where that is `enough`: much faster for large photos.
-
-    Returns:
-        The image, and the height and width of the whole.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is no image that
@@ -48,26 +45,26 @@ def decode(
 class Kept(Protocol):
     """An image that was decoded before."""
 
-    def open(self) -> Image.Image:
-        """The image, upright; raises ValueError where it was damaged."""
+    def open(self) -> np.ndarray:
+        """The image as from `decode`; raises ValueError where it was damaged."""
 
 
-def open_image(
-    source: str | Kept, channels: int, enough: Enough
-) -> tuple[Image.Image, tuple[int, int]]:
+def open_image(source: str | Kept, channels: int, enough: Enough) -> np.ndarray:
     """As `decode`, of a file or of an image that was decoded before."""
     if isinstance(source, str):
         return decode(source, channels, enough)
     image = source.open()
-    return image, (image.height, image.width)
+    enough(*image.shape[:2])
+    return image
 
 
-def decode_bytes(
-    data: bytes, channels: int, enough: Enough = lambda height, width: (height, width)
-) -> tuple[Image.Image, tuple[int, int]]:
+def decode_bytes(data: bytes, channels: int, enough: Enough = whole) -> np.ndarray:
     """As `decode`, of a file's content."""
     if not data:
         raise ValueError("the file is empty")
+    size = _size_of_upright_jpeg(data)
+    if size is not None:
+        return _with_channels(_decode_jpeg(data, *size, *enough(*size)), channels)
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of EXIF that is damaged: pixels are not
@@ -75,9 +72,9 @@ def decode_bytes(
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             orientation = file.getexif().get(0x0112, 1)
             lies = orientation in LYING
-            size = (file.width, file.height) if lies else (file.height, file.width)
+            rows, columns = enough(*(file.size if lies else file.size[::-1]))
             if file.format == "JPEG" and file.mode in ("RGB", "L"):
-                rows, columns = reversed(enough(*size)) if lies else enough(*size)
+                rows, columns = (columns, rows) if lies else (rows, columns)
                 image = Image.fromarray(_decode_jpeg(data, file.height, file.width, rows, columns))
             else:
                 image = flatten(file)
@@ -87,15 +84,33 @@ def decode_bytes(
     if orientation != 1:
         image.getexif()[0x0112] = orientation
         image = ImageOps.exif_transpose(image)
-    return image, size
+    return np.array(image).reshape(image.height, image.width, channels)
+
+
+def _size_of_upright_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG in colour or gray without EXIF, which needs no more of Pillow."""
+    if not data.startswith(b"\xff\xd8") or b"Exif" in data:
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None  # Pillow knows better what is wrong
+    if space not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
+        return None
+    return height, width
 
 
 def _decode_jpeg(data: bytes, height: int, width: int, rows: int, columns: int) -> np.ndarray:
     """RGB pixels, at 1/2, 1/4 or 1/8 of the size where at least (rows, columns) are left."""
-    factor = next((f for f in (8, 4, 2) if height >= f * rows and width >= f * columns), 1)
+    factor = next(f for f in REDUCTIONS if height >= f * rows and width >= f * columns)
     least = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
     pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", **least)
     return pixels
+
+
+def _with_channels(rgb: np.ndarray, channels: int) -> np.ndarray:
+    """RGB pixels (H, W, 3) as (H, W, channels)."""
+    return rgb if channels == 3 else np.array(Image.fromarray(rgb).convert("L"))[..., None]
 
 
 def flatten(image: Image.Image) -> Image.Image:

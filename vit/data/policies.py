@@ -64,7 +64,8 @@ def apply(images: Tensor, chain: Chain) -> Tensor:
         magnitudes = torch.from_numpy(chain.magnitudes[:, stage]).to(images.device)
         for kind in np.unique(kinds):
             rows = torch.from_numpy(np.flatnonzero(kinds == kind)).to(images.device)
-            images[rows] = OPERATIONS[_NAMES[kind]](images[rows], magnitudes[rows])
+            changed = OPERATIONS[_NAMES[kind]](images.index_select(0, rows), magnitudes[rows])
+            images.index_copy_(0, rows, changed)
     return images
 
 

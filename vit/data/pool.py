@@ -1,7 +1,7 @@
 """Processes that render images into shared memory; a worker that dies or hangs is told by file.
 
 What is rendered is said by the request alone, so the number of workers changes nothing but the
-time. Needs no torch, so that a worker starts at once.
+time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from multiprocessing.shared_memory import SharedMemory
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from vit.config.errors import ConfigError, DataError
 from vit.data.decode import Kept, open_image, reason
-from vit.data.views import View
+from vit.data.views import Box, View
 from vit.runtime.memory import keep_memory
 
 Bad = dict[int, str]
@@ -81,8 +82,16 @@ def announce(file: str) -> None:
 
 def _read(source: str | Kept, view: View, lots: np.ndarray | None) -> np.ndarray:
     """What `view` shows of an image."""
-    image, size = open_image(source, view.channels, lambda h, w: view.enough(h, w, lots))
-    return view.render(image, lots, size)
+    size: tuple[int, int] | None = None
+    box: Box | None = None
+
+    def enough(height: int, width: int) -> tuple[int, int]:
+        nonlocal size, box
+        size, box = (height, width), view.box(height, width, lots)
+        return view.enough(height, width, box)
+
+    image = open_image(source, view.channels, enough)
+    return view.render(image, box, size)
 
 
 class WorkerPool:
@@ -118,8 +127,9 @@ class WorkerPool:
 
     def _start(self, job: Callable[[Item], Result], item: Item) -> Future[Result]:
         if self._pool is None:
-            # A fresh interpreter per worker: forking a process that runs torch's threads can hang.
-            context = multiprocessing.get_context("spawn")
+            # Forks of a process that does nothing else: forking one that runs threads can hang.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
             self._boards = [context.Array(c_char, _LINE, lock=False) for _ in range(self.workers)]
             turn = context.Value("i", 0)
             self._pool = ProcessPoolExecutor(
@@ -214,6 +224,7 @@ def _render(chunk: Chunk) -> Bad:
 def _start_worker(turn: Any, boards: list[Any]) -> None:
     global _board
     keep_memory()
+    torch.set_num_threads(1)
     with turn.get_lock():
         _board = boards[turn.value % len(boards)]
         turn.value += 1

@@ -1,8 +1,8 @@
-"""Random resized crops of a batch on the device, with the very bits that Pillow gives one by one.
+"""Random resized crops of a batch on the device, with the very bits of `views.resize` one by one.
 
-Pillow resizes bytes in fixed point: rows, then columns, each a sum of pixels times weights of
-22 bits, rounded to a byte. All those integers are exact in float64, so two batched matrix products
-do the same, whatever the order of their sums.
+torch resizes bytes on the CPU in fixed point: rows, then columns, each a sum of pixels times
+weights of 16 bits, rounded to a byte. All those integers are exact in float64, so two batched
+matrix products do the same, whatever the order of their sums.
 
 Legend: B batch, C channels, H and W of the images.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BITS = 22
+_MOST_BITS = 22  # of a weight's fraction; its whole must fit into 15 bits
 
 
 def resize_boxes(images: Tensor, boxes: Tensor) -> Tensor:
@@ -23,25 +23,28 @@ def resize_boxes(images: Tensor, boxes: Tensor) -> Tensor:
         boxes: top, left, height and width in pixels, int64 (B, 4).
 
     Returns:
-        uint8 (B, C, H, W), equal to Pillow's `image.crop(box).resize(size, BILINEAR)`.
+        uint8 (B, C, H, W).
     """
     top, left, height, width = boxes.unbind(1)
-    rows = _weights(top, height, images.shape[-2])[:, None]  # B 1 H H
-    columns = _weights(left, width, images.shape[-1])[:, None]  # B 1 W W
-    narrowed = _round(images.double() @ columns.transpose(-2, -1))
-    pixels: Tensor = _round(rows @ narrowed).to(torch.uint8)
+    across, x_unit = _weights(left, width, images.shape[-1])
+    down, y_unit = _weights(top, height, images.shape[-2])
+    narrowed = _rounded(images.double() @ across.transpose(-2, -1), x_unit)
+    pixels: Tensor = _rounded(down @ narrowed, y_unit).to(torch.uint8)
     return pixels
 
 
-def _round(sums: Tensor) -> Tensor:
-    rounded: Tensor = ((sums + 2 ** (_BITS - 1)) / 2**_BITS).floor().clamp(0, 255)
+def _rounded(sums: Tensor, unit: Tensor) -> Tensor:
+    rounded: Tensor = ((sums + unit / 2) / unit).floor().clamp(0, 255)
     return rounded
 
 
-def _weights(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Weight of each input pixel in each output pixel, in units of 2^-22: (B, size, size).
+def _weights(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Weight of each input pixel in each output pixel, and what counts as 1.
 
-    As Pillow's Resample.c: a triangle as wide as the scale, or as one pixel when enlarging.
+    As torch's UpSampleKernel.cpp: a triangle as wide as the scale, or as one pixel when enlarging.
+
+    Returns:
+        Whole numbers (B, 1, size, size), and powers of two (B, 1, 1, 1).
     """
     scale = (length.double() / size)[:, None, None]
     support = scale.clamp(min=1.0)
@@ -52,6 +55,9 @@ def _weights(start: Tensor, length: Tensor, size: int) -> Tensor:
     last = (center + support + 0.5).floor().minimum(length[:, None, None])
     triangle = (1 - ((x - center + 0.5) * (1 / support)).abs()).clamp(min=0)
     triangle = torch.where((x >= first) & (x < last), triangle, 0.0)
-    total = triangle.sum(dim=-1, keepdim=True)
-    weights: Tensor = (0.5 + triangle / total * 2**_BITS).floor()
-    return weights
+    shares = triangle / triangle.sum(dim=-1, keepdim=True)
+    largest = shares.amax(dim=(1, 2))  # B
+    bits = torch.arange(1, _MOST_BITS + 1, device=start.device)
+    fits = (0.5 + largest[:, None] * 2.0**bits).floor() < 2**15  # B bits
+    unit = (2.0 ** fits.sum(dim=1).double())[:, None, None]
+    return (0.5 + shares * unit).floor()[:, None], unit[:, None]

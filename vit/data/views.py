@@ -1,7 +1,4 @@
-"""What the model sees of an image: a random crop in training, the centre in evaluation.
-
-Needs no torch, so that a worker starts at once.
-"""
+"""What the model sees of an image: a random crop in training, the centre in evaluation."""
 
 from __future__ import annotations
 
@@ -9,12 +6,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn.functional as F
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused, before they are decoded."""
+REDUCTIONS = (8, 4, 2, 1)
+"""By which of these an image may be reduced before it is rendered."""
 CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_TRIES = 10
+Box = tuple[int, int, int, int]
+"""Top, left, height and width in pixels."""
 
 
 @dataclass(frozen=True)
@@ -41,70 +43,87 @@ class View:
         """Of the pixels: (channels, height, width)."""
         return self.channels, self.height, self.width
 
-    def box(self, height: int, width: int, lots: np.ndarray | None) -> tuple[int, int, int, int]:
-        """What is seen of an image: top, left, height and width in pixels.
+    def box(self, height: int, width: int, lots: np.ndarray | None) -> Box | None:
+        """What a random crop shows of an image; None: there is none, the centre is seen.
 
         Args:
             height, width: of the image.
             lots: what a random crop is drawn with, (CROP_TRIES, 4); see `crop_boxes`.
         """
         if self.crop_scale is None or lots is None:
-            return 0, 0, height, width
+            return None
         top, left, rows, columns = crop_boxes(lots[None], height, width, self.crop_scale)[0]
         return int(top), int(left), int(rows), int(columns)
 
-    def enough(self, height: int, width: int, lots: np.ndarray | None) -> tuple[int, int]:
-        """Height and width to which a larger image may be reduced before it is rendered."""
-        _, _, rows, columns = self.box(height, width, lots)
-        keep = self.center_crop if lots is None or self.crop_scale is None else 1.0
+    def enough(self, height: int, width: int, box: Box | None) -> tuple[int, int]:
+        """Height and width to which a larger image may be reduced before `box` is rendered."""
+        _, _, rows, columns = box or (0, 0, height, width)
+        keep = 1.0 if box else self.center_crop
         share = max(self.height / keep / rows, self.width / keep / columns)
         return math.ceil(height * share), math.ceil(width * share)
 
     def render(
-        self, image: Image.Image, lots: np.ndarray | None, size: tuple[int, int] | None = None
+        self, image: np.ndarray, box: Box | None = None, size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """Pixels of an upright 8-bit image: uint8 (channels, height, width).
+        """Pixels of an upright image.
 
         Args:
-            image: of any size, in mode RGB or L as `channels` wants it.
-            lots: as in `box`.
+            image: uint8 (H, W, channels), of any size.
+            box: what is seen of it, as from `box`.
             size: height and width before the image was reduced; None: it was not.
+
+        Returns:
+            uint8 (channels, height, width).
 
         Raises:
             ValueError: the image is too elongated to be resized.
         """
-        if self.crop_scale is not None and lots is not None:
-            image = self._crop(image, lots, size or (image.height, image.width))
+        if box is None:
+            seen = self._center(image)
         else:
-            image = self._center(image)
-        pixels = np.asarray(image)
-        return pixels.transpose(2, 0, 1) if self.channels == 3 else pixels[None]
+            seen = resize(_cut(image, box, size or image.shape[:2]), self.height, self.width)
+        return seen.transpose(2, 0, 1)
 
-    def _crop(self, image: Image.Image, lots: np.ndarray, size: tuple[int, int]) -> Image.Image:
-        top, left, height, width = self.box(*size, lots)
-        y, x = image.height / size[0], image.width / size[1]
-        part = (left * x, top * y, (left + width) * x, (top + height) * y)
-        frame = (self.width, self.height)
-        if (x, y) == (1.0, 1.0):  # cut out first, as torchvision does
-            return image.crop(part).resize(frame, Image.Resampling.BILINEAR)
-        return image.resize(frame, Image.Resampling.BILINEAR, box=part)
-
-    def _center(self, image: Image.Image) -> Image.Image:
+    def _center(self, image: np.ndarray) -> np.ndarray:
         """As torchvision's Resize and CenterCrop: cover the frame, keep the middle."""
         frame_height = round(self.height / self.center_crop)
         frame_width = round(self.width / self.center_crop)
-        if image.width * frame_height <= image.height * frame_width:
-            size = (frame_width, frame_width * image.height // image.width)
+        rows, columns = image.shape[:2]
+        if columns * frame_height <= rows * frame_width:
+            height, width = frame_width * rows // columns, frame_width
         else:
-            size = (frame_height * image.width // image.height, frame_height)
-        if size[0] * size[1] > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} px is too elongated")
-        if size != image.size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        if size == (self.width, self.height):
-            return image
-        left, top = round((size[0] - self.width) / 2), round((size[1] - self.height) / 2)
-        return image.crop((left, top, left + self.width, top + self.height))
+            height, width = frame_height, frame_height * columns // rows
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"{columns}x{rows} px is too elongated")
+        image = resize(image, height, width)
+        top, left = round((height - self.height) / 2), round((width - self.width) / 2)
+        return image[top : top + self.height, left : left + self.width]
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear, antialiased: uint8 (H, W, C) -> (height, width, C), as torchvision resizes tensors.
+
+    At most one level away from Pillow.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    resized = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    pixels: np.ndarray = resized[0].permute(1, 2, 0).numpy()
+    return pixels
+
+
+def _cut(image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """The part that `box` shows of an image, which was of `size` before it was reduced.
+
+    Its edges are the nearest pixel of the reduced image.
+    """
+    sizes = {f: (-(-size[0] // f), -(-size[1] // f)) for f in REDUCTIONS}
+    factor = min(f for f in REDUCTIONS if sizes[f] == image.shape[:2])
+    top, left, height, width = box
+    rows = slice(round(top / factor), round((top + height) / factor))
+    columns = slice(round(left / factor), round((left + width) / factor))
+    return image[rows, columns]
 
 
 def crop_boxes(lots: np.ndarray, height: int, width: int, scale: tuple[float, float]) -> np.ndarray:
