@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -107,7 +108,7 @@ def measure_one(
         f"{shape.name}, {precision} {mode}",
         "images",
         {
-            name: [__file__, "--play", name, shape.name, precision, mode]
+            name: command(name, shape, precision, mode)
             for name in SYSTEMS
             if mode == "eager" or name in ("ours", "timm")
         },
@@ -123,10 +124,15 @@ def measure_one(
     return found
 
 
-def play(system: str, name: str, precision: str, mode: str) -> None:
+def command(system: str, shape: Shape, precision: str, mode: str) -> list[str]:
+    """What python runs to play for `system`."""
+    return [__file__, "--play", system, json.dumps(asdict(shape)), precision, mode]
+
+
+def play(system: str, text: str, precision: str, mode: str) -> None:
     """One system on one shape, as `contest` asks."""
     device = select_device("auto")
-    shape = next(shape for shape in SHAPES if shape.name == name)
+    shape = Shape(**json.loads(text))
     batch = shape.batch if device.type == "cpu" else shape.gpu_batch
     torch.manual_seed(0)
     images = torch.randn(batch, 3, shape.image_size, shape.image_size, device=device)
@@ -175,7 +181,7 @@ def our_model(shape: Shape) -> VisionTransformer:
 
 def ours(
     shape: Shape, precision: str, compiled: bool, device: torch.device, images: torch.Tensor,
-    labels: torch.Tensor,
+    labels: torch.Tensor, checkpointed: bool = False,
 ) -> Step:  # fmt: skip
     """Our own train step, with its counters, clipping and guard against bad gradients."""
     keep_memory()
@@ -183,6 +189,7 @@ def ours(
     config = TrainerConfig(**{**trainer, "batch_size": shape.batch, "precision": precision})
     optim = OptimConfig(**load_yaml((config_dir() / "optim/adamw.yaml").read_text(), "optim"))
     model = our_model(shape).to(device)
+    model.checkpoint_activations = checkpointed
     state = TrainState(model, None, build_optimizer(model, optim), device)
     if compiled:
         model.compile()

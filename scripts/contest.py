@@ -91,7 +91,7 @@ def contest(
 
 
 def serve(
-    make: Callable[[], Callable[[], None]], units: int, finish: Callable[[], None] = lambda: None
+    make: Callable[[], Callable[[], object]], units: int, finish: Callable[[], None] = lambda: None
 ) -> None:
     """Play in a contest: do a job as often as asked for, and say how long it took.
 

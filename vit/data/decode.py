@@ -102,7 +102,7 @@ def _size_of_upright_jpeg(data: bytes) -> tuple[int, int] | None:
 
 def _decode_jpeg(data: bytes, height: int, width: int, rows: int, columns: int) -> np.ndarray:
     """RGB pixels, at 1/2, 1/4 or 1/8 of the size where at least (rows, columns) are left."""
-    factor = next(f for f in REDUCTIONS if height >= f * rows and width >= f * columns)
+    factor = next((f for f in REDUCTIONS if height >= f * rows and width >= f * columns), 1)
     least = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
     pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", **least)
     return pixels
