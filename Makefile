@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format tensorboard kill-resume two-hosts clean
+.PHONY: help setup train test lint format tensorboard kill-resume two-hosts bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,14 @@ kill-resume: setup  ## kill a run with SIGKILL 20 times, resume it, compare to t
 
 two-hosts: setup  ## kill a process of one of two hosts (network namespaces), compare; needs root
 	PYTHONPATH=scripts $(BIN)/python scripts/two_hosts.py
+
+bench: setup  ## measure speed against the peers: PHOTOS=<folder of classes> CIFAR=<train/, val/>
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python scripts/bench.py $(if $(PHOTOS),--photos $(PHOTOS)) $(if $(CIFAR),--cifar $(CIFAR))
+
+bench-gpu: setup  ## of these, the step and the epoch of CIFAR-10, on a GPU: CIFAR=<train/, val/>
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python scripts/bench.py --parts step epoch $(if $(CIFAR),--cifar $(CIFAR))
 
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -254,16 +254,32 @@ class Streamed:
     def __init__(self, stream: Stream, device: torch.device) -> None:
         self.stream = stream
         self.device = device
+        self.copies = (
+            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            if device.type == "cuda"
+            else None
+        )
 
     def fetch(self, k: int) -> tuple[Tensor, Bad]:
         """See Store."""
         pixels, bad = self.stream.fetch(k)
-        return torch.from_numpy(pixels).to(self.device), bad
+        return self._moved(pixels), bad
 
     def render(self, request: Request) -> tuple[Tensor, Bad]:
         """See Store."""
         pixels, bad = self.stream.render(request)
-        return torch.from_numpy(pixels).to(self.device), bad
+        return self._moved(pixels), bad
+
+    def _moved(self, pixels: np.ndarray) -> Tensor:
+        """Pixels on the device; on a GPU they travel while it still computes what came before."""
+        if self.copies is None:
+            return torch.from_numpy(pixels).to(self.device)
+        computing = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.copies):
+            moved = torch.from_numpy(pixels).pin_memory().to(self.device, non_blocking=True)
+        computing.wait_stream(self.copies)
+        moved.record_stream(computing)
+        return moved
 
 
 def decode_all(samples: Samples, view: View, pool: WorkerPool) -> tuple[np.ndarray, Bad]:
