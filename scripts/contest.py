@@ -62,6 +62,7 @@ def contest(
         between: called after each round, while all are idle.
     """
     found: dict[str, Measured] = {}
+    started: list[subprocess.Popen[str]] = []
     players: dict[str, subprocess.Popen[str]] = {}
     counts: dict[str, int] = {}
     try:
@@ -69,12 +70,11 @@ def contest(
             player = subprocess.Popen(
                 [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            players[name] = player
-            answer = _line(player)
-            if answer == MISSING:
+            started.append(player)
+            if _line(player) == MISSING:
                 print(f"{name} is not installed; left out", file=sys.stderr)
-                del players[name]
                 continue
+            players[name] = player
             found[name] = Measured(case, name, f"{unit}/s")
             units, took = _turn(player, 1)
             counts[name] = max(1, round(seconds / took))
@@ -84,9 +84,9 @@ def contest(
                 found[name].values.append(units / took)
             between()
     finally:
-        for player in players.values():
-            player.kill()
-            player.wait()
+        for player in started:
+            with player:
+                player.kill()
     return list(found.values())
 
 

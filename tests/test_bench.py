@@ -63,6 +63,7 @@ def test_every_system_steps(system):
     step()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of timm's files
 @pytest.mark.parametrize("system", [*bench_input.SYSTEMS, "ours, held"])
 def test_every_system_reads(system, tmp_path):
     for i in range(bench_input.BATCH):
