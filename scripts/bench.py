@@ -39,8 +39,9 @@ PARTS = {
         "Forward, backward, clipping and AdamW on the same images, model, batch and precision; "
         "each system in its own process with its own defaults, taking turns. Ours is the trainer's "
         "whole step, with its counters and its guard against bad gradients. The share of the "
-        "matrix rate counts what our model computes (of the last block the class token alone) "
-        "against the model's own matrix products, measured in the same run.",
+        "matrix rate counts the operations of the whole model against its own matrix products, "
+        "measured in the same run; ours computes the class token alone in the last block, hence "
+        "the second share.",
     ),
     "input": (
         "From image files to batches",
@@ -56,7 +57,8 @@ PARTS = {
     ),
     "scale": (
         "What speed and memory depend on",
-        "Ours alone. The last rows are the share of a run's time that is no training.",
+        "Ours alone. The last rows are the share of a run's time that is no training; an epoch of "
+        "the digits lasts a quarter of a second and ends with a checkpoint each time.",
     ),
     "start": ("Until something happens", "Whole processes, files in the system's cache."),
 }
@@ -144,7 +146,7 @@ def tables(content: dict[str, Any]) -> list[str]:
         low, high = min(one.values), max(one.values)
         spread = f" ({number(low)} to {number(high)})" if len(one.values) > 1 else ""
         notes = ", ".join(
-            f"{100 * value:.0f} % {name[9:]}" if name.startswith("share of ")
+            f"{100 * value:.0f} % {name[6:]}" if name.startswith("share of ")
             else f"{name}: {number(value)}"
             for name, value in one.notes.items()
         )  # fmt: skip
