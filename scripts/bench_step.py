@@ -196,10 +196,11 @@ def ours(
     keep_memory()
     trainer = load_yaml((config_dir() / "trainer/default.yaml").read_text(), "trainer")
     config = TrainerConfig(**{**trainer, "batch_size": shape.batch, "precision": precision})
-    optim = OptimConfig(**load_yaml((config_dir() / "optim/adamw.yaml").read_text(), "optim"))
+    optim = load_yaml((config_dir() / "optim/_base.yaml").read_text(), "optim")
     model = our_model(shape).to(device)
     model.checkpoint_activations = checkpointed
-    state = TrainState(model, None, build_optimizer(model, optim), device)
+    optimizer = build_optimizer(model, OptimConfig(**{**optim, "name": "adamw"}))
+    state = TrainState(model, None, optimizer, device)
     if compiled:
         model.compile()
     targets = F.one_hot(labels, shape.classes).float()

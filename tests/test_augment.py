@@ -299,9 +299,10 @@ def test_distribution_of_mixing():
     mixed, cut = d.keep < 1, d.cut.any(dim=1)
     assert mixed.float().mean().item() == pytest.approx(0.4, abs=0.03)
     assert cut.float().mean().item() == pytest.approx(0.4, abs=0.05)  # a few boxes are empty
-    assert d.keep[mixed].mean().item() == pytest.approx(0.5, abs=0.03)
+    assert d.keep[mixed].min() >= 0.5
     variance = 1 / (4 * (2 * 0.8 + 1))  # of Beta(0.8, 0.8)
-    assert d.keep[mixed].var().item() == pytest.approx(variance, abs=0.01)
+    spread = (d.keep[mixed] - 0.5).square().mean().item()
+    assert spread == pytest.approx(variance, abs=0.01)
     side = (d.cut[:, 2:] - d.cut[:, :2])[cut]
     assert torch.equal(side[:, 0], side[:, 1])
     area = (side.prod(dim=1).double() / 16**2).mean().item()

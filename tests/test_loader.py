@@ -1,6 +1,7 @@
 """Loaders: training batches are a function of the step, evaluation sees every sample once."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,30 @@ def test_the_stream_is_the_epochs_permutations(n, batch_size, seed):
         assert sorted(epoch) == list(range(n))
     if n >= 20:
         assert len({tuple(epoch) for epoch in epochs}) == 4  # every epoch has its own order
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 40), share=st.integers(1, 20), repeats=st.integers(1, 4))
+def test_repeated_images_are_all_shown_each_batch_round_by_round(n, share, repeats):
+    load = loader(n, share * repeats, replace(NONE, repeats=repeats), size=(1, 1))
+    plain = loader(n, share, NONE, size=(1, 1))
+    for step in range(6):
+        assert load.indices_at(step).tolist() == plain.indices_at(step).tolist() * repeats
+
+
+def test_repeats_that_do_not_divide_the_batch_lose_nothing():
+    load = loader(20, 7, replace(NONE, repeats=3), size=(1, 1))
+    shown = np.concatenate([load.indices_at(step) for step in range(60)])  # 420 = 7 epochs of 60
+    assert (np.bincount(shown) == 21).all()
+
+
+def test_nothing_is_mixed_from_the_end_of_mixing_on():
+    always, until = loader(), loader()
+    until.mix_end = 2.5
+    plain = loader(config=replace(STRONG, mixup=0.0, cutmix=0.0))
+    for step in range(6):
+        expected = always if step < 2.5 else plain
+        assert_same(until.batch_at(step), expected.batch_at(step))
 
 
 @pytest.mark.parametrize("config", [STRONG, EVERYTHING], ids=["strong", "everything"])

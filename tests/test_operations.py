@@ -1,12 +1,14 @@
 """Image operations: torchvision's, batched. Policies: its ranges, drawn per image."""
 
+from collections import Counter
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 from pictures import augmentation, noise
-from torchvision.transforms import v2
+from torchvision.transforms import AutoAugmentPolicy, v2
+from torchvision.transforms.v2 import functional
 
 from vit.data import policies
 from vit.data.augment import draw as draw_rest
@@ -14,7 +16,8 @@ from vit.data.operations import OPERATIONS
 from vit.data.policies import BINS, Chain
 
 SINGLE = v2.RandAugment()
-NAMES = list(OPERATIONS)
+NAMES = [name for name in OPERATIONS if name not in ("grayscale", "blur")]
+SPACE = [name for name in NAMES if name != "invert"]
 THEIR_NAMES = {
     name: "AutoContrast" if name == "autocontrast" else name.title().replace("_", "")
     for name in OPERATIONS
@@ -103,6 +106,23 @@ def test_each_image_has_its_own_magnitude():
             assert torch.equal(together[i], alone), name
 
 
+@pytest.mark.parametrize("size", [(32, 32), (24, 40), (224, 224), (5, 9)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_gray_and_blur_are_torchvisions(mode, size):
+    images = torch.stack([picture(size, mode, seed) for seed in range(6)])
+    gray = OPERATIONS["grayscale"](images, torch.zeros(6))
+    expected = functional.rgb_to_grayscale(images, 3) if mode == "RGB" else images
+    assert (gray.int() - expected.int()).abs().max() <= 1
+    deviations = torch.tensor([0.1, 0.5, 0.9, 1.3, 1.7, 2.0])
+    blurred = OPERATIONS["blur"](images, deviations)
+    if min(size) <= 6:
+        assert torch.equal(blurred, images)  # too small to be blurred
+        return
+    for image, deviation, ours in zip(images, deviations.tolist(), blurred, strict=True):
+        theirs = functional.gaussian_blur(image, [13, 13], [deviation, deviation])
+        assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
 # Policies
 
 
@@ -116,7 +136,7 @@ def test_randaugment_has_torchvisions_magnitudes(bin_, size):
     chain = drawn(400, size, policy="randaugment", magnitude=bin_)
     assert chain.operations.shape == chain.magnitudes.shape == (400, 2)
     space = v2.RandAugment._AUGMENTATION_SPACE
-    for kind, name in enumerate(NAMES):
+    for kind, name in enumerate(SPACE):
         check_range(chain.magnitudes[chain.operations == kind], name, space, size, [bin_])
 
 
@@ -124,21 +144,21 @@ def test_trivialaugment_has_torchvisions_magnitudes():
     chain = drawn(40_000, policy="trivialaugment")
     assert chain.operations.shape == (40_000, 1)
     space = v2.TrivialAugmentWide._AUGMENTATION_SPACE
-    for kind, name in enumerate(NAMES):
+    for kind, name in enumerate(SPACE):
         found = chain.magnitudes[chain.operations == kind]
         check_range(found, name, space, (64, 48), range(BINS + 1))
 
 
-def check_range(found, name, space, size, bins):
-    """The magnitudes of an operation are those of torchvision's `space` at `bins`, all of them."""
+def check_range(found, name, space, size, chosen, bins=BINS + 1):
+    """The magnitudes of an operation are those of torchvision's `space` at all `chosen` bins."""
     table, signed = space[THEIR_NAMES[name]]
-    values = table(BINS + 1, *size)
+    values = table(bins, *size)
     assert len(found) > 20
     assert signed == (name in SIGNED)
     if values is None:
         assert (found == 0).all()
         return
-    wanted = np.unique(values.double().numpy()[list(bins)] * (255 if name == "solarize" else 1))
+    wanted = np.unique(values.double().numpy()[list(chosen)] * (255 if name == "solarize" else 1))
     got = np.unique(np.abs(found))
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4 if name == "solarize" else 1e-7)
     if wanted.max() > 0:
@@ -148,24 +168,25 @@ def check_range(found, name, space, size, bins):
 
 
 def test_torchvisions_operations_are_all_there():
-    assert set(THEIR_NAMES.values()) == set(v2.RandAugment._AUGMENTATION_SPACE)
-    assert set(THEIR_NAMES.values()) == set(v2.TrivialAugmentWide._AUGMENTATION_SPACE)
+    ours = {THEIR_NAMES[name] for name in SPACE}
+    assert ours == set(v2.RandAugment._AUGMENTATION_SPACE)
+    assert ours == set(v2.TrivialAugmentWide._AUGMENTATION_SPACE)
 
 
 @pytest.mark.parametrize("policy", ["randaugment", "trivialaugment"])
 def test_operations_and_signs_are_drawn_evenly(policy):
     chain = drawn(14_000, policy=policy)
     for stage in range(chain.operations.shape[1]):
-        counts = np.bincount(chain.operations[:, stage], minlength=len(NAMES))
+        counts = np.bincount(chain.operations[:, stage], minlength=len(SPACE))
         assert ((counts - 1000) ** 2 / 1000).sum() < 42  # 13 degrees of freedom: one in 15,000
     signed = [NAMES.index(name) for name in SIGNED]
     nonzero = chain.magnitudes[np.isin(chain.operations, signed)]
     nonzero = nonzero[nonzero != 0]
     assert abs((nonzero < 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(len(nonzero))
     if policy == "randaugment":  # the stages are independent
-        pairs = chain.operations @ [len(NAMES), 1]
-        counts = np.bincount(pairs, minlength=len(NAMES) ** 2)
-        expected = 14_000 / len(NAMES) ** 2
+        pairs = chain.operations @ [len(SPACE), 1]
+        counts = np.bincount(pairs, minlength=len(SPACE) ** 2)
+        expected = 14_000 / len(SPACE) ** 2
         assert ((counts - expected) ** 2 / expected).sum() < 276  # 195 degrees of freedom
         both = chain.magnitudes[np.isin(chain.operations, signed).all(axis=1)]
         both = both[(both != 0).all(axis=1)] < 0
@@ -252,3 +273,41 @@ def test_switching_one_ingredient_leaves_the_others():
     without = draw_rest(augmentation(**strong), 32, (16, 16), 0, 0)
     for field in ("shift", "flip", "erase", "cut", "keep"):
         assert torch.equal(getattr(with_policy, field), getattr(without, field))
+
+
+def test_autoaugment_has_torchvisions_pairs_and_magnitudes():
+    theirs = v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
+    size = (64, 48)
+    chain = drawn(60_000, size, policy="autoaugment")
+    space = theirs._AUGMENTATION_SPACE
+    expected: Counter[tuple[str, str]] = Counter()
+    for (first, odds1, _), (second, odds2, _) in theirs._policies:
+        for a, p in ((first, odds1), ("Identity", 1 - odds1)):
+            for b, q in ((second, odds2), ("Identity", 1 - odds2)):
+                expected[a, b] += p * q / len(theirs._policies)
+    names = [THEIR_NAMES[name] for name in OPERATIONS]
+    found = Counter((names[a], names[b]) for a, b in chain.operations)
+    for pair in expected.keys() | found.keys():
+        assert found[pair] / 60_000 == pytest.approx(expected[pair], abs=0.006), pair
+    for kind, name in enumerate(SPACE):
+        bins = {
+            strength or 0
+            for pair in theirs._policies
+            for operation, odds, strength in pair
+            if operation == THEIR_NAMES[name] and odds
+        }
+        if bins:
+            values = chain.magnitudes[chain.operations == kind]
+            check_range(values, name, space, size, sorted(bins), bins=10)
+
+
+def test_three_augment_is_one_of_three():
+    chain = drawn(9000, policy="three_augment")
+    names = list(OPERATIONS)
+    kinds, counts = np.unique(chain.operations, return_counts=True)
+    assert {names[kind] for kind in kinds} == {"grayscale", "solarize", "blur"}
+    assert (abs(counts / 9000 - 1 / 3) < 0.03).all()
+    deviations = chain.magnitudes[chain.operations == names.index("blur")]
+    assert 0.1 <= deviations.min() < 0.12
+    assert 1.98 < deviations.max() <= 2.0
+    assert (chain.magnitudes[chain.operations == names.index("solarize")] == 128).all()

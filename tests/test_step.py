@@ -221,7 +221,7 @@ def test_ema_is_the_formula():
 
 def test_only_matrices_decay():
     built = model()
-    decay, plain = parameter_groups(built, 0.1, 1.0)
+    decay, plain = parameter_groups(built, ADAMW)
     assert (decay["weight_decay"], plain["weight_decay"]) == (0.1, 0)
     assert all(p.ndim > 1 for p in decay["params"])
     tokens = [built.pos_embed, built.cls_token]
@@ -232,7 +232,7 @@ def test_only_matrices_decay():
 
 def test_layer_decay_slows_what_is_near_the_image():
     built = model()
-    groups = parameter_groups(built, 0.1, 0.5)
+    groups = parameter_groups(built, dataclasses.replace(ADAMW, layer_decay=0.5))
     scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     depth = len(built.blocks)
     for name, p in built.named_parameters():

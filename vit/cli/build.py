@@ -13,7 +13,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.cli.search import Watch
 from vit.config.compose import dump_yaml, flatten, to_config, to_plain
 from vit.config.errors import ConfigError, DataError, NoCheckpointError
-from vit.config.resolve import plan, resolve, resolve_memory
+from vit.config.resolve import Plan, plan, resolve, resolve_memory
 from vit.config.resume import changes, with_saved
 from vit.config.schema import RunConfig
 from vit.data.images import FileImages
@@ -78,7 +78,7 @@ def build(
         model.compile()
     if config.trainer.shard == "none":
         state.forward = replicated(model, world, device)
-    train, val, test = _loaders(config, data, device, world)
+    train, val, test = _loaders(config, length, data, device, world)
     if saved is not None:
         train.bad.note(saved["training"].get("bad_images", {}))
     logger: Logger = SilentLogger()
@@ -134,7 +134,7 @@ def _compare(
 
 
 def _loaders(
-    config: RunConfig, data: DataSet, device: torch.device, world: World
+    config: RunConfig, length: Plan, data: DataSet, device: torch.device, world: World
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
     reader = Reader.of(config.data, device, world)
     data = reader.keeping(data, config.data)
@@ -142,7 +142,7 @@ def _loaders(
         _verify(data, reader)
     train = TrainLoader(
         data.splits["train"], len(data.classes), config.trainer.batch_size, config.augment,
-        config.data.balance, config.seed, reader, world,
+        config.data.balance, config.seed, reader, world, length.mix_end,
     )  # fmt: skip
     val, test = (
         EvalLoader(data.splits[s], config.trainer.eval_batch_size, reader, world)

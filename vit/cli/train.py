@@ -39,7 +39,6 @@ def train(plain: dict[str, Any], overrides: list[str], watch: Watch = unwatched)
 
     `watch` is told (epoch, validation top-1) and ends the run by answering True.
     """
-    keep_memory()
     together = world()
     with StopRequest() as stop:
         if plain["resume"] not in (None, "auto"):
@@ -139,6 +138,7 @@ def _train(
     parts = build(config, run, stop, together, watch)
     if parts is None:
         return
+    keep_memory()  # from here on: what loading the data freed has gone back
 
     def note(state: str, scores: dict[str, float], more: Mapping[str, Any]) -> None:
         if together.leads:

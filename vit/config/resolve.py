@@ -22,6 +22,8 @@ class Plan:
     steps: int
     steps_per_epoch: Fraction
     warmup: float
+    patch_dropout_end: float
+    mix_end: float
     eval_every: Fraction
     log_every: Fraction
     save_every: Fraction
@@ -62,14 +64,17 @@ def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
     precision = config.trainer.precision
     if precision == "auto":
         precision = "bf16" if bf16 else "fp32"
-    lr = config.optim.lr
+    adams = auto_lr(config.model.dim, config.trainer.batch_size)
+    lr, other_lr = config.optim.lr, config.optim.other_lr
     if lr == "auto":
-        lr = auto_lr(config.model.dim, config.trainer.batch_size)
+        lr = {"muon": 0.02, "lion": float(f"{adams / 10:.3g}")}.get(config.optim.name, adams)
+    if other_lr == "auto":
+        other_lr = adams
     return replace(
         config,
         model=replace(config.model, patch_size=patch_size),
         augment=replace(config.augment, flip=flip, crop=crop),
-        optim=replace(config.optim, lr=lr),
+        optim=replace(config.optim, lr=lr, other_lr=other_lr),
         trainer=replace(config.trainer, precision=precision),
     )
 
@@ -119,6 +124,8 @@ def plan(config: RunConfig, train_samples: int) -> Plan:
         steps=steps,
         steps_per_epoch=per_epoch,
         warmup=min(float(in_steps(config.schedule.warmup)), float(steps)),
+        patch_dropout_end=float(in_steps(config.schedule.patch_dropout_end)),
+        mix_end=float(in_steps(config.schedule.mix_end)),
         eval_every=in_steps(trainer.eval_every),
         log_every=in_steps(trainer.log_every),
         save_every=in_steps(trainer.save_every),

@@ -35,6 +35,8 @@ ADDED = {
     "augment.operations": 2,
     "augment.magnitude": 9,
     "augment.color_jitter": 0.0,
+    "augment.repeats": 1,
+    "trainer.loss": "cross_entropy",
     "model.registers": 0,
     "model.norm": "layernorm",
     "model.mlp": "gelu",
@@ -43,9 +45,14 @@ ADDED = {
     "model.qk_norm": False,
     "model.attention": "scaled_dot",
     "model.patch_dropout": 0.0,
+    "model.zero_branches": False,
     "trainer.checkpoint_activations": False,
     "trainer.shard": "none",
     "optim.layer_decay": 1.0,
+    "optim.other_lr": "auto",
+    "optim.momentum": 0.95,
+    "schedule.patch_dropout_end": "100%",
+    "schedule.mix_end": "100%",
 }
 """Keys that runs of earlier versions do not have, with what those versions did."""
 

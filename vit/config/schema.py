@@ -198,6 +198,7 @@ class ModelConfig:
     dropout: Fraction
     drop_path: Fraction
     patch_dropout: Fraction
+    zero_branches: bool
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ class AugmentConfig:
     mixup: NonNegative
     cutmix: NonNegative
     mix_probability: Probability
+    repeats: Count
 
 
 @dataclass(frozen=True)
@@ -225,9 +227,11 @@ class OptimConfig:
 
     name: Annotated[str, Registered("optim/build.py", "OPTIMIZERS")]
     lr: NonNegative | Literal["auto"]
+    other_lr: NonNegative | Literal["auto"]
     weight_decay: NonNegative
     layer_decay: Annotated[float, Range(0.01, 1)]
     betas: Annotated[list[float], Length(2), Range(0, 1, open_high=True)]
+    momentum: Fraction
     clip_norm: Positive | None
 
 
@@ -238,6 +242,8 @@ class ScheduleConfig:
     name: Annotated[str, Registered("optim/schedule.py", "SCHEDULES")]
     warmup: Span
     final: Probability
+    patch_dropout_end: Span
+    mix_end: Span
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,7 @@ class TrainerConfig:
     shard: Literal["none", "fsdp"]
     checkpoint_activations: bool
     ema: Positive | None
+    loss: Literal["cross_entropy", "bce"]
     label_smoothing: Fraction
     eval_every: Every
     log_every: Every

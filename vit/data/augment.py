@@ -34,7 +34,7 @@ class Draws:
         flip: mirror left to right, bool (B,).
         erase: box [top, left, bottom, right) in pixels, int64 (B, 4); empty: none.
         cut: box of cutmix, likewise.
-        keep: weight of the image itself in mixup, float32 (B,); 1: not mixed.
+        keep: weight of the image itself in mixup, at least half, float32 (B,); 1: not mixed.
     """
 
     shift: Tensor
@@ -96,7 +96,7 @@ def draw(config: AugmentConfig, batch: int, size: Size, seed: int, step: int) ->
     cut_shape = np.rint(np.sqrt(1 - cut_share)[:, None] * size).astype(np.int64)
     cut = _boxes(cut_rng, size, cut_shape)
     cut[~(mixed & use_cut)] = 0
-    keep = np.where(mixed & ~use_cut, share, 1.0)
+    keep = np.where(mixed & ~use_cut, np.maximum(share, 1 - share), 1.0)
     return Draws(
         torch.from_numpy(shift),
         torch.from_numpy(flip),

@@ -5,6 +5,7 @@ Legend: N images, B global batch, E evaluation batch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -34,11 +35,12 @@ class TrainLoader:
         seed: decides order and augmentation.
         reader: how the images are read.
         world: which share of each global batch is ours.
+        mix_end: no mixup and cutmix from this step on.
     """
 
     def __init__(
         self, samples: Samples, classes: int, batch_size: int, config: AugmentConfig, balance: str,
-        seed: int, reader: Reader, world: World,
+        seed: int, reader: Reader, world: World, mix_end: float = math.inf,
     ) -> None:  # fmt: skip
         share = batch_size // world.size
         self.names = samples.names
@@ -46,6 +48,7 @@ class TrainLoader:
         self.batch_size = batch_size
         self.config = config
         self.seed = seed
+        self.mix_end = mix_end
         self.reader = reader
         self.device = reader.device
         self.normalise = reader.normalise
@@ -69,8 +72,16 @@ class TrainLoader:
         self.reader.pool.stop()
 
     def indices_at(self, step: int) -> np.ndarray:
-        """Which images the global batch of `step` holds, int64 (B,)."""
-        return self.order.positions(step * self.batch_size, (step + 1) * self.batch_size)
+        """Which images the global batch of `step` holds, int64 (B,).
+
+        With `augment.repeats` every image comes so often in a row of the stream, and within a
+        batch not beside itself, where mixup would find it.
+        """
+        number = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        place, turn = np.divmod(number, self.config.repeats)
+        images = self.order.positions(int(place[0]), int(place[-1]) + 1)
+        index: np.ndarray = images[(place - place[0])[np.argsort(turn, kind="stable")]]
+        return index
 
     def request_at(self, step: int) -> Request:
         """Which images our share of `step` holds, and how they are cropped."""
@@ -95,7 +106,7 @@ class TrainLoader:
         images = self.normalise(policies.apply(pixels, chain.slice(self.part)))
         if self.config.erasing:
             images = augment.erase_boxes(images, draws)
-        if self.config.mixup or self.config.cutmix:
+        if (self.config.mixup or self.config.cutmix) and step < self.mix_end:
             images, targets = augment.mix(images, targets, draws)
         return Batch(images, labels, targets)
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+_BLUR_RADIUS = 6
 Operation = Callable[[Tensor, Tensor], Tensor]
 """uint8 images (B, C, H, W) and float32 magnitudes (B,) -> uint8 images (B, C, H, W)."""
 
@@ -108,6 +110,31 @@ def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
     return flat
 
 
+def invert(images: Tensor, magnitude: Tensor) -> Tensor:
+    """The negative."""
+    return 255 - images
+
+
+def grayscale(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Luminance in every channel."""
+    return _gray(images).to(torch.uint8).expand_as(images)
+
+
+def blur(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Gaussian blur with a standard deviation of `magnitude` pixels, at most 2."""
+    batch, channels, height, width = images.shape
+    if min(height, width) <= _BLUR_RADIUS:
+        return images
+    x = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=images.device)
+    kernel = (-0.5 * (x / magnitude[:, None]) ** 2).exp()  # B taps
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
+    planes = images.reshape(1, batch * channels, height, width).float()
+    planes = F.pad(planes, [_BLUR_RADIUS] * 4, mode="reflect")
+    planes = F.conv2d(planes, kernel[:, None, None, :], groups=batch * channels)
+    planes = F.conv2d(planes, kernel[:, None, :, None], groups=batch * channels)
+    return planes.round_().to(torch.uint8).view_as(images)
+
+
 OPERATIONS: dict[str, Operation] = {
     "identity": identity,
     "shear_x": shear_x,
@@ -123,6 +150,9 @@ OPERATIONS: dict[str, Operation] = {
     "solarize": solarize,
     "autocontrast": autocontrast,
     "equalize": equalize,
+    "invert": invert,
+    "grayscale": grayscale,
+    "blur": blur,
 }
 
 

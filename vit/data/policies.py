@@ -1,4 +1,4 @@
-"""RandAugment, TrivialAugment and colour jitter: which operations an image goes through.
+"""RandAugment, TrivialAugment, AutoAugment, 3-Augment, colour jitter: what an image goes through.
 
 Drawn per image, for the *global* batch, then sliced by rank, as everything in `augment`. The
 operations of the images of a batch are applied together, one kind at a time.
@@ -23,10 +23,42 @@ BINS = 30
 """Magnitudes go from 0 to this."""
 Size = tuple[int, int]
 _NAMES = list(OPERATIONS)
+_SPACE = 14
+"""RandAugment and TrivialAugment draw from the first so many operations."""
 _SIGNED = {
     "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
     "contrast", "sharpness",
 }  # fmt: skip
+
+
+_CIFAR = [
+    (("invert", 0.1, 0), ("contrast", 0.2, 6)),
+    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
+    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
+    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.5, 0), ("equalize", 0.9, 0)),
+    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
+    (("color", 0.4, 3), ("brightness", 0.6, 7)),
+    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
+    (("equalize", 0.6, 0), ("equalize", 0.5, 0)),
+    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
+    (("color", 0.7, 7), ("translate_x", 0.5, 8)),
+    (("equalize", 0.3, 0), ("autocontrast", 0.4, 0)),
+    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
+    (("brightness", 0.9, 6), ("color", 0.2, 8)),
+    (("solarize", 0.5, 2), ("invert", 0.0, 0)),
+    (("equalize", 0.2, 0), ("autocontrast", 0.6, 0)),
+    (("equalize", 0.2, 0), ("equalize", 0.6, 0)),
+    (("color", 0.9, 9), ("equalize", 0.6, 0)),
+    (("autocontrast", 0.8, 0), ("solarize", 0.2, 8)),
+    (("brightness", 0.1, 3), ("color", 0.7, 0)),
+    (("solarize", 0.4, 5), ("autocontrast", 0.9, 0)),
+    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.9, 0), ("solarize", 0.8, 3)),
+    (("equalize", 0.8, 0), ("invert", 0.1, 0)),
+    (("translate_y", 0.7, 9), ("autocontrast", 0.9, 0)),
+]
+"""Operation, probability and strength from 0 to 9 of AutoAugment's policy for CIFAR-10."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +109,7 @@ def no_policy(config: AugmentConfig, batch: int, size: Size, rng: np.random.Gene
 def randaugment(config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator) -> Chain:
     """`config.operations` random operations of one magnitude (Cubuk et al. 2020)."""
     shape = (batch, config.operations)
-    kinds = rng.integers(len(_NAMES), size=shape)
+    kinds = rng.integers(_SPACE, size=shape)
     ranges = _ranges(size, shear=0.3, shift=150 / 331, turn=30.0, blend=0.9, bits=4)
     return Chain(kinds, _magnitudes(kinds, np.full(shape, config.magnitude), ranges, rng))
 
@@ -86,15 +118,42 @@ def trivialaugment(
     config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator
 ) -> Chain:
     """One random operation of a random magnitude (TrivialAugment Wide, Mueller & Hutter 2021)."""
-    kinds = rng.integers(len(_NAMES), size=(batch, 1))
+    kinds = rng.integers(_SPACE, size=(batch, 1))
     ranges = _ranges(size, shear=0.99, shift=None, turn=135.0, blend=0.99, bits=6)
     return Chain(kinds, _magnitudes(kinds, rng.integers(BINS + 1, size=(batch, 1)), ranges, rng))
+
+
+def autoaugment(config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator) -> Chain:
+    """One of the 25 pairs of operations found for CIFAR-10 (Cubuk et al. 2019, table 7)."""
+    steps = [[_NAMES.index(name) for name, _, _ in pair] for pair in _CIFAR]
+    odds = np.array([[odds for _, odds, _ in pair] for pair in _CIFAR])
+    bins = np.array([[strength for _, _, strength in pair] for pair in _CIFAR])
+    chosen = rng.integers(len(_CIFAR), size=batch)
+    kinds = np.array(steps)[chosen]
+    ranges = _ranges(size, shear=0.3, shift=150 / 331, turn=30.0, blend=0.9, bits=4)
+    magnitudes = _magnitudes(kinds, bins[chosen] * BINS / 9, ranges, rng)
+    kinds[rng.random(kinds.shape) >= odds[chosen]] = _NAMES.index("identity")
+    return Chain(kinds, magnitudes)
+
+
+def three_augment(config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator) -> Chain:
+    """Gray, solarised or blurred, at even odds (3-Augment, Touvron et al. 2022, section 3.4).
+
+    The paper adds augment.color_jitter=0.3.
+    """
+    kinds = np.array([_NAMES.index(name) for name in ("grayscale", "solarize", "blur")])
+    chosen = rng.integers(3, size=(batch, 1))
+    deviations = rng.uniform(0.1, 2.0, size=(batch, 1))
+    magnitudes = np.where(chosen == 2, deviations, 128.0)
+    return Chain(kinds[chosen], magnitudes)
 
 
 POLICIES: dict[str, Callable[[AugmentConfig, int, Size, np.random.Generator], Chain]] = {
     "none": no_policy,
     "randaugment": randaugment,
     "trivialaugment": trivialaugment,
+    "autoaugment": autoaugment,
+    "three_augment": three_augment,
 }
 
 

@@ -6,6 +6,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean over the classes of binary cross-entropies (Wightman et al. 2021; DeiT III), in nats.
+
+    Arguments and result as in `cross_entropy`.
+    """
+    smooth = targets * (1 - smoothing) + smoothing / targets.shape[1]
+    losses = F.binary_cross_entropy_with_logits(logits.float(), smooth, reduction="none")
+    return losses.mean(dim=1)
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each image, in nats.
 
@@ -18,3 +28,6 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
         float32 (B,).
     """
     return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "bce": binary_cross_entropy}

@@ -68,6 +68,7 @@ def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
         qk_norm=m.qk_norm,
         attention=m.attention,
         patch_dropout=m.patch_dropout,
+        zero_branches=m.zero_branches,
     )
 
 

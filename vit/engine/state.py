@@ -123,7 +123,7 @@ class TrainState:
         spread = {
             number: {
                 key: spread_like(value, parameters[number])
-                if value.shape == parameters[number].shape
+                if isinstance(value, Tensor) and value.shape == parameters[number].shape
                 else value
                 for key, value in entries.items()
             }
@@ -150,13 +150,14 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def flops_per_image(model: VisionTransformer) -> int:
+def flops_per_image(model: VisionTransformer, patch_dropout: float = 0.0) -> int:
     """Operations of one forward pass per image, 2 per multiply-add, counted by torch."""
     from torch.utils.flop_counter import FlopCounterMode
 
     height, width = model.spec["image_size"]
     with torch.device("meta"):
-        twin = VisionTransformer(**model.spec).requires_grad_(False)
+        twin = VisionTransformer(**{**model.spec, "patch_dropout": patch_dropout})
+        twin.requires_grad_(False)
         images = torch.empty(1, model.spec["channels"], height, width)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():

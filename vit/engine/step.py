@@ -9,7 +9,7 @@ import torch
 
 from vit.config.schema import TrainerConfig
 from vit.data.types import Batch
-from vit.engine.loss import cross_entropy
+from vit.engine.loss import LOSSES
 from vit.engine.state import TrainState, as_tensor
 from vit.runtime.device import autocast
 from vit.runtime.dist import World, whole, without_averaging
@@ -30,7 +30,7 @@ def train_step(
     """Train on `batch`, our share of the global batch, and advance `state` by one step.
 
     A batch in `config.accumulate` parts gives the gradient of the whole batch. A step whose
-    gradient is not finite changes no weight: the flag reaches the fused optimiser on the device.
+    gradient is not finite changes no weight: the flag reaches a fused optimiser on the device.
     """
     optimizer = state.optimizer
     state.model.train()
@@ -43,7 +43,7 @@ def train_step(
         with contextlib.nullcontext() if is_last else without_averaging(state.forward):
             with autocast(device, config.precision):
                 logits = state.forward(part.images)
-            losses = cross_entropy(logits, part.targets, config.label_smoothing)
+            losses = LOSSES[config.loss](logits, part.targets, config.label_smoothing)
             (losses.sum() / share).backward()  # type: ignore[no-untyped-call]
         total_loss += losses.detach().sum()
         correct += (logits.argmax(dim=-1) == part.labels).sum()
@@ -53,8 +53,11 @@ def train_step(
     is_bad = ~norm.isfinite()
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version
-    optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
-    optimizer.step()
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not is_bad:  # asks the device: an optimiser that knows no found_inf
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update(state.model, state.step)

@@ -60,7 +60,7 @@ class Trainer:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.state = parts.state
-        self.flops = flops_per_image(parts.state.model)
+        self.flops: dict[float, int] = {}
         self.rate = matrix_rate(parts.device, parts.config.trainer.precision)
         self.clock = Clock(parts.device, parts.state.seconds)
         self.last_log = (parts.state.seconds, parts.state.images)
@@ -118,6 +118,7 @@ class Trainer:
         parts, state, config = self.parts, self.state, self.parts.config
         self._open_bar()
         lr = self.lr(state.step)
+        self._set_patch_dropout()
         # The first call compiles, which is no training time.
         with self.clock.paused() if self.compiling else contextlib.nullcontext():
             train_step(
@@ -130,6 +131,18 @@ class Trainer:
         self.bar.advance(config.trainer.batch_size)
         if self._due(parts.plan.log_every):
             self._log(lr)
+
+    def _set_patch_dropout(self) -> None:
+        """All patches from `schedule.patch_dropout_end` on."""
+        drops = self.state.step < self.parts.plan.patch_dropout_end
+        self.state.model.patch_dropout.rate = drops * self.parts.config.model.patch_dropout
+
+    def _flops(self) -> int:
+        """Of an image with the patches that are kept now."""
+        rate = self.state.model.patch_dropout.rate
+        if rate not in self.flops:
+            self.flops[rate] = flops_per_image(self.state.model, rate)
+        return self.flops[rate]
 
     def _round_off(self) -> None:
         """What falls due after a step: evaluation, the line of the epoch, a checkpoint."""
@@ -186,7 +199,7 @@ class Trainer:
             "bad_steps": total,
             "bad_images": len(self.parts.train.bad.reasons),
             "images_per_second": round(speed, 1),
-            "mfu": round(3 * self.flops * speed / self.rate / self.parts.world.size, 4),
+            "mfu": round(3 * self._flops() * speed / self.rate / self.parts.world.size, 4),
             "seconds": round(seconds, 3),
         }
         self.parts.logger.log("train", state.step, values)

@@ -47,9 +47,11 @@ class VisionTransformer(nn.Module):
         qk_norm: queries and keys are normalised per head.
         attention: how a query scores a key, a key of `scores.ATTENTIONS`.
         patch_dropout: share of each image's patches that is dropped in training.
+        zero_branches: both branches of every block start as zero (Goyal et al. 2017, section 5.1).
 
     Attributes:
-        spec: the arguments, as plain values: `VisionTransformer(**spec)` is the same architecture.
+        spec: the arguments that make the architecture, as plain values: `VisionTransformer(**spec)`
+            is the same one.
         prefix: number of tokens (class token, registers) before the patches.
         checkpoint_activations: compute each block again in the backward pass (Chen et al. 2016):
             the same gradient, less memory, a third more time. False at first.
@@ -90,6 +92,7 @@ class VisionTransformer(nn.Module):
         qk_norm: bool = False,
         attention: str = "scaled_dot",
         patch_dropout: float = 0.0,
+        zero_branches: bool = False,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -135,7 +138,7 @@ class VisionTransformer(nn.Module):
         self.pool = pooling
         self.checkpoint_activations = False
         self.head = nn.Linear(dim, num_classes)
-        self._initialise()
+        self._initialise(zero_branches)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits of images: (B, C, height, width) -> (B, num_classes).
@@ -197,6 +200,10 @@ class VisionTransformer(nn.Module):
         """Whether the parameter `name` takes weight decay: matrices do; vectors and tokens not."""
         return self.get_parameter(name).ndim > 1 and name not in TOKENS
 
+    def is_hidden_matrix(self, name: str) -> bool:
+        """Whether the parameter `name` is a matrix of a block."""
+        return name.startswith("blocks.") and self.get_parameter(name).ndim == 2
+
     def depth_of(self, name: str) -> int:
         """The depth a parameter belongs to: 0 embeddings, 1..depth blocks, depth + 1 the rest."""
         if name in TOKENS or name.startswith("patch_embed."):
@@ -218,7 +225,7 @@ class VisionTransformer(nn.Module):
             )
         return self.coordinates[:height, :width].flatten(0, 1)
 
-    def _initialise(self) -> None:
+    def _initialise(self, zero_branches: bool) -> None:
         """As big_vision does: Xavier uniform for each of q, k, v, projection and MLP, LeCun normal
         for the patch embedding, zero biases, a zero head (first loss: log K). The class token is
         standard normal, like patches and positions: at 0 the first norm would multiply its
@@ -230,6 +237,9 @@ class VisionTransformer(nn.Module):
             weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
             for matrix in (*block.attn.qkv.weight.chunk(3), *weights):
                 nn.init.xavier_uniform_(matrix)
+            if zero_branches:
+                nn.init.zeros_(block.attn.proj.weight)
+                nn.init.zeros_(block.mlp.get_parameter("fc2.weight"))
         for layer in self.pool.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)

@@ -13,17 +13,6 @@ from vit.config.schema import OptimConfig
 Group = dict[str, Any]
 
 
-def adamw(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused: one kernel, which also skips non-finite steps."""
-    beta1, beta2 = config.betas
-    return torch.optim.AdamW(groups, betas=(beta1, beta2), fused=True)
-
-
-OPTIMIZERS: dict[str, Callable[[list[Group], OptimConfig], torch.optim.Optimizer]] = {
-    "adamw": adamw,
-}
-
-
 class Declared(Protocol):
     """A model that declares what an optimiser must know of its parameters, by name."""
 
@@ -36,33 +25,101 @@ class Declared(Protocol):
     def depth_of(self, name: str) -> int:
         """The depth of a parameter: 0 is nearest to the image."""
 
+    def is_hidden_matrix(self, name: str) -> bool:
+        """Whether a parameter maps features to features, within the model."""
 
-def parameter_groups(model: Declared, weight_decay: float, layer_decay: float) -> list[Group]:
+
+def adamw(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), fused: one kernel, which also skips non-finite steps."""
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(parameter_groups(model, config), betas=(beta1, beta2), fused=True)
+
+
+def muon(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
+    """Muon (Jordan et al. 2024) for hidden matrices, AdamW for all other parameters.
+
+    The update of a matrix of A x B is scaled by sqrt(max(1, A / B)), as in the original.
+    """
+    from timm.optim.muon import Muon
+
+    assert not isinstance(config.lr, str)
+    groups = parameter_groups(model, config, hidden_apart=True)
+    for group in groups:
+        group["use_fallback"] = not group.pop("is_hidden")
+        if group["use_fallback"]:
+            assert not isinstance(config.other_lr, str)
+            group["lr_scale"] *= config.other_lr / config.lr
+    beta1, beta2 = config.betas
+    optimizer: torch.optim.Optimizer = Muon(
+        groups, momentum=config.momentum, nesterov=True, adjust_lr_fn="original",
+        betas=(beta1, beta2),
+    )  # fmt: skip
+    return optimizer
+
+
+def lion(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
+    """Lion (Chen et al. 2023): steps by the sign of the momentum."""
+    from timm.optim.lion import Lion
+
+    beta1, beta2 = config.betas
+    optimizer: torch.optim.Optimizer = Lion(parameter_groups(model, config), betas=(beta1, beta2))
+    return optimizer
+
+
+def lamb(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
+    """LAMB (You et al. 2020): Adam's update, scaled to each layer's weights; for large batches."""
+    from timm.optim.lamb import Lamb
+
+    beta1, beta2 = config.betas
+    optimizer: torch.optim.Optimizer = Lamb(
+        parameter_groups(model, config), betas=(beta1, beta2), max_grad_norm=None,
+        decoupled_decay=True,
+    )  # fmt: skip
+    return optimizer
+
+
+OPTIMIZERS: dict[str, Callable[[Declared, OptimConfig], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "muon": muon,
+    "lion": lion,
+    "lamb": lamb,
+}
+
+
+def build_optimizer(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser that `config` names."""
+    return OPTIMIZERS[config.name](model, config)
+
+
+def parameter_groups(
+    model: Declared, config: OptimConfig, *, hidden_apart: bool = False
+) -> list[Group]:
     """Parameters that share weight decay and learning rate.
 
+    `config.weight_decay` is of the parameters that decay; the others take none.
+    `config.layer_decay` is a factor of the learning rate per step towards the image (Clark et al.
+    2020; Bao et al. 2022, appendix).
+
     Args:
-        model: declares which parameters decay and how deep each lies.
-        weight_decay: of those that decay; the others take none.
-        layer_decay: factor of the learning rate per step towards the image (Clark et al. 2020;
-            Bao et al. 2022, appendix); 1: the same everywhere.
+        model: declares which parameters decay, how deep each lies, which are hidden matrices.
+        config: of the optimiser.
+        hidden_apart: hidden matrices have groups of their own, with `is_hidden`.
 
     Returns:
         Groups with `params`, `weight_decay`, and `lr_scale`, the factor of the learning rate.
     """
     parameters = list(model.named_parameters())
     last = max(model.depth_of(name) for name, _ in parameters)
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
-        scale = layer_decay ** (last - model.depth_of(name))
-        groups.setdefault((scale, model.decays(name)), []).append(parameter)
+        scale = config.layer_decay ** (last - model.depth_of(name))
+        hidden = hidden_apart and model.is_hidden_matrix(name)
+        groups.setdefault((scale, model.decays(name), hidden), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda item: item[0], reverse=True)
     return [
-        {"params": members, "weight_decay": weight_decay * decays, "lr_scale": scale}
-        for (scale, decays), members in ordered
-    ]
-
-
-def build_optimizer(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser that `config` names, over `parameter_groups`."""
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
-    return OPTIMIZERS[config.name](groups, config)
+        {
+            "params": members, "weight_decay": config.weight_decay * decays, "lr_scale": scale,
+            **({"is_hidden": hidden} if hidden_apart else {}),
+        }
+        for (scale, decays, hidden), members in ordered
+    ]  # fmt: skip

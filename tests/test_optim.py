@@ -1,0 +1,113 @@
+"""Optimisers: which parameters go where, exact resume, and steps that are not finite."""
+
+import copy
+import dataclasses
+import io
+
+import pytest
+import torch
+from stepping import ADAMW, CPU, batch, model, train
+
+from vit.engine.state import TrainState
+from vit.optim.build import OPTIMIZERS, build_optimizer
+
+NAMES = list(OPTIMIZERS)
+
+
+def state_of(name, **changes):
+    built = model()
+    config = dataclasses.replace(ADAMW, name=name, **changes)
+    return TrainState(built, None, build_optimizer(built, config), CPU)
+
+
+def weights(state):
+    return {name: p.detach().clone() for name, p in state.model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_in_one_group_and_moves(name):
+    state = state_of(name)
+    groups = state.optimizer.param_groups
+    members = [id(p) for group in groups for p in group["params"]]
+    assert sorted(members) == sorted(map(id, state.model.parameters()))
+    before = weights(state)
+    for number in range(2):  # the head is zero at first, and with it the gradient of the rest
+        train(state, batch(number), lr=1e-2)
+    for key, now in weights(state).items():
+        assert not torch.equal(now, before[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decay_is_of_matrices_alone(name):
+    state = state_of(name, weight_decay=0.3)
+    decay = {id(p): g["weight_decay"] for g in state.optimizer.param_groups for p in g["params"]}
+    for key, p in state.model.named_parameters():
+        assert decay[id(p)] == (0.3 if state.model.decays(key) else 0), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resumed_optimizer_goes_on_to_the_bit(name):
+    whole = state_of(name)
+    for number in range(6):
+        train(whole, batch(number), lr=1e-2)
+    first = state_of(name)
+    for number in range(3):
+        train(first, batch(number), lr=1e-2)
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second = state_of(name)
+    second.load_state_dict(3, torch.load(buffer, weights_only=True))
+    for number in range(3, 6):
+        train(second, batch(number), lr=1e-2)
+    expected = weights(whole)
+    for key, now in weights(second).items():
+        assert torch.equal(now, expected[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_that_is_not_finite_changes_nothing(name):
+    state = state_of(name)
+    train(state, batch(0), lr=1e-2)
+    before = weights(state)
+    moments = copy.deepcopy(state.optimizer.state_dict()["state"])
+    bad = dataclasses.replace(batch(1), images=batch(1).images * float("inf"))
+    train(state, bad, lr=1e-2)
+    for key, now in weights(state).items():
+        assert torch.equal(now, before[key]), key
+    for number, entries in state.optimizer.state_dict()["state"].items():
+        for key, value in entries.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments[number][key])), key
+    assert state.bad.tolist()[2] == 1
+
+
+def test_muon_takes_the_matrices_of_the_blocks():
+    state = state_of("muon", lr=0.02, other_lr=0.001)
+    hidden = {
+        id(p): not group["use_fallback"]
+        for group in state.optimizer.param_groups
+        for p in group["params"]
+    }
+    for key, p in state.model.named_parameters():
+        assert hidden[id(p)] == (key.startswith("blocks.") and p.ndim == 2), key
+    train(state, batch(0), lr=0.01)  # half of the peak
+    for group in state.optimizer.param_groups:
+        assert group["lr"] == pytest.approx(0.0005 if group["use_fallback"] else 0.01)
+
+
+def test_muons_update_is_orthogonal():
+    """The singular values of a matrix's update are near lr sqrt(max(1, A / B)).
+
+    But one, perhaps: along the mean of the features, which the norm before the matrix removes.
+    """
+    state = state_of("muon", lr=0.02, weight_decay=0.0)
+    train(state, batch(0), lr=0.0)
+    before = weights(state)
+    train(state, batch(1), lr=0.02)
+    key = "blocks.0.mlp.fc1.weight"
+    update = weights(state)[key] - before[key]
+    rows, columns = update.shape
+    expected = 0.02 * max(1, rows / columns) ** 0.5
+    values = torch.linalg.svdvals(update)
+    assert (values[:-1] > 0.5 * expected).all()
+    assert (values < 1.4 * expected).all()
