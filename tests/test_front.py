@@ -33,7 +33,7 @@ MISTAKES = {
     "no such option": (["data=cifar"], ["data=cifar", "cifar10, cifar100, digits, folder"]),
     "no such experiment": (
         ["experiment=cifar"],
-        ["experiment=cifar", "choose one of cifar10_quick"],
+        ["experiment=cifar", "choose one of", "cifar10_quick"],
     ),
     "a number for a group": (["trainer=5"], ["trainer=5", "default"]),
     "null for a group": (["model=null"], ["model=null", "tiny"]),

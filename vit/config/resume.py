@@ -49,7 +49,7 @@ ADDED = {
     "trainer.checkpoint_activations": False,
     "trainer.shard": "none",
     "optim.layer_decay": 1.0,
-    "optim.other_lr": "auto",
+    "optim.other_lr": 0.0,
     "optim.momentum": 0.95,
     "schedule.patch_dropout_end": "100%",
     "schedule.mix_end": "100%",
