@@ -5,8 +5,8 @@
     python scripts/bench.py --parts                 # only write the page again
 
 Run it on a machine that does nothing else: it takes an hour on two cores. `--photos` is a folder of
-classes of photos, `--cifar` one with train/ and val/ of CIFAR-10 as image files; what needs one
-that is not given is left as it was.
+classes of photos, `--cifar` one with train/ and val/ of CIFAR-10 as image files; a part that needs
+one that is not given stays as it was.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ PARTS = {
     ),
     "input": (
         "From image files to batches",
-        "One core, no workers: decode, random resized crop (of 32-px images: pad and crop), flip, "
-        "normalise. Ours augments whole batches; the peers image by image. The caches hold the "
-        "images at a shorter side of 256 px: what later epochs read.",
+        "One core, no workers: decode, random resized crop (of 32-px images: pad and crop, timm "
+        "takes the whole), flip, normalise. Ours augments whole batches; the peers image by image. "
+        "The caches hold the images at a shorter side of 256 px: what later epochs read.",
     ),
     "epoch": (
         "CIFAR-10 from the start of the process to the saved checkpoint",
@@ -62,6 +62,7 @@ PARTS = {
     ),
     "start": ("Until something happens", "Whole processes, files in the system's cache."),
 }
+NEEDS = {"input": ("photos", "cifar"), "epoch": ("cifar",), "scale": ("photos", "cifar")}
 Machine = dict[str, Any]
 
 
@@ -81,19 +82,19 @@ def main() -> int:
     if device.type == "cpu":
         name += f", {torch.get_num_threads()} threads"
     n, s = args.repetitions, args.seconds
-    runs: dict[str, Callable[[], list[Measured]] | None] = {
+    runs: dict[str, Callable[[], list[Measured]]] = {
         "step": lambda: bench_step.measure(n, s),
-        "input": lambda: bench_input.measure(args.photos, args.cifar, n, s / 2),
-        "epoch": (lambda: bench_epoch.measure(args.cifar, 2)) if args.cifar else None,
+        "input": lambda: bench_input.measure(args.photos, args.cifar / "train", n, s / 2),
+        "epoch": lambda: bench_epoch.measure(args.cifar, 2),
         "scale": lambda: bench_scale.measure(args.photos, args.cifar, 3, s),
         "start": lambda: bench_start.measure(n),
     }
     for part in args.parts:
-        run = runs[part]
-        if run is None:
-            print(f"{part} is left out: give --cifar", file=sys.stderr)
+        missing = [f"--{name}" for name in NEEDS.get(part, ()) if getattr(args, name) is None]
+        if missing:
+            print(f"{part} is left out: give {' and '.join(missing)}", file=sys.stderr)
             continue
-        found = run()
+        found = runs[part]()
         print(*found, sep="\n", flush=True)
         machines.setdefault(name, {})[part] = {
             "date": date.today().isoformat(), "commit": commit(),

@@ -106,3 +106,16 @@ def test_each_part_answers_to_help():
         )
         assert done.returncode == 0, done.stderr
         assert "--repetitions" in done.stdout
+
+
+def test_a_part_without_its_images_stays_as_it_was(monkeypatch, tmp_path, capsys):
+    for name in ("benchmarks.json", "benchmarks.md"):
+        (tmp_path / name).write_bytes((bench.DOCS / name).read_bytes())
+    before = (tmp_path / "benchmarks.json").read_bytes()
+    monkeypatch.setattr(bench, "DOCS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--parts", "input", "epoch", "scale"])
+    assert bench.main() == 0
+    assert (tmp_path / "benchmarks.json").read_bytes() == before
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "input is left out: give --photos and --cifar"
+    assert said[1] == "epoch is left out: give --cifar"
