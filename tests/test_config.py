@@ -157,12 +157,21 @@ def test_complaints_about_optional_values_are_english(key, value):
             "try schedule.warmup=5%",
         ),
         ({"resume": "auto"}, "needs name="),
+        ({"optim__name": "muon", "optim__lr": 0.0}, "try optim.lr=0.02"),
     ],
 )
 def test_a_contradiction_is_named_with_its_remedy(values, words):
     (problem,) = problems(changed(**values))
     assert words in problem
     assert any(f"{key.replace('__', '.')}" in problem for key in values)
+
+
+def test_sharding_goes_with_adamw_alone():
+    sharded = changed(trainer__shard="fsdp", optim__name="lion")
+    assert problems(sharded, 2) == [
+        "trainer.shard=fsdp was not tried with optim=lion; choose optim=adamw"
+    ]
+    assert to_config(changed(trainer__shard="fsdp"), 2).trainer.shard == "fsdp"
 
 
 @pytest.mark.parametrize(("world_size", "legal"), [(1, True), (2, True), (3, False), (128, False)])

@@ -19,9 +19,10 @@ from stepping import (
     train,
     weights,
 )
+from timm.loss import BinaryCrossEntropy
 
 from vit.data.types import Batch
-from vit.engine.loss import cross_entropy
+from vit.engine.loss import LOSSES, cross_entropy
 from vit.engine.state import TrainState
 from vit.optim.build import build_optimizer, parameter_groups
 
@@ -217,6 +218,16 @@ def test_ema_is_the_formula():
     assert state.selected is state.ema.model
     assert sgd_state().selected is not None
     assert not any(p.requires_grad for p in state.ema.model.parameters())
+
+
+def test_bce_is_timms():
+    logits, labels = torch.randn(6, CLASSES), torch.arange(6)
+    targets = torch.nn.functional.one_hot(labels, CLASSES).float()
+    for smoothing in (0.0, 0.1):
+        theirs = BinaryCrossEntropy(smoothing=smoothing)(logits, labels)
+        ours = LOSSES["bce"](logits, targets, smoothing)
+        assert ours.shape == (6,)
+        torch.testing.assert_close(ours.mean(), theirs)
 
 
 def test_only_matrices_decay():

@@ -153,6 +153,20 @@ def _sharding_needs_processes(shard: str, compiles: bool, world_size: int | None
     return None
 
 
+@_check("trainer.shard", "optim.name")
+def _sharding_needs_adamw(shard: str, optim: str, _: int | None) -> str | None:
+    if shard == "none" or optim == "adamw":
+        return None
+    return f"trainer.shard={shard} was not tried with optim={optim}; choose optim=adamw"
+
+
+@_check("optim.name", "optim.lr")
+def _muon_scales_its_rate(optim: str, lr: float | str, _: int | None) -> str | None:
+    if optim != "muon" or lr != 0:
+        return None
+    return "optim.lr=0 with optim=muon leaves optim.other_lr without a scale; try optim.lr=0.02"
+
+
 @_check("trainer.early_stop", "data.val_fraction")
 def _early_stop_needs_validation(
     early_stop: int | None, fraction: float, _: int | None
