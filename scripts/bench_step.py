@@ -29,6 +29,7 @@ from torch import nn
 from vit.config.compose import config_dir, load_yaml
 from vit.config.schema import OptimConfig, TrainerConfig
 from vit.data.types import Batch
+from vit.engine.loss import Loss
 from vit.engine.state import TrainState, flops_per_image
 from vit.engine.step import train_step
 from vit.model.vit import VisionTransformer
@@ -208,8 +209,9 @@ def ours(
 
     def step() -> None:
         train_step(
-            state, batch, 1e-4, seed=0, world=World(), config=config, clip_norm=1.0, device=device
-        )
+            state, batch, 1e-4, seed=0, world=World(), config=config, loss=Loss(config),
+            clip_norm=1.0, device=device,
+        )  # fmt: skip
 
     return step
 

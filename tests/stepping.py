@@ -9,6 +9,7 @@ from pictures import CPU
 from vit.config.compose import config_dir
 from vit.config.schema import OptimConfig, TrainerConfig
 from vit.data.types import Batch
+from vit.engine.loss import Loss
 from vit.engine.state import TrainState
 from vit.engine.step import train_step
 from vit.model.vit import VisionTransformer
@@ -60,9 +61,10 @@ def batch(number=0, size=8):
 
 def train(state, data, lr=1.0, seed=0, rank=0, clip_norm=None, **changes):
     world = World(rank)  # of one, whatever its rank: nobody to wait for
+    config = trainer(**changes)
     train_step(
-        state, data, lr, seed=seed, world=world, config=trainer(**changes), clip_norm=clip_norm,
-        device=CPU,
+        state, data, lr, seed=seed, world=world, config=config, loss=Loss(config),
+        clip_norm=clip_norm, device=CPU,
     )  # fmt: skip
     return weights(state.model)
 

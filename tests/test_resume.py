@@ -27,6 +27,7 @@ OTHER = {
     "data.verify": True, "data.cache_dir": "elsewhere", "data.on_bad_image": "skip",
     "data.bad_image_limit": 0.5,
     "trainer.checkpoint_activations": True, "trainer.shard": "fsdp",
+    "distill.teacher": "elsewhere", "distill.weights": "elsewhere",
 }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from vit.data.images import ArrayImages
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.types import Samples
 from vit.engine.evaluate import Predictions, predict
+from vit.engine.loss import Loss
 from vit.engine.restore import load_trained
 from vit.engine.state import TrainState
 from vit.engine.step import train_step
@@ -288,7 +289,7 @@ def _steps(world: World, checkpoint: Path, accumulate: int) -> dict[str, Any]:
     for step in range(4):
         train_step(
             state, loader.batch_at(step), 0.1, seed=0, world=world, config=config,
-            clip_norm=1.0, device=CPU,
+            loss=Loss(config), clip_norm=1.0, device=CPU,
         )  # fmt: skip
     weights = torch.cat([p.detach().flatten() for p in state.model.parameters()])
     return {"weights": weights.numpy(), "averaged": averaged, "odometer": state.odometer.numpy()}

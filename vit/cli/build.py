@@ -21,8 +21,10 @@ from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reader import Reader, verify
 from vit.data.sources import load_data_set
 from vit.data.types import DataSet
+from vit.engine.loss import Loss
 from vit.engine.restore import build_model
 from vit.engine.state import TrainState, flops_per_image, parameter_count
+from vit.engine.teacher import load_teacher
 from vit.engine.trainer import Parts, schedule_lr
 from vit.optim.build import build_optimizer
 from vit.optim.ema import Ema
@@ -55,8 +57,12 @@ def build(
     in_files = isinstance(data.splits["train"].images, FileImages)
     config = resolve_memory(config, sum(map(len, data.splits.values())), in_files=in_files)
     length = plan(config, len(data.splits["train"]))
+    teacher = load_teacher(config, data.classes, device)
+    environment = runtime_device.environment(device, world.size)
+    if teacher is not None:
+        environment["teacher"] = teacher.fingerprint()
     if saved is not None:
-        _compare(config, saved, device, world, len(data.splits["train"]))
+        _compare(config, saved, environment, len(data.splits["train"]))
         if run.read_summary().get("state") == "finished" and saved["step"] >= length.steps:
             console.say(f"{run.path} is finished; more with trainer.epochs=<more>")
             return None
@@ -85,8 +91,8 @@ def build(
     if world.leads:
         logger = RunLogger(run, state.step, saved["training"]["metrics_bytes"] if saved else 0)
     parts = Parts(
-        config, length, state, train, val, test, data.classes, run, logger, stop, device, world,
-        watch,
+        config, length, state, Loss(config.trainer, config.distill, teacher), train, val, test,
+        data.classes, run, logger, stop, device, world, watch, environment,
     )  # fmt: skip
     _announce(parts, data)
     return parts
@@ -110,9 +116,8 @@ def _resolved(config: RunConfig, device: torch.device, saved: dict[str, Any] | N
 
 
 def _compare(
-    config: RunConfig, saved: dict[str, Any], device: torch.device, world: World,
-    train_samples: int,
-) -> None:  # fmt: skip
+    config: RunConfig, saved: dict[str, Any], environment: dict[str, str | int], train_samples: int
+) -> None:
     """Say what is different from the run so far; refuse what would make it another run."""
     for line in changes(flatten(saved["config"]), flatten(to_plain(config))):
         console.say(f"changed: {line}")
@@ -127,10 +132,9 @@ def _compare(
     after = schedule_lr(config, now_plan, step)
     if before != after:
         console.say(f"learning rate at step {step}: {before:g} -> {after:g}")
-    now = runtime_device.environment(device, world.size)
     for key, was in saved["training"]["environment"].items():
-        if now.get(key) != was:
-            console.warn(f"not bit-exact: {key} {now.get(key)}, before {was}")
+        if environment.get(key) != was:
+            console.warn(f"not bit-exact: {key} {environment.get(key)}, before {was}")
 
 
 def _loaders(
@@ -195,6 +199,8 @@ def _announce(parts: Parts, data: DataSet) -> None:
         f"{float(parts.plan.epoch_at(parts.plan.steps)):g} epochs",
         f"folder   {_relative(parts.run.path)}",
     ]
+    if config.distill.teacher is not None:
+        lines.insert(-1, f"teacher  {config.distill.teacher}")
     if parts.state.step:
         lines.append(f"resumed  at step {parts.state.step}")
     console.say("\n".join(lines))

@@ -167,6 +167,31 @@ def _muon_scales_its_rate(optim: str, lr: float | str, _: int | None) -> str | N
     return "optim.lr=0 with optim=muon leaves optim.other_lr without a scale; try optim.lr=0.02"
 
 
+@_check("model.distillation_token", "distill.teacher")
+def _token_needs_teacher(token: bool, teacher: str | None, _: int | None) -> str | None:
+    if not token or teacher:
+        return None
+    return (
+        "model.distillation_token=true has nobody to listen to; "
+        "try distill.teacher=<run folder> or model.distillation_token=false"
+    )
+
+
+@_check("distill.teacher", "distill.weights")
+def _timm_teacher_needs_weights(
+    teacher: str | None, weights: str | None, _: int | None
+) -> str | None:
+    of_timm = teacher is not None and teacher.startswith("timm/")
+    if of_timm == (weights is not None):
+        return None
+    if of_timm:
+        return f"distill.teacher={teacher} needs distill.weights=<.safetensors or .pth file>"
+    return (
+        f"distill.weights={weights} is of a timm teacher only; "
+        f"try distill.teacher=timm/<model> with it, or distill.weights=null"
+    )
+
+
 @_check("trainer.early_stop", "data.val_fraction")
 def _early_stop_needs_validation(
     early_stop: int | None, fraction: float, _: int | None

@@ -13,7 +13,8 @@ MAY_CHANGE = frozenset(
         "trainer.checkpoint_activations", "trainer.shard",
         "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
         "data.root", "data.workers", "data.timeout", "data.on_bad_image", "data.bad_image_limit",
-        "data.verify", "data.cache_dir", "outputs", "name", "resume",
+        "data.verify", "data.cache_dir", "distill.teacher", "distill.weights",
+        "outputs", "name", "resume",
     }
 )  # fmt: skip
 """Where, how fast, how often and how long; everything else would make it another run."""
@@ -46,6 +47,12 @@ ADDED = {
     "model.attention": "scaled_dot",
     "model.patch_dropout": 0.0,
     "model.zero_branches": False,
+    "model.distillation_token": False,
+    "distill.teacher": None,
+    "distill.weights": None,
+    "distill.kind": "soft",
+    "distill.share": 0.5,
+    "distill.temperature": 3.0,
     "trainer.checkpoint_activations": False,
     "trainer.shard": "none",
     "optim.layer_decay": 1.0,
@@ -111,6 +118,7 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     plain = {k: dict(v) if isinstance(v, Mapping) else v for k, v in saved.items()}
     for key, value in ADDED.items():
         section, _, name = key.partition(".")
-        if isinstance(plain.get(section), dict):
-            plain[section].setdefault(name, value)
+        entries = plain.setdefault(section, {})
+        if isinstance(entries, dict):
+            entries.setdefault(name, value)
     return plain

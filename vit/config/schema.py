@@ -199,6 +199,7 @@ class ModelConfig:
     drop_path: Fraction
     patch_dropout: Fraction
     zero_branches: bool
+    distillation_token: bool
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,17 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """Group `distill`: a trained model to learn from."""
+
+    teacher: Place | None
+    weights: Place | None
+    kind: Literal["soft", "hard"]
+    share: Probability
+    temperature: Positive
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All settings of one training run; immutable."""
 
@@ -282,6 +294,7 @@ class RunConfig:
     optim: OptimConfig
     schedule: ScheduleConfig
     trainer: TrainerConfig
+    distill: DistillConfig
     seed: Whole
     name: Name | None
     outputs: Place

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor
+
+from vit.config.schema import DistillConfig, TrainerConfig
+from vit.data.types import Batch
+from vit.model.heads import by_head
+
+Teach = Callable[[Tensor], Tensor]
+"""From the student's images to a teacher's logits, (B, C, height, width) -> (B, K)."""
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -31,3 +41,60 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
 
 
 LOSSES = {"cross_entropy": cross_entropy, "bce": binary_cross_entropy}
+
+
+def soft_distillation(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Divergence from a teacher's softened probabilities, times temperature^2 (Hinton et al. 2015).
+
+    Args:
+        logits: the student's (B, K).
+        taught: the teacher's logits (B, K).
+        temperature: both are divided by it.
+
+    Returns:
+        Kullback-Leibler divergence of each image in nats, float32 (B,).
+    """
+    ours = (logits.float() / temperature).log_softmax(dim=1)
+    theirs = (taught.float() / temperature).log_softmax(dim=1)
+    return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)
+
+
+def hard_distillation(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy to the class that the teacher finds most probable (DeiT, eq. 3).
+
+    Arguments and result as in `soft_distillation`; the temperature is of no account.
+    """
+    return F.cross_entropy(logits.float(), taught.argmax(dim=1), reduction="none")
+
+
+DISTILLATIONS = {"soft": soft_distillation, "hard": hard_distillation}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What training makes small: the loss to the targets, mixed with that to a teacher's answer.
+
+    Attributes:
+        trainer: which loss to the targets, and how smooth they are.
+        distill: how a teacher's answer counts.
+        teach: the teacher; None: none.
+    """
+
+    trainer: TrainerConfig
+    distill: DistillConfig | None = None
+    teach: Teach | None = None
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Loss of each image, float32 (B,).
+
+        Args:
+            logits: (B, K), or (B, 2, K) where a head of its own listens to the teacher.
+            batch: the images as the student saw them, and their targets.
+        """
+        own, listening = by_head(logits)
+        losses = LOSSES[self.trainer.loss](own, batch.targets, self.trainer.label_smoothing)
+        if self.teach is None or self.distill is None:
+            return losses
+        to_teacher = DISTILLATIONS[self.distill.kind]
+        taught = to_teacher(listening, self.teach(batch.images), self.distill.temperature)
+        return losses.lerp(taught, self.distill.share)

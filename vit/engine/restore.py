@@ -69,6 +69,7 @@ def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
         attention=m.attention,
         patch_dropout=m.patch_dropout,
         zero_branches=m.zero_branches,
+        distillation_token=m.distillation_token,
     )
 
 

@@ -9,8 +9,9 @@ import torch
 
 from vit.config.schema import TrainerConfig
 from vit.data.types import Batch
-from vit.engine.loss import LOSSES
+from vit.engine.loss import Loss
 from vit.engine.state import TrainState, as_tensor
+from vit.model.heads import by_head
 from vit.runtime.device import autocast
 from vit.runtime.dist import World, whole, without_averaging
 from vit.runtime.seeding import reseed
@@ -24,6 +25,7 @@ def train_step(
     seed: int,
     world: World,
     config: TrainerConfig,
+    loss: Loss,
     clip_norm: float | None,
     device: torch.device,
 ) -> None:
@@ -43,10 +45,11 @@ def train_step(
         with contextlib.nullcontext() if is_last else without_averaging(state.forward):
             with autocast(device, config.precision):
                 logits = state.forward(part.images)
-            losses = LOSSES[config.loss](logits, part.targets, config.label_smoothing)
+            losses = loss(logits, part)
             (losses.sum() / share).backward()  # type: ignore[no-untyped-call]
         total_loss += losses.detach().sum()
-        correct += (logits.argmax(dim=-1) == part.labels).sum()
+        own, _ = by_head(logits)
+        correct += (own.argmax(dim=-1) == part.labels).sum()
 
     limit = clip_norm or math.inf
     norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit))

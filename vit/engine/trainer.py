@@ -21,12 +21,13 @@ from vit.data.reader import BadImages
 from vit.engine.cadence import due
 from vit.engine.clock import Clock
 from vit.engine.evaluate import predict
+from vit.engine.loss import Loss
 from vit.engine.restore import load_trained, to_checkpoint
 from vit.engine.state import Best, TrainState, flops_per_image
 from vit.engine.step import train_step
 from vit.model.vit import VisionTransformer
 from vit.optim.schedule import lr_at
-from vit.runtime.device import environment, matrix_rate
+from vit.runtime.device import matrix_rate
 from vit.runtime.dist import Agreement, World
 from vit.runtime.signals import StopRequest
 
@@ -36,12 +37,14 @@ class Parts:
     """What a trainer works with; built by the command line.
 
     `val` and `test` may be None; `classes` are the names of the logits; `watch` is told (epoch,
-    validation top-1) after each evaluation and ends the run by answering True.
+    validation top-1) after each evaluation and ends the run by answering True; `environment` is
+    what the bits of the result depend on besides the settings.
     """
 
     config: RunConfig
     plan: Plan
     state: TrainState
+    loss: Loss
     train: TrainLoader
     val: EvalLoader | None
     test: EvalLoader | None
@@ -52,6 +55,7 @@ class Parts:
     device: torch.device
     world: World
     watch: Callable[[float, float], bool]
+    environment: dict[str, str | int]
 
 
 class Trainer:
@@ -123,7 +127,8 @@ class Trainer:
         with self.clock.paused() if self.compiling else contextlib.nullcontext():
             train_step(
                 state, parts.train.batch_at(state.step), lr, seed=config.seed, world=parts.world,
-                config=config.trainer, clip_norm=config.optim.clip_norm, device=parts.device,
+                config=config.trainer, loss=parts.loss, clip_norm=config.optim.clip_norm,
+                device=parts.device,
             )  # fmt: skip
         if not self.compiling:
             state.images += config.trainer.batch_size
@@ -283,7 +288,7 @@ class Trainer:
             training = {
                 **state.state_dict(),
                 "metrics_bytes": parts.logger.durable_bytes(),
-                "environment": environment(parts.device, parts.world.size),
+                "environment": parts.environment,
                 "bad_images": parts.train.bad.reasons,
             }
             content = to_checkpoint(state, parts.config, parts.classes, training)

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vit.model.block import Block
+from vit.model.heads import DistillationHead, OneHead
 from vit.model.norms import NORMS
 from vit.model.patches import PatchDropout, PatchEmbed
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS, grid_coordinates, rotary
 
-TOKENS = ("pos_embed", "cls_token", "reg_token")
+TOKENS = ("pos_embed", "cls_token", "dist_token", "reg_token")
 """Parameters that are added or prepended to tokens, not multiplied with them."""
 
 
@@ -40,6 +41,8 @@ class VisionTransformer(nn.Module):
         drop_path: stochastic depth rate of the last block; rises linearly from 0.
         channels: image channels C.
         registers: learned tokens beside the class token (Darcet et al. 2024); never pooled.
+        distillation_token: one learned token more, with a head of its own for what a teacher says
+            (DeiT, Touvron et al. 2021, section 4).
         norm: a key of `norms.NORMS`.
         mlp: a key of `mlp.MLPS`.
         layer_scale: initial factor of LayerScale; None: no LayerScale.
@@ -52,7 +55,7 @@ class VisionTransformer(nn.Module):
     Attributes:
         spec: the arguments that make the architecture, as plain values: `VisionTransformer(**spec)`
             is the same one.
-        prefix: number of tokens (class token, registers) before the patches.
+        prefix: number of tokens (class, distillation, registers) before the patches.
         checkpoint_activations: compute each block again in the backward pass (Chen et al. 2016):
             the same gradient, less memory, a third more time. False at first.
 
@@ -93,6 +96,7 @@ class VisionTransformer(nn.Module):
         attention: str = "scaled_dot",
         patch_dropout: float = 0.0,
         zero_branches: bool = False,
+        distillation_token: bool = False,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -108,6 +112,7 @@ class VisionTransformer(nn.Module):
             "channels": channels, "registers": registers, "norm": norm, "mlp": mlp,
             "layer_scale": layer_scale, "qkv_bias": qkv_bias, "qk_norm": qk_norm,
             "attention": attention, "patch_dropout": patch_dropout,
+            "distillation_token": distillation_token,
         }  # fmt: skip
         grid = (height // patch_size, width // patch_size)
 
@@ -124,8 +129,9 @@ class VisionTransformer(nn.Module):
         pooling = POOLINGS[pool](dim, heads)
         has_class_token = pooling.needs_class_token
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim)) if has_class_token else None
+        self.dist_token = nn.Parameter(torch.randn(1, 1, dim)) if distillation_token else None
         self.reg_token = nn.Parameter(torch.randn(1, registers, dim)) if registers else None
-        self.prefix = int(has_class_token) + registers
+        self.prefix = int(has_class_token) + int(distillation_token) + registers
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(
@@ -138,10 +144,17 @@ class VisionTransformer(nn.Module):
         self.pool = pooling
         self.checkpoint_activations = False
         self.head = nn.Linear(dim, num_classes)
+        place = int(has_class_token)
+        self.head_dist = (
+            DistillationHead(dim, num_classes, place) if distillation_token else OneHead()
+        )
+        self.reads = None if pooling.reads is None else max(pooling.reads, self.head_dist.reads)
         self._initialise(zero_branches)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits of images: (B, C, height, width) -> (B, num_classes).
+
+        With a distillation token, in training: (B, 2, num_classes), the class's and the teacher's.
 
         Args:
             images: normalised pixels, of the model's size or smaller: a smaller image is the top
@@ -154,12 +167,13 @@ class VisionTransformer(nn.Module):
         x, turns, mask = self.embed(images, mask)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            only = self.pool.reads if i == last else None
+            only = self.reads if i == last else None
             if self.checkpoint_activations and self.training:
                 x = checkpoint(block, x, turns, mask, only, use_reentrant=False)
             else:
                 x = block(x, turns, mask, only)
-        logits: Tensor = self.head(self.pool(self.norm(x), self.prefix, mask))
+        x = self.norm(x)
+        logits: Tensor = self.head_dist(self.head(self.pool(x, self.prefix, mask)), x)
         return logits
 
     def embed(
@@ -176,7 +190,7 @@ class VisionTransformer(nn.Module):
         patches, angles = self.positions(patches, coordinates, self.pos_embed)
         prefix = [
             token.expand(len(images), -1, -1)
-            for token in (self.cls_token, self.reg_token)
+            for token in (self.cls_token, self.dist_token, self.reg_token)
             if token is not None
         ]
         tokens: Tensor = self.dropout(torch.cat([*prefix, patches], dim=1))
@@ -245,7 +259,9 @@ class VisionTransformer(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
         patch = self.patch_embed.proj.weight
         nn.init.trunc_normal_(patch, std=patch[0].numel() ** -0.5)
-        nn.init.zeros_(self.head.weight)
+        for head in (self.head, self.head_dist):
+            if isinstance(head, nn.Linear):
+                nn.init.zeros_(head.weight)
         for name, parameter in self.named_parameters():
             if name.endswith(".bias"):
                 nn.init.zeros_(parameter)

@@ -16,12 +16,13 @@ def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: rope2d, attention pooling, or attention other than scaled_dot, of which timm's
-            plain model has none.
+            plain model has none, or a distillation token, which it gives a position.
     """
     for key, names in {
         "positions": ("learned", "sincos1d", "sincos2d", "none"),
         "pool": ("cls", "mean"),
         "attention": ("scaled_dot",),
+        "distillation_token": (False,),
     }.items():
         if spec[key] not in names:
             raise ValueError(f"timm's VisionTransformer has no {key}={spec[key]}")
@@ -55,8 +56,9 @@ def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
 def from_timm(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict of `VisionTransformer(**spec)` from that of a timm model of the same shape.
 
-    timm's default gives the class token a position of its own (row 0 of `pos_embed`, (1, 1+N, D));
-    it is constant, so it is folded into `cls_token`.
+    timm's default gives the class token a position of its own (row 0 of `pos_embed`, (1, 1+N, D)),
+    and the distillation token another (row 1); they are constant, so they are folded into the
+    tokens.
 
     Raises:
         ValueError: pooling through `fc_norm`, which our model does not have.
@@ -67,7 +69,9 @@ def from_timm(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> dict[str,
     height, width = spec["image_size"]
     patches = (height // spec["patch_size"]) * (width // spec["patch_size"])
     table = state.get("pos_embed")
-    if table is not None and table.shape[1] == patches + 1:
-        state["cls_token"] = state["cls_token"] + table[:, :1]
-        state["pos_embed"] = table[:, 1:]
+    tokens = [token for token in ("cls_token", "dist_token") if token in state]
+    if table is not None and table.shape[1] == patches + len(tokens):
+        for row, token in enumerate(tokens):
+            state[token] = state[token] + table[:, row : row + 1]
+        state["pos_embed"] = table[:, len(tokens) :]
     return state

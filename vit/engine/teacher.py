@@ -1,0 +1,125 @@
+"""A trained model that a new one learns from."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit.artifacts import console
+from vit.config.errors import ConfigError
+from vit.config.schema import RunConfig
+from vit.config.suggest import nearest
+from vit.engine.restore import load_trained
+from vit.engine.state import weights_of
+from vit.runtime.device import autocast
+
+TIMM = "timm/"
+
+
+class Teacher:
+    """Answers for the student's images, in its own normalisation and size.
+
+    Args:
+        model: gives logits of normalised images; on the device, never trained here.
+        mean, std: the teacher's, per channel.
+        size: height and width of the teacher's images in pixels.
+        config: of the student.
+        device: where both compute.
+    """
+
+    def __init__(
+        self, model: nn.Module, mean: list[float], std: list[float], size: tuple[int, int],
+        config: RunConfig, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.model = model.eval().requires_grad_(False)
+        self.size = size
+        self.device = device
+        self.precision = config.trainer.precision
+
+        def channels(values: list[float]) -> Tensor:
+            return torch.tensor(values, device=device)[:, None, None]
+
+        self.scale = channels(config.data.std) / channels(std)
+        self.shift = (channels(config.data.mean) - channels(mean)) / channels(std)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images that are normalised for the student, (B, C, height, width)."""
+        theirs = images * self.scale + self.shift
+        if theirs.shape[-2:] != self.size:
+            theirs = F.interpolate(theirs, self.size, mode="bilinear", antialias=True)
+        with autocast(self.device, self.precision):
+            logits: Tensor = self.model(theirs)
+        return logits
+
+    def fingerprint(self) -> str:
+        """Of its weights: another teacher gives another run."""
+        digest = hashlib.sha256()
+        for name, weights in sorted(weights_of(self.model).items()):
+            digest.update(name.encode() + weights.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_teacher(config: RunConfig, classes: list[str], device: torch.device) -> Teacher | None:
+    """The teacher that `config.distill` names; None: it names none.
+
+    Args:
+        config: of the student.
+        classes: names of the student's logits.
+        device: where it goes.
+
+    Raises:
+        ConfigError: it does not exist, or was trained on other classes or channels.
+        NoCheckpointError: the run folder has no undamaged checkpoint.
+    """
+    name = config.distill.teacher
+    if name is None:
+        return None
+    if name.startswith(TIMM):
+        model, facts = _of_timm(name, config.distill.weights, len(classes))
+    else:
+        trained = load_trained(Path(name), device, console.warn)
+        model, facts = trained.model, trained.preprocessing
+        if trained.classes != classes:
+            raise ConfigError(
+                f"distill.teacher={name} knows the classes {', '.join(trained.classes)}, the data "
+                f"has {', '.join(classes)}; give a teacher of the same classes"
+            )
+    if len(facts["mean"]) != len(config.data.mean):
+        raise ConfigError(
+            f"distill.teacher={name} takes images of {len(facts['mean'])} channels, the data has "
+            f"{len(config.data.mean)}; give a teacher of the same kind of images"
+        )
+    height, width = facts["image_size"]
+    return Teacher(model.to(device), facts["mean"], facts["std"], (height, width), config, device)
+
+
+def _of_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """A timm model with weights from a file, and its preprocessing."""
+    import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.models import load_state_dict
+
+    architecture = name.removeprefix(TIMM)
+    if not timm.is_model(architecture):
+        close = nearest(architecture, timm.list_models())
+        hint = f"{TIMM}{close}" if close else "a name that timm.list_models() has"
+        raise ConfigError(f"distill.teacher={name}: timm has no such model; try {hint}")
+    if not Path(str(weights)).is_file():
+        raise ConfigError(f"distill.weights={weights} does not exist; give a file")
+    model = timm.create_model(architecture, num_classes=classes)
+    try:
+        model.load_state_dict(load_state_dict(str(weights)))
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[-1].strip()
+        raise ConfigError(
+            f"distill.weights={weights} holds no weights of {name} for {classes} classes ({reason})"
+        ) from None
+    facts = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    size = facts["input_size"][1:]
+    return model, {"mean": [*facts["mean"]], "std": [*facts["std"]], "image_size": size}
