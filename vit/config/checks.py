@@ -105,6 +105,23 @@ def _patch_divides_image(size: int | list[int], patch: int | str, _: int | None)
     )
 
 
+@_check("schedule.small_images", "data.image_size", "model.patch_size")
+def _small_images_are_smaller(
+    small: int | list[int] | None, size: int | list[int], patch: int | str, _: int | None
+) -> str | None:
+    if small is None:
+        return None
+    whole = height_width(size)
+    step = auto_patch_size(*whole) if isinstance(patch, str) else patch
+    if any(s > side or s % step for s, side in zip(height_width(small), whole, strict=True)):
+        near = max(step, round(max(whole) * 0.75 / step) * step)
+        return (
+            f"schedule.small_images={small} is no multiple of the patch of {step} px up to "
+            f"data.image_size={size}; try schedule.small_images={near}"
+        )
+    return None
+
+
 @_check("trainer.epochs", "trainer.steps")
 def _one_length(epochs: float | None, steps: int | None, _: int | None) -> str | None:
     if (epochs is None) != (steps is None):

@@ -24,6 +24,7 @@ class Plan:
     warmup: float
     patch_dropout_end: float
     mix_end: float
+    small_images_end: float
     eval_every: Fraction
     log_every: Fraction
     save_every: Fraction
@@ -126,6 +127,7 @@ def plan(config: RunConfig, train_samples: int) -> Plan:
         warmup=min(float(in_steps(config.schedule.warmup)), float(steps)),
         patch_dropout_end=float(in_steps(config.schedule.patch_dropout_end)),
         mix_end=float(in_steps(config.schedule.mix_end)),
+        small_images_end=float(in_steps(config.schedule.small_images_end)),
         eval_every=in_steps(trainer.eval_every),
         log_every=in_steps(trainer.log_every),
         save_every=in_steps(trainer.save_every),

@@ -60,6 +60,8 @@ ADDED = {
     "optim.momentum": 0.95,
     "schedule.patch_dropout_end": "100%",
     "schedule.mix_end": "100%",
+    "schedule.small_images": None,
+    "schedule.small_images_end": "80%",
 }
 """Keys that runs of earlier versions do not have, with what those versions did."""
 

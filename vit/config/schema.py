@@ -245,6 +245,8 @@ class ScheduleConfig:
     final: Probability
     patch_dropout_end: Span
     mix_end: Span
+    small_images: Side | Annotated[list[Side], Length(2)] | None
+    small_images_end: Span
 
 
 @dataclass(frozen=True)

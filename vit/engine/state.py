@@ -150,11 +150,19 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def flops_per_image(model: VisionTransformer, patch_dropout: float = 0.0) -> int:
-    """Operations of one forward pass per image, 2 per multiply-add, counted by torch."""
+def flops_per_image(
+    model: VisionTransformer, patch_dropout: float = 0.0, size: tuple[int, int] | None = None
+) -> int:
+    """Operations of one forward pass per image, 2 per multiply-add, counted by torch.
+
+    Args:
+        model: only its spec counts.
+        patch_dropout: share of the patches that is left out.
+        size: height and width of the image in pixels; None: the model's.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    height, width = model.spec["image_size"]
+    height, width = size or model.spec["image_size"]
     with torch.device("meta"):
         twin = VisionTransformer(**{**model.spec, "patch_dropout": patch_dropout})
         twin.requires_grad_(False)

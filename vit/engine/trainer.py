@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
+import torch.nn.functional as F
 
 from vit.artifacts import checkpoint, console
 from vit.artifacts.logger import Logger, image_grid
@@ -15,9 +16,10 @@ from vit.artifacts.run_dir import RunDir
 from vit.config.compose import flatten, to_plain
 from vit.config.errors import DataError, DivergedError, InterruptedRun, PrunedRun
 from vit.config.resolve import Plan
-from vit.config.schema import RunConfig
+from vit.config.schema import RunConfig, height_width
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reader import BadImages
+from vit.data.types import Batch
 from vit.engine.cadence import due
 from vit.engine.clock import Clock
 from vit.engine.evaluate import predict
@@ -64,7 +66,8 @@ class Trainer:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.state = parts.state
-        self.flops: dict[float, int] = {}
+        self.size = parts.config.data.size
+        self.flops: dict[tuple[object, ...], int] = {}
         self.rate = matrix_rate(parts.device, parts.config.trainer.precision)
         self.clock = Clock(parts.device, parts.state.seconds)
         self.last_log = (parts.state.seconds, parts.state.images)
@@ -122,11 +125,11 @@ class Trainer:
         parts, state, config = self.parts, self.state, self.parts.config
         self._open_bar()
         lr = self.lr(state.step)
-        self._set_patch_dropout()
+        batch = self._as_scheduled(parts.train.batch_at(state.step))
         # The first call compiles, which is no training time.
         with self.clock.paused() if self.compiling else contextlib.nullcontext():
             train_step(
-                state, parts.train.batch_at(state.step), lr, seed=config.seed, world=parts.world,
+                state, batch, lr, seed=config.seed, world=parts.world,
                 config=config.trainer, loss=parts.loss, clip_norm=config.optim.clip_norm,
                 device=parts.device,
             )  # fmt: skip
@@ -137,17 +140,25 @@ class Trainer:
         if self._due(parts.plan.log_every):
             self._log(lr)
 
-    def _set_patch_dropout(self) -> None:
-        """All patches from `schedule.patch_dropout_end` on."""
-        drops = self.state.step < self.parts.plan.patch_dropout_end
-        self.state.model.patch_dropout.rate = drops * self.parts.config.model.patch_dropout
+    def _as_scheduled(self, batch: Batch) -> Batch:
+        """Fewer patches, smaller images: until the schedule's step for each."""
+        parts, model, step = self.parts, self.state.model, self.state.step
+        drops = step < parts.plan.patch_dropout_end
+        model.patch_dropout.rate = drops * parts.config.model.patch_dropout
+        small = parts.config.schedule.small_images
+        if small is None or step >= parts.plan.small_images_end:
+            self.size, model.stretches = parts.config.data.size, False
+            return batch
+        self.size, model.stretches = height_width(small), True
+        images = F.interpolate(batch.images, self.size, mode="bilinear", antialias=True)
+        return replace(batch, images=images)
 
     def _flops(self) -> int:
-        """Of an image with the patches that are kept now."""
+        """Of an image of the size and with the patches that the last step had."""
         rate = self.state.model.patch_dropout.rate
-        if rate not in self.flops:
-            self.flops[rate] = flops_per_image(self.state.model, rate)
-        return self.flops[rate]
+        if (rate, self.size) not in self.flops:
+            self.flops[rate, self.size] = flops_per_image(self.state.model, rate, self.size)
+        return self.flops[rate, self.size]
 
     def _round_off(self) -> None:
         """What falls due after a step: evaluation, the line of the epoch, a checkpoint."""

@@ -56,6 +56,8 @@ class VisionTransformer(nn.Module):
         spec: the arguments that make the architecture, as plain values: `VisionTransformer(**spec)`
             is the same one.
         prefix: number of tokens (class, distillation, registers) before the patches.
+        stretches: an image that is smaller than the model's is a whole image, on which the
+            positions spread; else it is the top left part of one. False at first.
         checkpoint_activations: compute each block again in the backward pass (Chen et al. 2016):
             the same gradient, less memory, a third more time. False at first.
 
@@ -142,6 +144,7 @@ class VisionTransformer(nn.Module):
         )  # fmt: skip
         self.norm = NORMS[norm](dim)
         self.pool = pooling
+        self.stretches = False
         self.checkpoint_activations = False
         self.head = nn.Linear(dim, num_classes)
         place = int(has_class_token)
@@ -157,8 +160,7 @@ class VisionTransformer(nn.Module):
         With a distillation token, in training: (B, 2, num_classes), the class's and the teacher's.
 
         Args:
-            images: normalised pixels, of the model's size or smaller: a smaller image is the top
-                left part of a larger one.
+            images: normalised pixels, of the model's size or smaller: see `stretches`.
             mask: boolean (B, N), True for patches that exist; None: all do.
 
         Raises:
@@ -227,7 +229,7 @@ class VisionTransformer(nn.Module):
         return len(self.blocks) + 1
 
     def _coordinates(self, images: Tensor) -> Tensor:
-        """(row, column) of the patches of images of this size: (N, 2)."""
+        """(row, column) of the patches of images of this size in the model's grid: (N, 2)."""
         size = self.patch_embed.patch_size
         height, width = (side // size for side in images.shape[-2:])
         rows, columns, _ = self.coordinates.shape
@@ -237,7 +239,11 @@ class VisionTransformer(nn.Module):
                 f"images of {'x'.join(map(str, images.shape[-2:]))} px: the model takes whole "
                 f"patches of {size} px, up to {rows * size}x{columns * size}"
             )
-        return self.coordinates[:height, :width].flatten(0, 1)
+        coordinates = self.coordinates[:height, :width].flatten(0, 1)
+        if self.stretches and (height, width) != (rows, columns):
+            y, x = (coordinates + 0.5).unbind(-1)
+            return torch.stack([y * rows / height, x * columns / width], dim=-1) - 0.5
+        return coordinates
 
     def _initialise(self, zero_branches: bool) -> None:
         """As big_vision does: Xavier uniform for each of q, k, v, projection and MLP, LeCun normal
