@@ -140,9 +140,7 @@ class SelfAttention(nn.Module):
             only: so many tokens, the first, ask; None: all.
         """
         q, k, v = self.project(x, rotary)
-        mixed = self.score(q[:, :, :only], k, v, over_keys(mask))  # B H T K
-        out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
-        return out
+        return self._join(self.score(q[:, :, :only], k, v, over_keys(mask)))
 
     def weights(
         self, x: Tensor, rotary: Tensor | None = None, mask: Tensor | None = None
@@ -150,6 +148,19 @@ class SelfAttention(nn.Module):
         """The attention weights that `forward` uses: (B, H, T, T)."""
         q, k, _ = self.project(x, rotary)
         return self.score.weights(q, k, over_keys(mask))
+
+    def with_weights(
+        self, x: Tensor, rotary: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` and `weights` in one graph, in which the second makes the first."""
+        q, k, v = self.project(x, rotary)
+        weights = self.score.weights(q, k, over_keys(mask))
+        return self._join(weights @ v), weights
+
+    def _join(self, mixed: Tensor) -> Tensor:
+        """What the heads say, projected: (B, H, T, K) -> (B, T, D)."""
+        out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        return out
 
 
 def rotate(x: Tensor, rotary: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vit.model.attention import SelfAttention
 from vit.model.mlp import MLPS
-from vit.model.norms import NORMS
+from vit.model.norms import NORMS, steady
 
 
 class DropPath(nn.Module):
@@ -104,3 +104,15 @@ class Block(nn.Module):
         x = x[:, :only] + self.drop_path(self.ls1(mixed))
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out
+
+    def with_weights(
+        self, x: Tensor, rotary: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` and the attention weights (B, H, T, T) that it is computed from.
+
+        The gradient takes the norms as `steady` does.
+        """
+        mixed, weights = self.attn.with_weights(steady(self.norm1, x), rotary, mask)
+        x = x + self.drop_path(self.ls1(mixed))
+        out: Tensor = x + self.drop_path(self.ls2(self.mlp(steady(self.norm2, x))))
+        return out, weights

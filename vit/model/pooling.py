@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.model.attention import Attention
@@ -45,6 +46,10 @@ class Pooling(nn.Module):
         """
         raise NotImplementedError
 
+    def reading(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
+        """How much of each token `forward` takes, averaged over heads: (B, T), rows sum to 1."""
+        raise NotImplementedError
+
 
 class ClassToken(Pooling):
     """The class token, the first of the sequence (Dosovitskiy et al. 2021, section 3.1)."""
@@ -55,6 +60,12 @@ class ClassToken(Pooling):
     def forward(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
         """See Pooling."""
         return tokens[:, 0]
+
+    def reading(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
+        """See Pooling."""
+        weights = torch.zeros_like(tokens[..., 0])
+        weights[:, 0] = 1
+        return weights
 
 
 class MeanPool(Pooling):
@@ -67,6 +78,12 @@ class MeanPool(Pooling):
             return patches.mean(dim=1)
         kept = mask[:, prefix:, None].to(patches.dtype)
         return (patches * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+
+    def reading(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
+        """See Pooling."""
+        kept = torch.ones_like(tokens[..., 0]) if mask is None else mask.to(tokens.dtype)
+        kept = F.pad(kept[:, prefix:], (prefix, 0))
+        return kept / kept.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class AttentionPool(Pooling):
@@ -97,6 +114,10 @@ class AttentionPool(Pooling):
         """How much each head looks at each patch: (B, H, T - prefix)."""
         query, patches, kept = self._inputs(tokens, prefix, mask)
         return self.attention.weights(query, patches, kept)[:, :, 0]
+
+    def reading(self, tokens: Tensor, prefix: int = 0, mask: Tensor | None = None) -> Tensor:
+        """See Pooling."""
+        return F.pad(self.weights(tokens, prefix, mask).mean(dim=1), (prefix, 0))
 
     def _inputs(
         self, tokens: Tensor, prefix: int, mask: Tensor | None

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vit.model.block import Block
 from vit.model.heads import DistillationHead, OneHead
-from vit.model.norms import NORMS
+from vit.model.norms import NORMS, steady
 from vit.model.patches import PatchDropout, PatchEmbed
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS, grid_coordinates, rotary
@@ -211,6 +211,27 @@ class VisionTransformer(nn.Module):
             maps.append(block.attn.weights(block.norm1(x), turns, mask))
             x = block(x, turns, mask)
         return maps
+
+    def with_weights(
+        self, images: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """`forward`, computed from attention weights by which it can be differentiated.
+
+        Arguments as in `forward`. The gradient takes the norms as `norms.steady` does.
+
+        Returns:
+            logits as `forward` gives them, to rounding; the attention weights of every block, each
+            (B, H, T, T); how much the pooling takes of each token (B, T).
+        """
+        x, turns, mask = self.embed(images, mask)
+        maps = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            x, weights = block.with_weights(x, turns, mask)
+            maps.append(weights)
+        x = steady(self.norm, x)
+        logits: Tensor = self.head_dist(self.head(self.pool(x, self.prefix, mask)), x)
+        return logits, maps, self.pool.reading(x, self.prefix, mask)
 
     def decays(self, name: str) -> bool:
         """Whether the parameter `name` takes weight decay: matrices do; vectors and tokens not."""

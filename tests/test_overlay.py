@@ -1,0 +1,111 @@
+"""Heat on images: what is cold stays, what is hot is coloured; sheets of tiles with labels."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit.artifacts.overlay import grid, overlay, png
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def change(image: np.ndarray, coloured: np.ndarray) -> np.ndarray:
+    """How far each pixel went, (H, W)."""
+    return np.linalg.norm(coloured.astype(float) - image, axis=-1)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (20, 30), (57, 41)])
+def test_cold_stays_and_hot_changes(size):
+    image = noise(*size)
+    assert np.array_equal(overlay(image, np.zeros((2, 3))), image)
+    assert np.array_equal(overlay(image, np.ones((2, 3)), strength=0), image)
+    for grey in (0, 128, 255):
+        plain = np.full_like(image, grey)
+        coloured = overlay(plain, np.ones((2, 3), np.float32))
+        assert (coloured.dtype, coloured.shape) == (np.uint8, (*size, 3))
+        assert change(plain, coloured).min() > 80
+    assert len(np.unique(overlay(image, np.ones((2, 3)), strength=1).reshape(-1, 3), axis=0)) == 1
+
+
+def test_heat_lies_on_its_patch_and_fades():
+    """The third of four columns, in a picture twice as wide as high."""
+    image, heats = np.full((40, 80, 3), 128, np.uint8), np.zeros((2, 4))
+    heats[1, 2] = 1
+    moved = change(image, overlay(image, heats))
+    assert moved[30, 50] >= 0.9 * moved.max() > 50
+    row = moved[30, 30:71]
+    assert (np.diff(row[:20]) > -2).all()
+    assert (np.diff(row[20:]) < 2).all()
+    assert not moved[:10].any()
+    assert not moved[:, :30].any()
+    assert not moved[:, 71:].any()
+
+
+def test_a_hotter_place_is_coloured_more():
+    for grey in (0, 128, 255):
+        image = np.full((4, 100, 3), grey, np.uint8)
+        moved = change(image, overlay(image, np.linspace(0, 1, 100)[None]))
+        assert (np.diff(moved[0].reshape(10, 10).mean(axis=1)) > 0).all()
+
+
+SHORT = ((0, 2), (1, 2), (2, 1))
+"""Rows of a sheet and their columns: the last row lacks one."""
+
+
+def ink(part: np.ndarray) -> int:
+    """How many pixels are not white."""
+    return int((part < 255).any(axis=-1).sum())
+
+
+def test_a_sheet_shows_every_tile_enlarged():
+    """Tiles of 8x16 px become 7 times as large, with 4 px of white around each."""
+    tiles = [[noise(8, 16) // (1 + i + 3 * j) for j in range(columns)] for i, columns in SHORT]
+    sheet = grid(tiles)
+    assert (sheet.dtype, sheet.shape) == (np.uint8, (4 + 3 * (56 + 4), 4 + 2 * (112 + 4), 3))
+    for i, row in enumerate(tiles):
+        for j, tile in enumerate(row):
+            top, left = 4 + 60 * i, 4 + 116 * j
+            shown = sheet[top : top + 56, left : left + 112]
+            assert np.array_equal(shown, tile.repeat(7, axis=0).repeat(7, axis=1))
+            sheet[top : top + 56, left : left + 112] = 255
+    assert ink(sheet) == 0
+
+
+@pytest.mark.parametrize(("side", "shown"), [(8, 112), (28, 112), (32, 128), (64, 128), (112, 112)])
+def test_small_tiles_are_enlarged_to_a_readable_size(side, shown):
+    assert grid([[noise(side, side)]]).shape == (shown + 8, shown + 8, 3)
+
+
+def test_labels_stand_above_and_beside():
+    tiles, blank = [[noise(8, 8)] * 2] * 2, grid([[noise(8, 8)] * 2] * 2)
+    labelled = grid(tiles, ["first", ""], ["", "a long word"])
+    top, left = (a - b for a, b in zip(labelled.shape[:2], blank.shape[:2], strict=True))
+    assert np.array_equal(labelled[top + 4 :, left + 4 :], blank[4:, 4:])
+    head, side = labelled[: top + 4], labelled[top + 4 :, :left]
+    assert ink(head[:, left : left + 116]) == ink(head) > 0
+    assert ink(side[116:]) == ink(side) > 0
+
+
+def test_long_labels_are_cut_and_made_one_line():
+    tiles = [[noise(8, 8)] * 2]
+    long = "a class\nof a very long name, " * 9
+    labelled = grid(tiles, ["", long], [long])
+    assert labelled.shape[1] < 250 + 8 + 2 * 116
+    head = labelled[:20, -2 * 116 :]
+    assert ink(head[:, 116:]) > 100
+    assert ink(head[:, :112]) == 0
+    assert np.array_equal(labelled, grid(tiles, ["", long.replace("\n", "  ")], [long]))
+
+
+def test_png_holds_the_pixels():
+    image = noise(5, 7)
+    content = png(image)
+    assert content.startswith(b"\x89PNG")
+    with Image.open(io.BytesIO(content)) as read:
+        assert np.array_equal(np.asarray(read), image)

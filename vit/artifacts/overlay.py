@@ -1,0 +1,108 @@
+"""Heat maps on images, and labelled sheets of images, as PNG.
+
+Legend: H height, W width.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_COLOURS = "plasma"
+"""A map of matplotlib: even steps for every kind of colour vision; its yellow peaks in purple rings
+stand out on white, on black and on photos."""
+_TILE = 112
+_GAP = 4
+_TEXT = 13
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
+    """Colour an image where it is hot; where it is cold it stays as it is.
+
+    Args:
+        image: uint8 (H, W, 3).
+        heat: values in [0, 1], (rows, columns), stretched bilinearly over the image.
+        strength: how far the hottest place goes from its pixel to the colour, in [0, 1].
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    from matplotlib import colormaps
+
+    height, width, _ = image.shape
+    cells = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32))
+    smooth = np.asarray(cells.resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
+    colours = 255 * np.asarray(colormaps[_COLOURS](smooth))[..., :3]
+    alpha = strength * smooth[..., None]
+    blend = np.asarray((1 - alpha) * image + alpha * colours)
+    return blend.round().astype(np.uint8)
+
+
+def grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    labels_top: Sequence[str] = (),
+    labels_left: Sequence[str] = (),
+) -> np.ndarray:
+    """A sheet of equally large images, with a label per column and per row.
+
+    Small images are enlarged by a whole number, each pixel a square, to at least 112 px at their
+    longer side. Labels that are longer than a tile are cut.
+
+    Args:
+        rows: the images of each row, uint8 (H, W, 3); at least one.
+        labels_top: of the columns; empty: none.
+        labels_left: of the rows; empty: none.
+
+    Returns:
+        uint8 (height, width, 3), on white.
+    """
+    high, wide, _ = rows[0][0].shape
+    factor = max(1, -(-_TILE // max(high, wide)))
+    high, wide = factor * high, factor * wide
+    font = typeface(_TEXT)
+    above = [_cut(label, wide, font) for label in labels_top]
+    beside = [_cut(label, 2 * _TILE, font) for label in labels_left]
+    top = _TEXT + 2 * _GAP if above else _GAP
+    left = int(max((font.getlength(label) for label in beside), default=-_GAP)) + 2 * _GAP
+    columns = max(len(row) for row in rows)
+    size = (left + columns * (wide + _GAP), top + len(rows) * (high + _GAP))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            tile = Image.fromarray(image).resize((wide, high), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left + j * (wide + _GAP), top + i * (high + _GAP)))
+    for j, label in enumerate(above):
+        centre = left + j * (wide + _GAP) + wide / 2
+        draw.text((centre, top / 2), label, "black", font, anchor="mm")
+    for i, label in enumerate(beside):
+        middle = top + i * (high + _GAP) + high / 2
+        draw.text((left - _GAP, middle), label, "black", font, anchor="rm")
+    return np.array(sheet)
+
+
+def typeface(size: int) -> ImageFont.FreeTypeFont:
+    """The font of labels, `size` px high: it knows the letters of most alphabets."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def png(image: np.ndarray) -> bytes:
+    """The content of a PNG file of an image, uint8 (H, W, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def _cut(label: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """The label in one line of at most `width` px."""
+    line = " ".join(label.split())
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "...") > width:
+        line = line[:-1]
+    return line + "..."

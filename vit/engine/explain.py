@@ -1,0 +1,102 @@
+"""Where a model looks: attention, attention rollout, and relevance of patches for a class.
+
+Legend: B batch, C channels, L blocks, H heads, T tokens (prefix + patches).
+
+Every function takes a model in eval mode and normalised images (B, C, height, width), on its device
+and of its size or smaller, and answers on the grid of their patches (rows, columns). Attention and
+rollout say where information came from, whatever was decided; relevance what spoke for a class.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vit.model.heads import DistillationHead
+from vit.model.vit import VisionTransformer
+
+
+@torch.no_grad()
+def class_attention(model: VisionTransformer, images: Tensor) -> Tensor:
+    """How much the pooled tokens look at each patch, in every block and head.
+
+    With `pool=cls` the class token; with `mean` the mean over the patches; with `attention` the
+    patches as its weights, averaged over heads, mix them.
+
+    Returns:
+        (B, L, H, rows, columns), each map at least 0 and in sum at most 1.
+    """
+    _, maps, pooled = model.with_weights(images)
+    looks = pooled[:, None, None, None] @ torch.stack(maps, dim=1)  # B L H 1 T
+    return _on_patches(model, images, looks[..., 0, :])
+
+
+@torch.no_grad()
+def rollout(model: VisionTransformer, images: Tensor) -> Tensor:
+    """Attention rollout (Abnar & Zuidema 2020), read out as the logits read the tokens.
+
+    Of every block: attention averaged over heads, half of it and half of the residual connection,
+    multiplied through the blocks.
+
+    Returns:
+        (B, rows, columns), at least 0 and in sum at most 1.
+    """
+    _, maps, pooled = model.with_weights(images)
+    flow = _read(model, pooled)[:, None]  # B 1 T
+    for weights in reversed(maps):
+        flow = (flow @ weights.mean(dim=1) + flow) / 2
+    return _on_patches(model, images, flow[:, 0])
+
+
+def relevance(model: VisionTransformer, images: Tensor, classes: Tensor) -> Tensor:
+    """Relevance of each patch for a class (Chefer, Gur & Wolf 2021, section 3.1).
+
+    Attention weights count by how much they raise the logit, none below 0 and averaged over heads
+    (eq. 5), and add up over the blocks (eq. 6). Unlike the paper's, the gradient takes the norms as
+    `norms.steady` does: by the true one a patch that decides everything counts for little. A class
+    that is known by what is absent has no patch to show.
+
+    Args:
+        classes: whose logit is explained, integers (B,).
+
+    Returns:
+        (B, rows, columns), at least 0; comparable within an image, not between images.
+    """
+    with torch.enable_grad():
+        logits, maps, pooled = model.with_weights(images.detach().requires_grad_())
+        slopes = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), maps)
+    flow = _read(model, pooled.detach())[:, None]  # B 1 T
+    for weights, slope in zip(reversed(maps), reversed(slopes), strict=True):
+        flow = flow + flow @ (slope * weights.detach()).clamp(min=0).mean(dim=1)
+    return _on_patches(model, images, flow[:, 0])
+
+
+def heat(values: Tensor) -> Tensor:
+    """Maps (..., rows, columns) for drawing: the least of each is 0, its most is 1.
+
+    A map that is constant, to rounding, is 0 everywhere.
+    """
+    low, high = values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
+    span = high - low
+    flat = span <= 1e-5 * high.abs()
+    return torch.where(flat, 0.0, (values - low) / span.where(~flat, 1.0))
+
+
+def _read(model: VisionTransformer, pooled: Tensor) -> Tensor:
+    """How much the logits take of each token, (B, T); `pooled`: how much the pooling does.
+
+    With a distillation token they are the mean of what two heads say.
+    """
+    if not isinstance(model.head_dist, DistillationHead):
+        return pooled
+    token = torch.zeros_like(pooled)
+    token[:, model.head_dist.place] = 1
+    return (pooled + token) / 2
+
+
+def _on_patches(model: VisionTransformer, images: Tensor, tokens: Tensor) -> Tensor:
+    """Values of tokens (..., T) as those of patches (..., rows, columns)."""
+    size = model.spec["patch_size"]
+    height, width = images.shape[-2:]
+    grid = (height // size, width // size)
+    return tokens[..., model.prefix :].reshape(*tokens.shape[:-1], *grid)
