@@ -147,7 +147,7 @@ def test_help_is_immediate(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("program", ["train", "eval"])
+@pytest.mark.parametrize("program", ["train", "eval", "predict", "explain"])
 def test_help_imports_neither_torch_nor_hydra(program):
     code = f"""
 import sys

@@ -11,15 +11,21 @@ import pytest
 from vit.cli.argv import HYDRA_FLAGS, prepare
 from vit.cli.usage import EXAMPLES, groups_in
 from vit.config.compose import config_dir, legal_keys
-from vit.config.schema import EvalConfig, RunConfig
+from vit.config.schema import EvalConfig, ExplainConfig, PredictConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCHEMAS = {
+    "vit-train": RunConfig,
+    "vit-eval": EvalConfig,
+    "vit-predict": PredictConfig,
+    "vit-explain": ExplainConfig,
+}
 COMMANDS = sorted(
     {
         line.split("#")[0].strip("`$ ")
         for text in TEXTS
-        for line in re.findall(r"(?:^|`)(vit-(?:train|eval)[^`\n]*)", text.read_text(), re.M)
+        for line in re.findall(rf"(?:^|`)((?:{'|'.join(SCHEMAS)})[^`\n]*)", text.read_text(), re.M)
     }
     | {line for examples in EXAMPLES.values() for line, _ in examples}
 )
@@ -29,7 +35,7 @@ COMMANDS = sorted(
 def test_command_is_accepted(command: str) -> None:
     program, *args = shlex.split(command)
     groups = groups_in(config_dir())
-    legal = set(legal_keys(RunConfig if program == "vit-train" else EvalConfig))
+    legal = set(legal_keys(SCHEMAS[program]))
     for arg in prepare([arg for arg in args if arg != "--help"], groups):
         key, equals, value = arg.lstrip("+").partition("=")
         if not equals:

@@ -16,7 +16,7 @@ from vit.config.compose import (
     to_config,
     to_plain,
 )
-from vit.config.schema import EvalConfig, registry_names
+from vit.config.schema import EvalConfig, ExplainConfig, PredictConfig, registry_names
 from vit.data.sources import SOURCES
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
@@ -24,6 +24,8 @@ from vit.optim.build import OPTIMIZERS
 from vit.optim.schedule import SCHEDULES
 
 GROUPS = groups_in(config_dir())
+USES = {"eval": EvalConfig, "predict": PredictConfig, "explain": ExplainConfig}
+"""The settings of the commands that use a trained model."""
 OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
 
 
@@ -56,16 +58,19 @@ def test_every_key_is_explained_in_the_help(key):
     assert re.search(rf"^ +{re.escape(key)}: \S.* # \S", text, re.M)
 
 
-@pytest.mark.parametrize("key", legal_keys(EvalConfig))
-def test_every_key_of_evaluation_is_explained_in_the_help(key):
-    assert re.search(rf"^ +{key.split('.')[-1]}: \S.* # ", usage("eval", config_dir()), re.M)
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [(command, key) for command, schema in USES.items() for key in legal_keys(schema)],
+)
+def test_every_key_of_the_other_commands_is_explained_in_the_help(command, key):
+    assert re.search(rf"^ +{key.split('.')[-1]}: \S.* # ", usage(command, config_dir()), re.M)
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_the_help_has_five_examples_that_name_only_what_exists(command):
     text = usage(command, config_dir())
     assert len(EXAMPLES[command]) == 5
-    known = {*KEYS, *legal_keys(EvalConfig), *GROUPS}
+    known = {*(legal_keys(USES[command]) if command in USES else KEYS), *GROUPS}
     for line, why in EXAMPLES[command]:
         assert f"  {line}\n      {why}\n" in text
         program, *arguments = line.split()

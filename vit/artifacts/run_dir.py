@@ -20,7 +20,7 @@ class RunDir:
     """One run's folder.
 
     Layout: `config.yaml`, `metrics.jsonl`, `summary.json`, `checkpoints/`, `tensorboard/`,
-    `eval/`.
+    `eval/`, `explain/`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,6 +31,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.pt"
         self.tensorboard = path / "tensorboard"
+        self.explain = path / "explain"
         self._lock: IO[str] | None = None
 
     @classmethod

@@ -12,7 +12,7 @@ from vit.config.errors import ConfigError
 PATH_KEYS = frozenset(
     {
         "data.root", "data.cache_dir", "outputs", "resume", "checkpoint", "images", "output",
-        "model.weights", "distill.teacher", "distill.weights", "name",
+        "model.weights", "distill.teacher", "distill.weights", "name", "sheet", "class",
     }
 )  # fmt: skip
 """Their values are taken as they are: Hydra's grammar refuses `~`, `=`, parentheses and more."""

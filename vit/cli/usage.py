@@ -14,15 +14,31 @@ EXAMPLES = {
     ),
     "eval": (
         ("vit-eval checkpoint=outputs/<run>", "the best weights on the test set"),
-        ("vit-eval checkpoint=outputs/<run> split=val", "on the validation set"),
+        ("vit-eval checkpoint=outputs/<run> split=val tta=flip", "validation, also mirrored"),
         ("vit-eval checkpoint=outputs/<run> images=~/more", "another folder, the same classes"),
         ("vit-eval checkpoint=outputs/<run>/checkpoints/best.pt output=scores", "a file"),
         ("vit-eval checkpoint=outputs/<run> data.root=/new/place", "the data has moved"),
     ),
+    "predict": (
+        ("vit-predict checkpoint=outputs/<run> images=~/photos output=labels.csv", "a folder"),
+        ("vit-predict checkpoint=outputs/<run> images='photos/**/*.jpg' top=1", "a pattern"),
+        ("vit-predict checkpoint=outputs/<run> images=rose.jpg", "a file, the answer as CSV here"),
+        ("vit-predict checkpoint=outputs/<run> images=photos output=all.jsonl", "as JSON lines"),
+        ("vit-predict checkpoint=outputs/<run> images=photos sheet=sheet.png", "as a picture too"),
+    ),
+    "explain": (
+        ("vit-explain checkpoint=outputs/<run> images=rose.jpg", "where the model looks"),
+        ("vit-explain checkpoint=outputs/<run> images=photos limit=50", "the first 50 of a folder"),
+        ("vit-explain checkpoint=outputs/<run> images=rose.jpg class=tulip", "why not a tulip?"),
+        ("vit-explain checkpoint=outputs/<run> images=rose.jpg layers=true", "every head too"),
+        ("vit-explain checkpoint=outputs/<run> images=photos methods=[rollout]", "one method"),
+    ),
 }
 ABOUT = {
     "train": "Train a Vision Transformer.",
-    "eval": "Evaluate a trained Vision Transformer: scores, and a prediction for every image.",
+    "eval": "Evaluate a trained Vision Transformer: scores, predictions, a report.",
+    "predict": "Label images with a trained Vision Transformer.",
+    "explain": "Show where in an image a trained Vision Transformer looks.",
 }
 
 

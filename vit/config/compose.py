@@ -14,12 +14,19 @@ import yaml
 
 from vit.config.checks import CHECKS, Check
 from vit.config.errors import ConfigError
-from vit.config.schema import DurationRule, EvalConfig, Rule, RunConfig
+from vit.config.schema import (
+    DurationRule,
+    EvalConfig,
+    ExplainConfig,
+    PredictConfig,
+    Rule,
+    RunConfig,
+)
 from vit.config.suggest import nearest
 
 _NONE = type(None)
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, twenty times faster
-Config = TypeVar("Config", RunConfig, EvalConfig)
+Config = TypeVar("Config", RunConfig, EvalConfig, PredictConfig, ExplainConfig)
 
 
 def config_dir() -> Path:
@@ -51,6 +58,16 @@ def to_eval_config(plain: Mapping[str, Any]) -> EvalConfig:
     return _checked(EvalConfig, plain, [], 1)
 
 
+def to_predict_config(plain: Mapping[str, Any]) -> PredictConfig:
+    """Check the settings of `vit-predict`; see `to_config`."""
+    return _checked(PredictConfig, plain, [], 1)
+
+
+def to_explain_config(plain: Mapping[str, Any]) -> ExplainConfig:
+    """Check the settings of `vit-explain`; see `to_config`."""
+    return _checked(ExplainConfig, plain, [], 1)
+
+
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """The config as nested dicts of plain values; `to_config` of it gives `config` again."""
     return dataclasses.asdict(config)
@@ -75,7 +92,7 @@ def legal_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(hint):
             keys += legal_keys(typing.cast(type, hint), f"{prefix}{name}.")
         else:
-            keys.append(prefix + name)
+            keys.append(prefix + _key(name))
     return keys
 
 
@@ -127,23 +144,29 @@ def _collect(
 ) -> dict[str, Any]:
     """Walk schema and values side by side; good values go to `values`, complaints to `problems`."""
     result: dict[str, Any] = {}
-    for name, hint in get_type_hints(schema, include_extras=True).items():
+    for field, hint in get_type_hints(schema, include_extras=True).items():
+        name = _key(field)
         key = prefix + name
         if plain.get(name, "???") == "???":  # Hydra's word for a value that must be given
             problems.append(f"{key} is missing; give it as {key}=<value>")
         elif dataclasses.is_dataclass(hint):
             if isinstance(plain[name], Mapping):
                 section = typing.cast(type, hint)
-                result[name] = _collect(section, plain[name], f"{key}.", values, problems)
+                result[field] = _collect(section, plain[name], f"{key}.", values, problems)
             else:
                 problems.append(f"{key}={plain[name]!r} is a group of keys; set e.g. {key}.<key>")
         else:
             value, problem = _fit(plain[name], hint)
             if problem is None:
-                result[name] = values[key] = value
+                result[field] = values[key] = value
             else:
                 problems.append(f"{key}={_show(plain[name])} {problem}")
     return result
+
+
+def _key(field: str) -> str:
+    """What users call a field: `class`, a word of Python's, is the field `class_`."""
+    return field.removesuffix("_")
 
 
 def _unknown(key: str, schema: type) -> str:
@@ -202,7 +225,10 @@ def _fit_plain(value: Any, hint: Any) -> tuple[Any, str | None]:
     if get_origin(hint) is list:
         (item,) = get_args(hint)
         if not isinstance(value, (list, tuple)):
-            return value, "must be a list, e.g. [0.9,0.99]"
+            return (
+                value,
+                f"must be a list, e.g. [{value if isinstance(value, str) else '0.9,0.99'}]",
+            )
         fitted = [_fit(entry, item) for entry in value]
         return [entry for entry, _ in fitted], next((why for _, why in fitted if why), None)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

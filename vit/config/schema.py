@@ -74,6 +74,19 @@ class NotEmpty:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """A path ends in one of `endings`."""
+
+    endings: tuple[str, ...]
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        if value.lower().endswith(self.endings):
+            return None
+        return f"must end in {' or '.join(self.endings)}"
+
+
+@dataclass(frozen=True)
 class DurationRule:
     """Steps (`500`), epochs (`2ep`) or a share of the run (`5%`); at least `low`."""
 
@@ -132,6 +145,8 @@ Side = Annotated[int, Range(4, 4096)]
 RGB = Annotated[list[float], Range(-1e6, 1e6)]
 Name = Annotated[str, Pattern()]
 Place = Annotated[str, NotEmpty()]
+Places = Place | list[Place]
+Method = Annotated[str, Registered("engine/pictures.py", "METHODS")]
 Every = Annotated[int | str, DurationRule(low=1)]
 Span = Annotated[int | str, DurationRule()]
 
@@ -268,6 +283,7 @@ class TrainerConfig:
     label_smoothing: Fraction
     eval_every: Every
     log_every: Every
+    histograms: bool
     save_every: Every
     keep: Annotated[int, Range(2)]
     early_stop: Count | None
@@ -318,6 +334,43 @@ class EvalConfig:
     checkpoint: Place
     split: Literal["val", "test"]
     images: Place | None
+    tta: Literal["none", "flip"]
+    report: bool
     data: EvalDataConfig
+    device: Literal["auto", "cpu", "cuda"]
+    output: Place | None
+
+
+@dataclass(frozen=True)
+class PredictDataConfig:
+    """How `vit-predict` reads images."""
+
+    workers: Whole | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """All settings of `vit-predict`."""
+
+    checkpoint: Place
+    images: Places
+    output: Annotated[str, Ending((".csv", ".jsonl"))] | None
+    top: Count
+    sheet: Annotated[str, Ending((".png",))] | None
+    batch_size: Count | None
+    data: PredictDataConfig
+    device: Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """All settings of `vit-explain`."""
+
+    checkpoint: Place
+    images: Places
+    limit: Count
+    methods: Annotated[list[Method], NotEmpty()]
+    class_: Place | None
+    layers: bool
     device: Literal["auto", "cpu", "cuda"]
     output: Place | None

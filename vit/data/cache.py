@@ -137,7 +137,7 @@ def make_shard(shard: Shard) -> None:
     for file in shard.files:
         announce(file)
         try:
-            blob, height, width = _small(file, shard.recipe)
+            blob, height, width = made_small(file, shard.recipe)
             entries.append((start, len(blob), height, width, None))
         except Exception as error:  # decoders raise a wide range of types
             blob = b""
@@ -149,7 +149,7 @@ def make_shard(shard: Shard) -> None:
     write_atomic(Path(f"{shard.path}.json"), json.dumps(entries).encode())
 
 
-def _small(file: str, recipe: Recipe) -> tuple[bytes, int, int]:
+def made_small(file: str, recipe: Recipe) -> tuple[bytes, int, int]:
     """An image as it is kept, and its height and width."""
 
     def enough(height: int, width: int) -> tuple[int, int]:

@@ -1,0 +1,123 @@
+"""`vit-explain`: where in an image a trained model looks, from paths alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit.artifacts.labels import prepare_file
+from vit.cli import front
+from vit.cli.argv import safe_name
+from vit.cli.predict import damaged
+from vit.config.compose import to_explain_config
+from vit.config.errors import ConfigError, DataError
+from vit.config.schema import ExplainConfig
+from vit.config.suggest import nearest
+from vit.data.listing import list_images, printable
+from vit.runtime.files import write_atomic
+from vit.runtime.memory import keep_memory
+
+if TYPE_CHECKING:
+    from vit.engine.pictures import Explained
+    from vit.engine.restore import Trained
+
+IN_INDEX = 100
+"""Images that the index shows at most."""
+_AT_ONCE = 8
+_LISTED = 20
+
+
+def main() -> None:
+    """Entry point of `vit-explain`."""
+    sys.exit(front.run("explain", explain))
+
+
+def explain(plain: dict[str, Any], overrides: list[str]) -> None:
+    """Draw what the model looked at in each image that the user names; damaged ones are named."""
+    keep_memory()
+    config = to_explain_config(plain)
+    found = list_images(config.images)
+    paths = found[: config.limit]
+    # torch is imported here: an error in the settings or the paths is answered without it.
+    from tqdm import tqdm
+
+    from vit.artifacts import console
+    from vit.artifacts.overlay import grid, png
+    from vit.engine import pictures
+    from vit.engine.predict import open_images
+    from vit.engine.restore import load_trained
+    from vit.runtime.device import select_device
+
+    device = select_device(config.device)
+    trained = load_trained(Path(config.checkpoint), device, console.warn)
+    wanted = class_number(config.class_, trained.classes)
+    folder = output_folder(config, trained)
+    prepare_file("output", folder / "index.png")
+    loader = open_images(trained, paths, device, batch_size=_AT_ONCE)
+    images = pictures.explain(trained, loader, device, config.methods, wanted)
+    rows, labels = [], []
+    number = 0
+    with tqdm(images, "explaining", len(paths), leave=False, disable=None, unit="img") as bar:
+        for number, explained in enumerate(bar, 1):
+            write(folder, number, explained, layers=config.layers)
+            if number <= IN_INDEX:
+                rows.append(explained.small_tiles())
+                labels.append(f"{number}: {explained.caption}")
+    complaints = damaged(loader.bad.named(), len(paths))
+    if not rows:
+        raise DataError([*complaints, "no image is left to be explained"])
+    for line in complaints:
+        console.warn(line)
+    write_atomic(folder / "index.png", png(grid(rows, ["image", *explained.heats], labels)))
+    more = f" (of {len(found):,} found; more with limit={len(found)})" if paths != found else ""
+    only = f", which shows the first {IN_INDEX}" if number > IN_INDEX else ""
+    print(
+        f"{number} image{'s' if number > 1 else ''} explained{more}\n"
+        f"  {folder / 'index.png'}{only}, and a file for each image"
+    )
+
+
+def class_number(name: str | None, classes: list[str]) -> int | None:
+    """The number of the class called `name`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name is None:
+        return None
+    if name in classes:
+        return classes.index(name)
+    close = nearest(name, classes)
+    hint = f" (did you mean {printable(close)}?)" if close else ""
+    some = f" and {len(classes) - _LISTED} more" if len(classes) > _LISTED else ""
+    listed = ", ".join(map(printable, classes[:_LISTED]))
+    raise ConfigError(f"class={name} is none of the model's: {listed}{some}{hint}")
+
+
+def output_folder(config: ExplainConfig, trained: Trained) -> Path:
+    """Where the pictures go: as asked, else into the run folder, else beside the file."""
+    from vit.artifacts.run_dir import RunDir
+
+    if config.output is not None:
+        return Path(config.output)
+    run = RunDir.of(trained.path)
+    return run.explain if run else trained.path.with_suffix("") / "explain"
+
+
+def write(folder: Path, number: int, explained: Explained, *, layers: bool) -> None:
+    """Write the pictures of one image, named by its number and by what is safe of its name.
+
+    Raises:
+        DiskFullError: no space.
+    """
+    from vit.artifacts.overlay import png
+
+    name = f"{number:03}-{safe_name(printable(Path(explained.name).stem))}"
+    write_atomic(folder / f"{name}.png", png(explained.figure()))
+    if layers:
+        write_atomic(folder / f"{name}-layers.png", png(explained.layers_figure()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""`vit-predict`: labels for images, from the path of a trained model alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from vit.artifacts.labels import Labelled, as_csv, prepare_file, write_labels
+from vit.cli import front
+from vit.config.compose import to_predict_config
+from vit.config.errors import DataError
+from vit.config.schema import PredictConfig
+from vit.data.listing import list_images, printable
+from vit.runtime.memory import keep_memory
+
+ON_SHEET = 200
+"""Images that a sheet shows at most."""
+_NAMED = 10
+
+
+def main() -> None:
+    """Entry point of `vit-predict`."""
+    sys.exit(front.run("predict", predict))
+
+
+def predict(plain: dict[str, Any], overrides: list[str]) -> None:
+    """Label the images that the user names; the damaged ones are named and left out."""
+    keep_memory()
+    config = to_predict_config(plain)
+    paths = list_images(config.images)
+    # torch is imported here: an error in the settings or the paths is answered without it.
+    from tqdm import tqdm
+
+    from vit.artifacts import console
+    from vit.engine.predict import classify, open_images
+    from vit.engine.restore import load_trained
+    from vit.runtime.device import select_device
+
+    device = select_device(config.device)
+    trained = load_trained(Path(config.checkpoint), device, console.warn)
+    for key, file in (("output", config.output), ("sheet", config.sheet)):
+        if file is not None:
+            prepare_file(key, Path(file))
+    top = min(config.top, len(trained.classes))
+    loader = open_images(trained, paths, device, config.data.workers, config.batch_size)
+    images = classify(trained, loader, device, top)
+    on_sheet: list[Labelled] = []
+    # A bar would stand between the labels.
+    quiet = True if config.output is None and sys.stdout.isatty() else None
+    first = next(images, None)
+    if first is not None:
+        with tqdm(
+            chain([first], images), "predicting", len(paths), leave=False, disable=quiet, unit="img"
+        ) as bar:
+            deliver(config.output, noting(bar, on_sheet), top)
+    complaints = damaged(loader.bad.named(), len(paths))
+    if first is None:
+        raise DataError([*complaints, "no image is left to be labelled"])
+    for line in complaints:
+        console.warn(line)
+    conclude(config, on_sheet, len(paths) - len(loader.bad.reasons))
+
+
+def deliver(output: str | None, images: Iterable[Labelled], top: int) -> None:
+    """Labels to a file, or as CSV to standard output as they come."""
+    if output is not None:
+        write_labels(Path(output), images, top)
+        return
+    for line in as_csv(images, top):
+        sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
+def noting(images: Iterable[Labelled], on_sheet: list[Labelled]) -> Iterator[Labelled]:
+    """The images, of which the first are noted for the sheet."""
+    for image in images:
+        if len(on_sheet) < ON_SHEET:
+            on_sheet.append(image)
+        yield image
+
+
+def damaged(reasons: Mapping[str, str], total: int) -> list[str]:
+    """A line for each damaged image, for ten at most, and one that counts them."""
+    if not reasons:
+        return []
+    named = list(reasons.items())[:_NAMED]
+    lines = [f"{printable(name)} cannot be decoded ({why})" for name, why in named]
+    return [*lines, f"{len(reasons):,} of {total:,} images are damaged; repair or remove them"]
+
+
+def conclude(config: PredictConfig, on_sheet: list[Labelled], count: int) -> None:
+    """Draw the sheet, and say what was written; standard output may be the labels' own."""
+    from vit.artifacts.overlay import png
+    from vit.engine.pictures import contact_sheet
+    from vit.runtime.files import write_atomic
+
+    said = [f"{count:,} image{'s' if count > 1 else ''} labelled"]
+    if config.output is not None:
+        said.append(f"  {config.output}")
+    if config.sheet is not None:
+        write_atomic(Path(config.sheet), png(contact_sheet(on_sheet)))
+        some = f" (the first {len(on_sheet)} images)" if len(on_sheet) < count else ""
+        said.append(f"  {config.sheet}{some}")
+    if len(said) > 1:
+        print("\n".join(said), file=sys.stderr if config.output is None else sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Image files without labels, seen as a run's evaluation sees its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vit.data.cache import Recipe, made_small
+from vit.data.decode import Kept, decode_bytes
+from vit.data.images import FileImages
+from vit.data.types import Samples
+
+
+@dataclass(frozen=True)
+class MadeSmall:
+    """An image as `data.cache` keeps it, made anew instead of kept: it is used once."""
+
+    file: str
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        return self.file
+
+    def open(self) -> np.ndarray:
+        """The image: uint8 (H, W, channels).
+
+        Raises:
+            OSError, ValueError, SyntaxError: see `decode.decode`.
+        """
+        data, height, width = made_small(self.file, self.recipe)
+        if self.recipe.kind == "jpeg":
+            return decode_bytes(data, self.recipe.channels)
+        pixels = np.frombuffer(bytearray(data), np.uint8)  # torch wants to be allowed to write
+        return pixels.reshape(height, width, self.recipe.channels)
+
+
+class PathImages(FileImages):
+    """Images in files that are named by their paths.
+
+    Args:
+        paths: of the files.
+        recipe: how the run keeps its images; None: it does not.
+    """
+
+    def __init__(self, paths: Sequence[str], recipe: Recipe | None) -> None:
+        super().__init__("", paths)
+        self.recipe = recipe
+
+    def path(self, index: int) -> str:
+        """The file of image `index`."""
+        return self.names[index]
+
+    def source(self, index: int) -> str | Kept:
+        """Where image `index` is read from."""
+        path = self.names[index]
+        return path if self.recipe is None else MadeSmall(path, self.recipe)
+
+
+def unlabelled(paths: Sequence[str], recipe: Recipe | None = None) -> Samples:
+    """The images of `paths`, all of class 0; see `PathImages`."""
+    count = len(paths)
+    return Samples(np.zeros(count, np.int64), paths, PathImages(paths, recipe), np.arange(count))
