@@ -1,4 +1,4 @@
-"""What an evaluation leaves: metrics.json and predictions.csv."""
+"""What an evaluation leaves: metrics.json, predictions.csv, a report."""
 
 from __future__ import annotations
 
@@ -51,9 +51,44 @@ def write_evaluation(
         names, predictions.labels, predictions.top[:, 0], predictions.probability, strict=True
     ):
         writer.writerow([name, classes[label], classes[top], f"{probability:.6f}"])
+    _make(folder)
+    write_json(folder / "metrics.json", metrics)
+    write_atomic(folder / "predictions.csv", table.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write values as indented JSON.
+
+    Raises:
+        DiskFullError: no space.
+    """
+    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The content of metrics.json; empty when there is none."""
+    try:
+        values = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def write_page(folder: Path, html: str) -> Path:
+    """Write `report/index.html`, and give its path.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+        DiskFullError: no space.
+    """
+    path = folder / "report" / "index.html"
+    _make(path.parent)
+    write_atomic(path, html.encode("utf-8", "replace"))
+    return path
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output={folder} cannot be made ({error.strerror})") from None
-    write_atomic(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
-    write_atomic(folder / "predictions.csv", table.getvalue().encode("utf-8", "surrogateescape"))

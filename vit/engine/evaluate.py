@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ class Predictions:
         probability: of the best class, float32 (N,).
         labels: the truth, (N,).
         index: which samples of the split they are, (N,): damaged ones may have been left out.
+        logits: float32 (N, K), if they were asked for.
+        mirrored: of the mirror images, float32 (N, K), if they were asked for.
     """
 
     losses: np.ndarray
@@ -33,6 +36,8 @@ class Predictions:
     probability: np.ndarray
     labels: np.ndarray
     index: np.ndarray
+    logits: np.ndarray | None = None
+    mirrored: np.ndarray | None = None
 
     def scores(self) -> dict[str, float]:
         """`loss` in nats, `top1` and `top5` in percent, over all samples alike."""
@@ -52,6 +57,9 @@ def predict(
     device: torch.device,
     precision: str,
     between: Callable[[], None] = lambda: None,
+    *,
+    logits: bool = False,
+    mirrored: bool = False,
 ) -> Predictions:
     """Run `model` over a split, each process over its batches.
 
@@ -61,35 +69,76 @@ def predict(
         loader: the split.
         precision: `bf16` or `fp32`.
         between: called after every batch, equally often by every process; may raise to stop.
+        logits: keep all logits.
+        mirrored: run the mirror images too, and keep their logits.
 
     Returns:
         The predictions for the whole split, the same in every process and for every world.
     """
     model.eval()
-    parts = []
+    parts: list[dict[str, Tensor | np.ndarray]] = []
     for k in range(len(loader)):
         if loader.has(k):
             images, labels, index = loader.batch(k)
-            parts.append((*_judge(model, images, labels, device, precision), labels, index))
+            answer = _logits(model, images, device, precision)
+            part: dict[str, Tensor | np.ndarray] = {"labels": labels, "index": index}
+            part |= _judge(answer, labels)
+            if logits:
+                part["logits"] = answer
+            if mirrored:
+                part["mirrored"] = _logits(model, images.flip(-1), device, precision)
+            parts.append(part)
         elif is_sharded(model):  # whose weights are gathered by all or by none
-            _judge(model, *loader.nothing(), device, precision)
+            for _ in range(1 + mirrored):
+                _logits(model, loader.nothing()[0], device, precision)
         between()
-    ours = [(*(column.cpu().numpy() for column in part[:-1]), part[-1]) for part in parts]
+    ours = [{name: _on_host(column) for name, column in part.items()} for part in parts]
     shares = loader.world.gather((ours, loader.bad.reasons))
     for _, reasons in shares:
         loader.bad.note(reasons)
     in_order = [part[k] for k in range(len(loader)) for part, _ in shares if k < len(part)]
-    losses, *others = (np.concatenate(column) for column in zip(*in_order, strict=True))
-    return Predictions(losses.astype(np.float64), *others)
+    columns = {name: np.concatenate([part[name] for part in in_order]) for name in in_order[0]}
+    return Predictions(**{**columns, "losses": columns["losses"].astype(np.float64)})
 
 
-def _judge(
-    model: VisionTransformer, images: Tensor, labels: Tensor, device: torch.device, precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, best classes and probability of the best one, of each image of a batch."""
+def with_mirror_images(predictions: Predictions) -> Predictions:
+    """Predictions by the mean of the probabilities of each image and its mirror image.
+
+    Args:
+        predictions: with `logits` and `mirrored`.
+
+    Returns:
+        The same images; `logits` are the logarithms of the mean probabilities.
+    """
+    assert predictions.logits is not None
+    assert predictions.mirrored is not None
+    views = [
+        torch.from_numpy(x).log_softmax(-1) for x in (predictions.logits, predictions.mirrored)
+    ]
+    logits = torch.logaddexp(*views) - math.log(2)
+    judged = _judge(logits, torch.from_numpy(predictions.labels))
+    columns = {name: column.numpy() for name, column in judged.items()}
+    columns["losses"] = columns["losses"].astype(np.float64)
+    return replace(predictions, **columns, logits=logits.numpy(), mirrored=None)
+
+
+def _logits(
+    model: VisionTransformer, images: Tensor, device: torch.device, precision: str
+) -> Tensor:
+    """Of a batch, in float32."""
     with autocast(device, precision):
         logits = model(images) if is_sharded(model) else model.forward(images)
-    logits = logits.float()
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    top = logits.topk(min(5, logits.shape[1])).indices
-    return losses, top, logits.softmax(dim=-1).amax(dim=-1)
+    return logits.float()
+
+
+def _judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Loss, best classes and probability of the best one, of each image of a batch."""
+    return {
+        "losses": F.cross_entropy(logits, labels, reduction="none"),
+        "top": logits.topk(min(5, logits.shape[1])).indices,
+        "probability": logits.softmax(dim=-1).amax(dim=-1),
+    }
+
+
+def _on_host(column: Tensor | np.ndarray) -> np.ndarray:
+    return column.cpu().numpy() if isinstance(column, Tensor) else column

@@ -1,0 +1,116 @@
+"""Which images a report shows, and small versions of them that fit into the page itself.
+
+Legend: N images, K classes, H height, W width.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+FULL_MATRIX = 50
+"""Up to so many classes the confusion matrix is shown whole, above that its largest entries."""
+_PAIRS = 60
+_LISTED = 24
+_PER_CELL = 20
+_RIGHT_PER_CLASS = 4
+_MOST = 1000
+_SIDE = 96
+_LOSSLESS = 32
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The images of a report, by their number among the N.
+
+    Attributes:
+        worst: of the wrong ones those with the highest loss, the highest first.
+        uncertain: those with the smallest margin between the two best classes.
+        cells: by (true class, predicted class) of the confusion matrix: wrong ones by falling loss,
+            right ones by rising margin. Cells of more than FULL_MATRIX classes are the largest
+            ones off the diagonal.
+    """
+
+    worst: list[int]
+    uncertain: list[int]
+    cells: dict[tuple[int, int], list[int]]
+
+    def in_order(self) -> list[int]:
+        """All of them once, the most important first, at most a thousand."""
+        turns = [
+            cell[turn] for turn in range(_PER_CELL) for cell in self.cells.values()
+            if turn < len(cell)
+        ]  # fmt: skip
+        return list(dict.fromkeys([*self.worst, *self.uncertain, *turns]))[:_MOST]
+
+
+def choose(
+    labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, margin: np.ndarray, classes: int
+) -> Chosen:
+    """Choose the images of a report.
+
+    Args:
+        labels, predicted: classes (N,).
+        losses: cross-entropy (N,).
+        margin: probability of the best class less that of the second (N,).
+        classes: K.
+    """
+    wrong = np.flatnonzero(labels != predicted)
+    wrong = wrong[np.argsort(-losses[wrong], kind="stable")]
+    uncertain = np.argsort(margin, kind="stable")
+    whole = classes <= FULL_MATRIX
+    cells: dict[tuple[int, int], list[int]] = {}
+    for label, said, count in largest_pairs(labels[wrong], predicted[wrong], classes):
+        if whole or len(cells) < _PAIRS:
+            inside = wrong[(labels[wrong] == label) & (predicted[wrong] == said)]
+            cells[label, said] = inside[: min(count, _PER_CELL)].tolist()
+    if whole:
+        right = uncertain[(labels == predicted)[uncertain]]
+        for label in range(classes):
+            found = right[labels[right] == label][:_RIGHT_PER_CLASS].tolist()
+            if found:
+                cells[label, label] = found
+    return Chosen(wrong[:_LISTED].tolist(), uncertain[:_LISTED].tolist(), cells)
+
+
+def largest_pairs(
+    labels: np.ndarray, predicted: np.ndarray, classes: int
+) -> list[tuple[int, int, int]]:
+    """(true class, predicted class, how often) of all pairs that occur, the most frequent first."""
+    pairs, counts = np.unique(labels * classes + predicted, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [
+        (*divmod(pair, classes), count)
+        for pair, count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
+    ]
+
+
+def data_uri(image: np.ndarray) -> str:
+    """An image, uint8 (H, W, 3), as text for `src`: at most 96 px, never enlarged.
+
+    Small ones are kept to the bit (PNG), others are JPEG.
+    """
+    picture = Image.fromarray(image)
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    kind = "PNG" if max(picture.size) <= _LOSSLESS else "JPEG"
+    file = io.BytesIO()
+    picture.save(file, kind, **({"optimize": True} if kind == "PNG" else {"quality": 80}))
+    text = base64.b64encode(file.getvalue()).decode("ascii")
+    return f"data:image/{kind.lower()};base64,{text}"
+
+
+def within(images: Iterator[tuple[int, np.ndarray]], budget: int) -> dict[int, str]:
+    """`data_uri` of numbered images, until they are `budget` characters in all."""
+    kept: dict[int, str] = {}
+    for number, image in images:
+        uri = data_uri(image)
+        budget -= len(uri)
+        if budget < 0:
+            break
+        kept[number] = uri
+    return kept

@@ -1,0 +1,250 @@
+"""Scores of a classifier beyond accuracy: intervals, calibration, temperature.
+
+Legend: N images, K classes, R resamples. Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+BINS = 15
+"""Of the confidence, equally wide (Guo et al. 2017)."""
+RESAMPLES = 1000
+_Z = 1.959963984540054  # 97.5 % of the standard normal distribution
+_ROWS = 2048
+_COLDEST, _HOTTEST = 0.05, 20.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the probabilities of N images are worth, each (N,).
+
+    Attributes:
+        loss: cross-entropy in nats.
+        brier: squared distance of the probabilities from the truth, summed over classes (Brier
+            1950), in [0, 2].
+        confidence: the largest probability.
+        margin: the largest probability less the second.
+    """
+
+    loss: np.ndarray
+    brier: np.ndarray
+    confidence: np.ndarray
+    margin: np.ndarray
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Images by their confidence, each (BINS,); nan in bins without images.
+
+    Attributes:
+        count: how many images.
+        accuracy: share of them that was right.
+        confidence: their mean confidence.
+    """
+
+    count: np.ndarray
+    accuracy: np.ndarray
+    confidence: np.ndarray
+
+    def error(self) -> float:
+        """Expected calibration error: the mean of |accuracy - confidence| over all images (Naeini
+        et al. 2015; Guo et al. 2017, eq. 3)."""
+        gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
+        return float(gaps @ self.count / self.count.sum())
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """Scores of each class, (K,): a class that is never there or never said has zeros."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    support: np.ndarray
+
+
+def judge(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> Judged:
+    """Judge logits (N, K), divided by `temperature`, by the true classes (N,)."""
+    parts = []
+    for scaled, there in _rows(logits, labels, 1 / temperature):
+        weights = np.exp(scaled)
+        total = weights.sum(axis=1)
+        rows = np.arange(len(there))
+        loss = np.log(total) - scaled[rows, there]
+        probabilities = weights / total[:, None]
+        brier = np.square(probabilities).sum(axis=1) - 2 * probabilities[rows, there] + 1
+        second, first = np.partition(probabilities, (-2, -1), axis=1)[:, -2:].T
+        parts.append((loss, brier, first, first - second))
+    return Judged(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % score interval of a share `hits / count` (Wilson 1927), `count` at least 1."""
+    share, z2 = hits / count, _Z**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    spread = np.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) * _Z / (1 + z2 / count)
+    low = 0.0 if hits == 0 else float(centre - spread)
+    return low, 1.0 if hits == count else float(centre + spread)
+
+
+def calibration(confidence: np.ndarray, correct: np.ndarray) -> Bins:
+    """Sort images into BINS bins (low, high] by their confidence (N,)."""
+    place = _bins(confidence)
+    count = np.bincount(place, minlength=BINS)
+    filled = np.where(count, count, np.nan)
+    right, sure = (np.bincount(place, x, BINS) / filled for x in (correct, confidence))
+    return Bins(count, right, sure)
+
+
+def per_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> PerClass:
+    """Precision, recall, F1 and support of each of `classes` classes."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(
+        labels, predicted, labels=np.arange(classes), zero_division=0
+    )
+    return PerClass(*columns)
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """How many images of class i (row) were taken for j (column): (K, K)."""
+    from sklearn.metrics import confusion_matrix
+
+    counts: np.ndarray = confusion_matrix(labels, predicted, labels=np.arange(classes))
+    return counts
+
+
+def all_scores(
+    top: np.ndarray, labels: np.ndarray, losses: np.ndarray, judged: Judged
+) -> dict[str, Score]:
+    """Every score of a set of images, with its interval.
+
+    Args:
+        top: the most probable classes, best first (N, up to 5).
+        labels: the truth (N,).
+        losses: cross-entropy in nats as the evaluation has it (N,); the mean is the NLL.
+        judged: the other terms.
+
+    Returns:
+        `loss` in nats; `top1` and `top5` in percent; `macro_f1` in [0, 1], the mean over the
+        classes that are there or are said; `brier` in [0, 2]; `ece` in [0, 1]. Intervals of the
+        percentages are Wilson's; of the others percentiles of a bootstrap over the images.
+    """
+    from sklearn.metrics import f1_score
+
+    count, hits = len(labels), top == labels[:, None]
+    predicted, correct = top[:, 0], hits[:, 0]
+    values = {
+        "loss": float(losses.sum() / count),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "brier": float(judged.brier.mean()),
+        "ece": calibration(judged.confidence, correct).error(),
+    }
+    ranges = _bootstrap(labels, predicted, losses, judged)
+    scores = {key: Score(value, *ranges[key]) for key, value in values.items()}
+    for key, right in (("top1", correct), ("top5", hits.any(axis=1))):
+        low, high = wilson(int(right.sum()), count)
+        scores[key] = Score(float(100 * right.sum() / count), 100 * low, 100 * high)
+    return scores
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """The temperature that minimises the mean cross-entropy (Guo et al. 2017, section 4.2).
+
+    The loss is convex in the inverse temperature, so the root of its slope is bracketed and found
+    by Newton's method.
+
+    Args:
+        logits: (N, K) of images that the model was not trained on.
+        labels: their classes (N,).
+
+    Returns:
+        In (0.05, 20), to ten digits; None where no such temperature is the best: every image is
+        right, or the logits say nothing.
+    """
+    low, high = 1 / _HOTTEST, 1 / _COLDEST
+    if _slope(logits, labels, low)[0] >= 0 or _slope(logits, labels, high)[0] <= 0:
+        return None
+    inverse = 1.0
+    for _ in range(60):
+        slope, curvature = _slope(logits, labels, inverse)
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        step = inverse - slope / curvature if curvature > 0 else low
+        following = step if low < step < high else (low + high) / 2
+        if abs(following - inverse) <= 1e-10 * inverse:
+            break
+        inverse = following
+    return float(1 / inverse)
+
+
+def _slope(logits: np.ndarray, labels: np.ndarray, inverse: float) -> tuple[float, float]:
+    """First and second derivative of the mean cross-entropy by the inverse temperature."""
+    first = second = 0.0
+    for centred, there in _rows(logits, labels, 1.0):
+        weights = np.exp(inverse * centred)
+        weights /= weights.sum(axis=1, keepdims=True)
+        mean = np.einsum("ik,ik->i", weights, centred)
+        square = np.einsum("ik,ik,ik->i", weights, centred, centred)
+        first += float((mean - centred[np.arange(len(there)), there]).sum())
+        second += float((square - mean**2).sum())
+    return first / len(labels), second / len(labels)
+
+
+def _rows(
+    logits: np.ndarray, labels: np.ndarray, scale: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some rows at a time, in float64, times `scale`, with 0 as the largest; and their labels."""
+    for first in range(0, len(labels), _ROWS):
+        rows = slice(first, first + _ROWS)
+        block = logits[rows].astype(np.float64)
+        yield (block - block.max(axis=1, keepdims=True)) * scale, labels[rows]
+
+
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    """Number of each confidence's bin, (N,)."""
+    place: np.ndarray = np.ceil(confidence * BINS).astype(np.int64) - 1
+    return place.clip(0, BINS - 1)
+
+
+def _bootstrap(
+    labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, judged: Judged, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals (Efron 1979) of the means of N images drawn from N images."""
+    rng = np.random.default_rng(seed)
+    count = len(labels)
+    classes = int(max(labels.max(), predicted.max())) + 1
+    correct = predicted == labels
+    right = labels[correct]
+    place = _bins(judged.confidence)
+    excess = judged.confidence - correct
+    drawn = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(rng.integers(count, size=count), minlength=count).astype(float)
+        true = np.bincount(right, times[correct], classes)
+        either = np.bincount(labels, times, classes) + np.bincount(predicted, times, classes)
+        seen = either > 0
+        error = np.abs(np.bincount(place, times * excess, BINS)).sum() / count
+        drawn.append(
+            (
+                (2 * true[seen] / either[seen]).mean(),
+                times @ losses / count,
+                times @ judged.brier / count,
+                error,
+            )
+        )
+    low, high = np.quantile(np.array(drawn), (0.025, 0.975), axis=0).tolist()
+    names = ("macro_f1", "loss", "brier", "ece")
+    return dict(zip(names, zip(low, high, strict=True), strict=True))
