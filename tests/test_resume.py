@@ -21,6 +21,7 @@ from vit.config.resume import MAY_CHANGE, changes, with_saved
 SAVED = flatten(to_plain(resolve(to_config(composed()), bf16=True)))
 OTHER = {
     "trainer.epochs": 1000.0, "trainer.device": "cpu", "trainer.compile": True,
+    "trainer.histograms": True,
     "trainer.log_every": 3, "trainer.save_every": "2ep", "trainer.keep": 9,
     "trainer.early_stop": 4, "data.root": "/elsewhere", "data.workers": 2,
     "outputs": "elsewhere", "name": "other", "resume": "outputs/run", "data.timeout": 5.0,

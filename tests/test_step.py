@@ -43,7 +43,15 @@ def test_a_step_follows_the_gradient():
     assert (images, steps) == (8, 1)
     assert norm == pytest.approx(gradient.norm().item(), rel=1e-5)
     assert state.step == 1
-    assert all(p.grad is None for p in state.model.parameters())
+    seen = torch.cat([p.grad.flatten() for p in state.model.parameters()])
+    torch.testing.assert_close(seen, gradient)  # it stays to be looked at ...
+
+    twin.zero_grad()
+    twin.load_state_dict(state.model.state_dict())
+    cross_entropy(twin(data.images), data.targets, 0.1).mean().backward()
+    train(state, data, lr=0.5, label_smoothing=0.1)  # ... and the next one starts anew
+    for ours, theirs in zip(state.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])

@@ -27,6 +27,12 @@ class Logger(Protocol):
     def images(self, tag: str, grid: Tensor, step: int) -> None:
         """Show a picture."""
 
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Draw curves."""
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Draw a distribution."""
+
     def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
         """Show settings beside final scores."""
 
@@ -44,6 +50,12 @@ class SilentLogger:
         """Nothing."""
 
     def images(self, tag: str, grid: Tensor, step: int) -> None:
+        """Nothing."""
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Nothing."""
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Nothing."""
 
     def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
@@ -90,7 +102,19 @@ class RunLogger:
 
     def images(self, tag: str, grid: Tensor, step: int) -> None:
         """Show a picture (C, height, width) with values in [0, 1] in TensorBoard."""
-        self._board.add_image(tag, grid.expand(3, -1, -1), step)
+        with disk_errors(self.path):
+            self._board.add_image(tag, grid.expand(3, -1, -1), step)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Draw one point of each curve {tag: value} in TensorBoard, beside metrics.jsonl."""
+        with disk_errors(self.path):
+            for tag, value in values.items():
+                self._board.add_scalar(tag, value, step)
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Draw the distribution of `values`, of any shape, in TensorBoard."""
+        with disk_errors(self.path):
+            self._board.add_histogram(tag, values, step)
 
     def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
         """Fill TensorBoard's HPARAMS page with a run's settings and its final scores."""

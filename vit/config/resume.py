@@ -10,7 +10,7 @@ from vit.config.errors import ConfigError
 MAY_CHANGE = frozenset(
     {
         "trainer.epochs", "trainer.steps", "trainer.device", "trainer.compile",
-        "trainer.checkpoint_activations", "trainer.shard",
+        "trainer.checkpoint_activations", "trainer.shard", "trainer.histograms",
         "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
         "data.root", "data.workers", "data.timeout", "data.on_bad_image", "data.bad_image_limit",
         "data.verify", "data.cache_dir", "distill.teacher", "distill.weights",
@@ -38,6 +38,7 @@ ADDED = {
     "augment.color_jitter": 0.0,
     "augment.repeats": 1,
     "trainer.loss": "cross_entropy",
+    "trainer.histograms": False,
     "model.registers": 0,
     "model.norm": "layernorm",
     "model.mlp": "gelu",

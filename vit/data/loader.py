@@ -182,8 +182,15 @@ class EvalLoader:
         Raises:
             DataError: an image is damaged and may not be, or a worker failed.
         """
-        pixels, bad = self.store.fetch(k)
-        index = self.request_at(k).positions
+        return self._labelled(*self.store.fetch(k), self.request_at(k).positions)
+
+    def some(self, positions: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        """As `batch`, of the samples at `positions` (n,)."""
+        return self._labelled(*self.store.render(Request(positions, None)), positions)
+
+    def _labelled(
+        self, pixels: Tensor, bad: Bad, index: np.ndarray
+    ) -> tuple[Tensor, Tensor, np.ndarray]:
         if bad:
             self.bad.note({int(index[row]): why for row, why in bad.items()})
             good = np.setdiff1d(np.arange(len(index)), list(bad))

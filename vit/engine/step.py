@@ -36,6 +36,7 @@ def train_step(
     """
     optimizer = state.optimizer
     state.model.train()
+    optimizer.zero_grad(set_to_none=True)  # not at the end: who wants to see the gradient may
     total_loss = torch.zeros((), device=device)
     correct = torch.zeros((), device=device)
     share = config.batch_size / world.size  # of which the gradient is averaged over the world
@@ -61,7 +62,6 @@ def train_step(
         optimizer.step()
     elif not is_bad:  # asks the device: an optimiser that knows no found_inf
         optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update(state.model, state.step)
 

@@ -20,9 +20,10 @@ from vit.config.schema import RunConfig, height_width
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reader import BadImages
 from vit.data.types import Batch
+from vit.engine.album import Album
 from vit.engine.cadence import due
 from vit.engine.clock import Clock
-from vit.engine.evaluate import predict
+from vit.engine.evaluate import Predictions, predict
 from vit.engine.loss import Loss
 from vit.engine.restore import load_trained, to_checkpoint
 from vit.engine.state import Best, TrainState, flops_per_image
@@ -30,7 +31,7 @@ from vit.engine.step import train_step
 from vit.model.vit import VisionTransformer
 from vit.optim.schedule import lr_at
 from vit.runtime.device import matrix_rate
-from vit.runtime.dist import Agreement, World
+from vit.runtime.dist import Agreement, World, is_sharded
 from vit.runtime.signals import StopRequest
 
 
@@ -75,6 +76,7 @@ class Trainer:
         self.compiling = parts.config.trainer.compile
         self.val_scores: dict[str, float] = {}
         self.agreement = Agreement(parts.world)
+        self.album: Album | None = None
 
     def fit(self) -> dict[str, float]:
         """Train, then evaluate the selected weights on the test set.
@@ -239,7 +241,8 @@ class Trainer:
         """Score the selected weights on validation and keep them if they are the best so far."""
         parts, state = self.parts, self.state
         assert parts.val is not None
-        scores = self._score(state.selected, parts.val)
+        predictions = self._predict(state.selected, parts.val)
+        scores = predictions.scores()
         epoch = float(parts.plan.epoch_at(state.step))
         if state.best is None or state.best.beaten_by(scores["top1"], scores["loss"]):
             state.best = Best(**scores, step=state.step, epoch=epoch)
@@ -253,12 +256,28 @@ class Trainer:
         self.val_scores = scores
         weights = "model" if state.ema is None else "ema"
         parts.logger.log("val", state.step, {"epoch": epoch, **scores, "weights": weights})
+        if parts.world.leads and not is_sharded(state.model):
+            self._show(predictions)
 
-    def _score(self, model: VisionTransformer, loader: EvalLoader) -> dict[str, float]:
+    def _show(self, predictions: Predictions) -> None:
+        """Pictures of the selected weights, as far as there is time for them."""
+        parts, state = self.parts, self.state
+        assert parts.val is not None
+        if self.album is None:
+            self.album = Album(parts.logger, parts.val, parts.classes)
+        if self.album.is_due(self.clock.seconds) or self._finished():
+            self.album.add(state.selected, predictions, state.step)
+        if parts.config.trainer.histograms:
+            for name, weights in state.model.named_parameters():
+                for kind, values in (("weights", weights), ("gradients", weights.grad)):
+                    if values is not None and bool(values.isfinite().all()):
+                        parts.logger.histogram(f"{kind}/{name}", values, state.step)
+
+    def _predict(self, model: VisionTransformer, loader: EvalLoader) -> Predictions:
         precision = self.parts.config.trainer.precision
         predictions = predict(model, loader, self.parts.device, precision, self._stop_if_asked)
         self._tell_damaged(loader.bad, "left out of the scores")
-        return predictions.scores()
+        return predictions
 
     def _share_damaged(self) -> None:
         """Every process knows the damaged images that any of them met."""
@@ -332,7 +351,7 @@ class Trainer:
         if parts.test is not None:
             parts.world.wait()  # until the best checkpoint is written
             trained = load_trained(parts.run.path, parts.device, console.warn)
-            test = self._score(trained.model, parts.test)
+            test = self._predict(trained.model, parts.test).scores()
             parts.logger.log(
                 "test", state.step, {"epoch": float(parts.plan.epoch_at(state.step)), **test}
             )
