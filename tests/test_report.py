@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import time
 from base64 import b64decode
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import driven, needs_browser
 from conftest import SMALL, run
 from pictures import noise, save
 from PIL import Image
@@ -31,8 +31,6 @@ from vit.engine import metrics
 from vit.engine.restore import load_run
 
 HOSTILE = "<script>alert(1)</script>"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-                None)  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -391,27 +389,8 @@ addEventListener("load", () => setTimeout(() => {
 
 
 def opened(page: str, folder: Path, width: int = 390) -> dict[str, Any]:
-    """What a browser finds after clicking through the page; none of its console lines."""
-    assert CHROMIUM is not None
-    file = folder / "driven.html"
-    file.write_bytes((page + DRIVER).encode("utf-8", "replace"))
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={folder / 'browser'}", "--hide-scrollbars",
-            f"--window-size={width},900", "--enable-logging=stderr", "--v=0",
-            "--virtual-time-budget=20000", "--dump-dom", file.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line], done.stderr
-    (found,) = (x for x in Page(done.stdout).all("body", "data-found"))
-    answer: dict[str, Any] = json.loads(found)
-    return answer
-
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+    """What a browser finds after clicking through the page."""
+    return driven(page, DRIVER, folder, width)
 
 
 @needs_browser

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from browser import driven, needs_browser
 from conftest import run
 
 from vit.artifacts.run_dir import RunDir
@@ -233,6 +234,37 @@ def test_hostile_names_are_text(make: Make, tmp_path: Path) -> None:
     assert not {"img", "b"} & {tag for tag, _ in page.tags}
     assert any(words.startswith(f"{HOSTILE}: 50") for words in page.texts)
     assert f"{HOSTILE}1" in page.texts
+
+
+SORT_BY_SCORE = """
+<script>
+addEventListener("load", () => setTimeout(() => {
+  const heads = [...document.querySelectorAll("th[scope=col]")];
+  const column = heads.findIndex(head => head.textContent === "val top-1");
+  const scores = () => [...document.querySelectorAll("table tbody")][0].rows;
+  const texts = () => [...scores()].map(row => parseFloat(row.cells[column].textContent));
+  const found = {};
+  heads[column].click();
+  found.falling = texts();
+  heads[column].click();
+  found.rising = texts();
+  found.wide = document.documentElement.scrollWidth;
+  found.view = innerWidth;
+  document.body.dataset.found = JSON.stringify(found);
+}, 50));
+</script>
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_sorts_the_runs(make: Make, tmp_path: Path, width: int) -> None:
+    for i, score in enumerate((51.0, 9.5, 88.0)):
+        last = make(f"r{i}", score, model__name=f"{HOSTILE}{i}", optim__lr=10.0**-i)
+    found = driven(page_of(last.path.parent), SORT_BY_SCORE, tmp_path, width)
+    assert found["falling"] == [88.0, 51.0, 9.5]
+    assert found["rising"] == [9.5, 51.0, 88.0]
+    assert found["wide"] <= found["view"]
 
 
 @pytest.mark.parametrize("runs", [0, 1])
