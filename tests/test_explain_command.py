@@ -130,7 +130,7 @@ def test_maps_are_those_of_the_methods_and_the_picture_is_what_the_model_sees(
     for i, one in enumerate(found):
         assert one.name == paths[i]
         ((label, probability),) = best[i].items()
-        assert one.caption == f"{probability:.2f} {label}"
+        assert one.caption == f"{100 * probability:.0f} % {label}"
         assert list(one.heats) == list(expected)
         for name, values in expected.items():
             np.testing.assert_allclose(one.heats[name], heat(values)[i], atol=1e-4)

@@ -143,7 +143,7 @@ def contact_sheet(images: Sequence[Labelled]) -> np.ndarray:
 
 def _caption(label: str, probability: float) -> str:
     """The number first: it is not cut off."""
-    return f"{probability:.2f} {printable(label)}"
+    return f"{100 * probability:.0f} % {printable(label)}"
 
 
 def _pictures(images: Tensor) -> list[np.ndarray]:
