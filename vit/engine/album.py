@@ -41,10 +41,11 @@ class Album:
         self.classes = classes
         self.shown = in_turn(loader.labels.cpu().numpy(), IMAGES)
         self.seconds = 0.0
+        self.last = 0.0
 
     def is_due(self, trained: float) -> bool:
         """Whether there is time for pictures after `trained` seconds of training."""
-        return self.seconds <= SHARE * trained
+        return self.seconds + self.last <= SHARE * trained
 
     def add(self, model: VisionTransformer, predictions: Predictions, step: int) -> None:
         """Show `model` (in eval mode) after `step`, and what it said about validation."""
@@ -57,7 +58,8 @@ class Album:
         self.logger.images("model/patch_filters", image_grid(filters.cpu(), 7, 48), step)
         if model.coordinates[..., 0].numel() + model.prefix <= MOST_TOKENS:
             self._attention(model, step)
-        self.seconds += time.perf_counter() - started
+        self.last = time.perf_counter() - started
+        self.seconds += self.last
 
     def _confusion(self, predictions: Predictions, step: int) -> None:
         counts = np.zeros((len(self.classes),) * 2, int)
