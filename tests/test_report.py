@@ -24,7 +24,7 @@ from PIL import Image
 
 from vit.artifacts.figures import chart, nice_ticks, reliability, thinned
 from vit.artifacts.gallery import choose, data_uri, within
-from vit.artifacts.report import BUDGET, Report, report_page
+from vit.artifacts.report import BUDGET, Report, Versus, report_page
 from vit.config.compose import to_config
 from vit.data.sources import load_data_set
 from vit.engine import metrics
@@ -96,6 +96,7 @@ def made_up(
         names=[f"{names[k]}/{i}.jpg" for i, k in enumerate(labels)],
         labels=labels, predicted=predicted, confidence=judged.confidence,
         scores=metrics.all_scores(top, labels, judged.loss, judged), compared={},
+        versus=None, corruptions={},
         table=metrics.per_class(labels, predicted, classes),
         confusion=metrics.confusion(labels, predicted, classes),
         reliability={"as it is": metrics.calibration(judged.confidence, predicted == labels)},
@@ -104,10 +105,21 @@ def made_up(
     )  # fmt: skip
 
 
+def against(report: Report, name: str) -> Versus:
+    """A second model that says the first class of every image."""
+    said = np.zeros_like(report.labels)
+    ours, theirs = report.predicted == report.labels, said == report.labels
+    return Versus(
+        names=(name, f"{name} 2"), top1=(70.0, 30.0), counts=(1, 2, 3, 4), statement=name,
+        predicted=said, first=np.flatnonzero(ours & ~theirs)[:12].tolist(),
+        second=np.flatnonzero(theirs & ~ours)[:12].tolist(),
+    )  # fmt: skip
+
+
 def pictures_of(report: Report, side: int = 8) -> dict[int, str]:
     """Noise for all images of a report."""
     rng = np.random.default_rng(0)
-    numbers = report.chosen.in_order()
+    numbers = list(dict.fromkeys([*report.different(), *report.chosen.in_order()]))
     return within(((i, rng.integers(0, 256, (side, side, 3), np.uint8)) for i in numbers), BUDGET)
 
 
@@ -259,6 +271,7 @@ def test_hostile_names_everywhere_are_text() -> None:
         settings={HOSTILE: HOSTILE}, compared={HOSTILE: {"top1": 1.0}, "b": {"top1": 2.0}},
         names=[f"{HOSTILE}\udce9"] * 60, loss={HOSTILE: [(0.0, 1.0), (1.0, 2.0)]},
         reliability={HOSTILE: next(iter(report.reliability.values()))},
+        corruptions={HOSTILE: {1: 50.0, 3: 40.0}}, versus=against(report, HOSTILE),
     )  # fmt: skip
     thumbnails = pictures_of(report)
     text = report_page(report, thumbnails, thumbnails)
@@ -420,6 +433,20 @@ def test_a_browser_runs_nothing_hostile(tmp_path: Path) -> None:
     found = opened(report_page(report, pictures_of(report), {}), tmp_path)
     assert found["images"]
     assert all(attack in title for _, _, title, _ in found["cells"])
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_a_comparison_and_corruptions(tmp_path: Path, width: int) -> None:
+    report = made_up(200, 4)
+    scores = {name: {1: 90.0, 3: 60.0, 5: 7.5} for name in ("gaussian_noise", "contrast")}
+    report = replace(report, versus=against(report, "a/long/path/" * 9), corruptions=scores)
+    text = report_page(report, pictures_of(report), {})
+    found = opened(text, tmp_path, width)
+    assert found["images"]
+    assert found["wide"] <= found["view"]
+    shown = {words.strip() for words in Page(text).texts}
+    assert {"Gaussian noise", "contrast", "52.50", "severity 5", "7.50"} <= shown
 
 
 @needs_browser

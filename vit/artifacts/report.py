@@ -23,6 +23,11 @@ SCORES = {
     "ece": ("ECE", "", "gap between confidence and accuracy, 15 bins; best 0"),
 }
 """By key of metrics.json: name, unit, what it says."""
+_SPELT = {
+    "gaussian_noise": "Gaussian noise",
+    "gaussian_blur": "Gaussian blur",
+    "jpeg_compression": "JPEG compression",
+}
 
 
 class Interval(Protocol):
@@ -62,6 +67,28 @@ class Table(Protocol):
 
 
 @dataclass(frozen=True)
+class Versus:
+    """A second model on the N images of a report.
+
+    Attributes:
+        names: of both models.
+        top1: of both, in percent.
+        counts: images that both are right on, the first alone, the second alone, and none.
+        statement: what it comes to, a sentence.
+        predicted: classes by the second model (N,).
+        first, second: images to be shown that it alone is right on, by number.
+    """
+
+    names: tuple[str, str]
+    top1: tuple[float, float]
+    counts: tuple[int, int, int, int]
+    statement: str
+    predicted: np.ndarray
+    first: Sequence[int]
+    second: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Report:
     """What a page shows of an evaluation of N images in K classes.
 
@@ -77,6 +104,8 @@ class Report:
         scores: by keys of SCORES.
         compared: plain scores of evaluations to be seen side by side, by what they are called;
             of two, the second is compared with the first.
+        versus: a second model on the same images; None without one.
+        corruptions: top-1 in percent of images made worse, by name and severity; may be empty.
         table: scores of each class.
         confusion: (K, K), true classes are the rows.
         reliability: by caption.
@@ -97,6 +126,8 @@ class Report:
     confidence: np.ndarray
     scores: Mapping[str, Interval]
     compared: Mapping[str, Mapping[str, float]]
+    versus: Versus | None
+    corruptions: Mapping[str, Mapping[int, float]]
     table: Table
     confusion: np.ndarray
     reliability: Mapping[str, Binned]
@@ -107,6 +138,10 @@ class Report:
     settings: Mapping[str, Any]
     command: str
     chosen: Chosen
+
+    def different(self) -> list[int]:
+        """The images on which two models differ that are to be shown."""
+        return [] if self.versus is None else [*self.versus.first, *self.versus.second]
 
 
 def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping[int, str]) -> str:
@@ -129,6 +164,8 @@ def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping
         report=report,
         scores=_cards(report),
         compared=_comparison(report.compared),
+        versus=_versus(report, report.versus, thumbnails) if report.versus else None,
+        corruptions=_corruptions(report) if report.corruptions else None,
         rows=list(rows),
         matrix=_matrix(report) if len(report.classes) <= FULL_MATRIX else None,
         pairs=_pairs(report) if len(report.classes) > FULL_MATRIX else None,
@@ -182,6 +219,41 @@ def _comparison(compared: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
         signed = ("+" * (change[key] > 0) + _shown(key, change[key]) for key in keys)
         table.append(["difference", *signed])
     return table
+
+
+def _versus(report: Report, versus: Versus, thumbnails: Mapping[int, str]) -> dict[str, Any]:
+    """Both models, and for each the images that it alone is right on, as the other took them."""
+    both, first, second, none = versus.counts
+    sides = []
+    for turn, (numbers, predicted, count) in enumerate(
+        ((versus.first, versus.predicted, first), (versus.second, report.predicted, second))
+    ):
+        images = [
+            {"number": i, "name": str(report.names[i]), "label": report.classes[report.labels[i]],
+             "said": report.classes[predicted[i]]}
+            for i in numbers if i in thumbnails
+        ]  # fmt: skip
+        sides.append(
+            {"name": versus.names[turn], "top1": versus.top1[turn], "count": count,
+             "images": images}
+        )  # fmt: skip
+    return {"statement": versus.statement, "sides": sides, "cells": [[both, first], [second, none]]}
+
+
+def _corruptions(report: Report) -> dict[str, Any]:
+    """Rows of top-1 by severity, with their mean and its distance from the clean score."""
+    clean = report.scores["top1"].value
+    table = {name: list(row.values()) for name, row in report.corruptions.items()}
+    table["mean"] = np.mean(list(table.values()), axis=0).tolist()
+    return {
+        "clean": clean,
+        "severities": list(next(iter(report.corruptions.values()))),
+        "rows": [
+            {"name": _SPELT.get(name, name), "cells": cells, "mean": sum(cells) / len(cells),
+             "drop": clean - sum(cells) / len(cells)}
+            for name, cells in table.items()
+        ],
+    }  # fmt: skip
 
 
 def _matrix(report: Report) -> list[list[dict[str, Any]]]:

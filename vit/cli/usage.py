@@ -16,8 +16,11 @@ EXAMPLES = {
         ("vit-eval checkpoint=outputs/<run>", "the best weights on the test set"),
         ("vit-eval checkpoint=outputs/<run> split=val tta=flip", "validation, also mirrored"),
         ("vit-eval checkpoint=outputs/<run> images=~/more", "another folder, the same classes"),
-        ("vit-eval checkpoint=outputs/<run>/checkpoints/best.pt output=scores", "a file"),
-        ("vit-eval checkpoint=outputs/<run> data.root=/new/place", "the data has moved"),
+        (
+            "vit-eval checkpoint=outputs/<run> data.image_size=384 corruptions=true",
+            "larger images, and what noise, blur and other corruptions cost",
+        ),
+        ("vit-eval checkpoint=[outputs/<run>,outputs/<other>]", "two models on the same images"),
     ),
     "predict": (
         ("vit-predict checkpoint=outputs/<run> images=~/photos output=labels.csv", "a folder"),

@@ -321,24 +321,36 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class EvalDataConfig:
-    """Where `vit-eval` finds the images."""
+    """Where `vit-eval` finds the images, and how it reads them."""
 
     root: Place | None
+    image_size: Side | Annotated[list[Side], Length(2)] | None
     workers: Whole | Literal["auto"]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels; None: those of the model."""
+        return None if self.image_size is None else height_width(self.image_size)
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """All settings of `vit-eval`."""
 
-    checkpoint: Place
+    checkpoint: Place | Annotated[list[Place], Length(2)]
     split: Literal["val", "test"]
     images: Place | None
     tta: Literal["none", "flip"]
+    corruptions: bool
     report: bool
     data: EvalDataConfig
     device: Literal["auto", "cpu", "cuda"]
     output: Place | None
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The model to evaluate, and perhaps one to compare it with."""
+        return [self.checkpoint] if isinstance(self.checkpoint, str) else self.checkpoint
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ Legend: N images, B global batch, E evaluation batch.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +17,17 @@ from torch.nn.functional import one_hot
 
 from vit.config.schema import AugmentConfig
 from vit.data import augment, policies
+from vit.data.images import ArrayImages
 from vit.data.order import Order, class_weights
 from vit.data.pool import Bad
 from vit.data.reader import Reader
 from vit.data.stream import Request
 from vit.data.types import Batch, Samples
+from vit.data.views import View
 from vit.runtime.dist import ALONE, World
+
+Change = Callable[[Tensor, np.ndarray], Tensor]
+"""uint8 images (E, C, height, width) and their positions in the split (E,) -> such images."""
 
 
 class TrainLoader:
@@ -126,6 +133,20 @@ class TrainLoader:
         return pixels, index
 
 
+def of_size(samples: Samples, view: View) -> Samples:
+    """The samples; where their images are an array of another size than `view`'s, resized to it.
+
+    Then they cover it and keep the middle, as images in files.
+    """
+    images = samples.images
+    if not isinstance(images, ArrayImages) or images.pixels.shape[2:] == (view.height, view.width):
+        return samples
+    whole = replace(view, center_crop=1.0)
+    upright = images.pixels[samples.index].transpose(0, 2, 3, 1)
+    pixels = np.stack([whole.render(image) for image in upright])
+    return replace(samples, images=ArrayImages(pixels), index=np.arange(len(pixels)))
+
+
 class EvalLoader:
     """Images as they are, in order: batch k is samples [k E, (k+1) E), less the damaged ones.
 
@@ -147,10 +168,11 @@ class EvalLoader:
         self.batch_size = batch_size
         self.normalise = reader.normalise
         self.shape = reader.view.shape
+        self.change: Change | None = None
         self.bad = reader.bad(samples)
         self.store = reader.open(
-            samples, self.request_at, sum(map(self.has, range(len(self)))), batch_size,
-            reader.view, self.bad,
+            of_size(samples, reader.view), self.request_at,
+            sum(map(self.has, range(len(self)))), batch_size, reader.view, self.bad,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -175,6 +197,12 @@ class EvalLoader:
     def _start(self, k: int) -> int:
         return (k * self.world.size + self.world.rank) * self.batch_size
 
+    def changed(self, change: Change) -> EvalLoader:
+        """A loader of the same images, changed before they are normalised."""
+        other = copy.copy(self)
+        other.change = change
+        return other
+
     def batch(self, k: int) -> tuple[Tensor, Tensor, np.ndarray]:
         """Normalised images (E, C, height, width), labels (E,) and positions (E,) of our batch
         in round `k`.
@@ -195,5 +223,7 @@ class EvalLoader:
             self.bad.note({int(index[row]): why for row, why in bad.items()})
             good = np.setdiff1d(np.arange(len(index)), list(bad))
             pixels, index = pixels[torch.from_numpy(good).to(pixels.device)], index[good]
+        if self.change is not None and len(index):
+            pixels = self.change(pixels, index)
         labels = self.labels[torch.from_numpy(index).to(self.labels.device)]
         return self.normalise(pixels), labels, index

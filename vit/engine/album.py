@@ -13,15 +13,13 @@ from vit.artifacts.logger import Logger, image_grid
 from vit.artifacts.overlay import grid, overlay
 from vit.data.loader import EvalLoader
 from vit.engine.evaluate import Predictions
-from vit.engine.explain import heat, rollout
+from vit.engine.explain import MOST_TOKENS, heat, rollout
 from vit.engine.insight import attention_distance, patch_filters, position_similarity
 from vit.model.vit import VisionTransformer
 
 SHARE = 0.01
 """Of the training time, at most, but for the first and the last pictures."""
 IMAGES = 12
-MOST_TOKENS = 1100
-"""Attention maps of longer sequences take too much memory."""
 MOST_CURVES = 100
 """Classes that have a curve of their own."""
 

@@ -15,6 +15,9 @@ from torch import Tensor
 from vit.model.heads import DistillationHead
 from vit.model.vit import VisionTransformer
 
+MOST_TOKENS = 1100
+"""The attention maps of longer sequences take much memory: they are drawn only where asked for."""
+
 
 @torch.no_grad()
 def class_attention(model: VisionTransformer, images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Legend: N images, K classes, R resamples. Everything is computed in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,10 @@ import numpy as np
 BINS = 15
 """Of the confidence, equally wide (Guo et al. 2017)."""
 RESAMPLES = 1000
+EXACT_BELOW = 25
+"""Images on which two models differ: of fewer, McNemar's test is computed exactly."""
+SIGNIFICANT = 0.05
+"""A p-value below it counts as evidence."""
 _Z = 1.959963984540054  # 97.5 % of the standard normal distribution
 _ROWS = 2048
 _COLDEST, _HOTTEST = 0.05, 20.0
@@ -98,6 +103,24 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     spread = np.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) * _Z / (1 + z2 / count)
     low = 0.0 if hits == 0 else float(centre - spread)
     return low, 1.0 if hits == count else float(centre + spread)
+
+
+def mcnemar(first: int, second: int) -> tuple[float, str]:
+    """Whether two models that answered the same images are equally often right (McNemar 1947).
+
+    Args:
+        first, second: images that the one alone was right on, and the other alone.
+
+    Returns:
+        The two-sided p-value, and how it was computed: `exact`, from the binomial distribution, or
+        `chi-square`, of one degree of freedom with Edwards' continuity correction (1948).
+    """
+    count = first + second
+    if count < EXACT_BELOW:
+        tail = sum(math.comb(count, k) for k in range(min(first, second) + 1))
+        return min(1.0, 2 * tail / 2**count), "exact"
+    statistic = max(abs(first - second) - 1, 0) ** 2 / count
+    return math.erfc(math.sqrt(statistic / 2)), "chi-square"
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> Bins:

@@ -12,11 +12,13 @@ import torch
 
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
+from vit.config.checks import nearest_multiples
 from vit.config.compose import to_plain
-from vit.config.errors import NoCheckpointError
+from vit.config.errors import ConfigError, NoCheckpointError
 from vit.config.schema import RunConfig
 from vit.engine.state import TrainState, weights_of
 from vit.model.vit import VisionTransformer
+from vit.model.weights import resized
 
 
 @dataclass(frozen=True)
@@ -130,32 +132,56 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> Trained:
     return run
 
 
-def load_trained(where: Path, device: torch.device, report: Callable[[str], None]) -> Trained:
+def load_trained(
+    where: Path,
+    device: torch.device,
+    report: Callable[[str], None],
+    size: tuple[int, int] | None = None,
+) -> Trained:
     """The model of a run folder (its best weights, else its last) or of a checkpoint file.
 
     Args:
         where: run folder or file.
         device: where the model goes.
         report: told when the best checkpoint is damaged and the newest is taken instead.
+        size: height and width of the images that it is for; None: of those it was trained on.
 
     Raises:
         NoCheckpointError: nothing there, or nothing undamaged.
+        ConfigError: `size` is not whole patches.
     """
     path, content = find(where, report)
     try:
-        model = VisionTransformer(**content["spec"])
-        model.load_state_dict(content["weights"])
+        weights, spec = content["weights"], content["spec"]
+        if size is not None:
+            _check_size(size, spec["patch_size"])
+            weights, spec = resized(weights, spec, size)
+        model = VisionTransformer(**spec)
+        model.load_state_dict(weights)
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise NoCheckpointError(f"{path} describes no model of this version ({reason})") from None
     return Trained(
         model=model.to(device).eval(),
         classes=content["classes"],
-        preprocessing=content["preprocessing"],
+        preprocessing={**content["preprocessing"], "image_size": model.spec["image_size"]},
         evaluation=content["evaluation"],
         config=content["config"],
         step=content["step"],
         path=path,
+    )
+
+
+def _check_size(size: tuple[int, int], patch: int) -> None:
+    if not (size[0] % patch or size[1] % patch):
+        return
+    height, width = size
+    near = nearest_multiples(height, patch)
+    if height != width:
+        near = "[{},{}]".format(*(round(side / patch) * patch or patch for side in size))
+    raise ConfigError(
+        f"data.image_size={height if height == width else [height, width]} is no multiple of the "
+        f"model's patch of {patch} px; try data.image_size={near}"
     )
 
 

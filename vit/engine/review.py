@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from vit.artifacts.gallery import choose, within
 from vit.artifacts.overlay import overlay
@@ -15,15 +17,16 @@ from vit.artifacts.report import BUDGET, Report, report_page
 from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import curve, read_runs
 from vit.config.compose import flatten
+from vit.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vit.data.loader import EvalLoader
 from vit.engine import metrics
+from vit.engine.comparison import Comparison
 from vit.engine.evaluate import Predictions
-from vit.engine.explain import heat, rollout
+from vit.engine.explain import MOST_TOKENS, heat, rollout
 from vit.engine.restore import Trained
 
 _AT_ONCE = 2**27
 """Attention weights of a batch of images, at most."""
-_MOST_TOKENS = 1100
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Review:
         scores: by name; see `metrics.all_scores`.
         calibrated: `judged`, with the temperature; None without one.
         temperature: what came of fitting one.
+        corruptions: see `under_corruptions`; empty where it was not asked for.
+        comparison: with a second model; None without one.
     """
 
     predictions: Predictions
@@ -60,6 +65,8 @@ class Review:
     scores: dict[str, metrics.Score]
     calibrated: metrics.Judged | None
     temperature: Temperature
+    corruptions: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    comparison: Comparison | None = None
 
     @property
     def correct(self) -> np.ndarray:
@@ -85,7 +92,20 @@ class Review:
             "intervals": {key: [score.low, score.high] for key, score in self.scores.items()},
             "temperature": self.temperature.value,
             "calibrated": calibrated,
+            **self._corruptions(),
+            **({"compared_with": self.comparison.as_json()} if self.comparison else {}),
             "per_class": [dict(zip(("class", *columns), row, strict=True)) for row in rows],
+        }
+
+    def _corruptions(self) -> dict[str, Any]:
+        """Top-1 under each, the mean of all, and how far it lies below the clean one."""
+        if not self.corruptions:
+            return {}
+        mean = float(np.mean(list(self.corruptions.values())))
+        return {
+            "corruptions": self.corruptions,
+            "corruption_mean": mean,
+            "corruption_drop": self.scores["top1"].value - mean,
         }
 
 
@@ -106,6 +126,23 @@ def fitted(predictions: Predictions) -> Temperature:
     value = metrics.fit_temperature(predictions.logits, predictions.labels)
     why = "" if value else "no finite temperature is the best on the validation images"
     return Temperature(value, images=len(predictions.labels), why=why)
+
+
+def under_corruptions(
+    loader: EvalLoader, predict: Callable[[EvalLoader], Predictions]
+) -> dict[str, list[float]]:
+    """Top-1 in percent of images made worse: by corruption, at each of SEVERITIES.
+
+    Args:
+        loader: of the images.
+        predict: the model's answers to a loader.
+    """
+    scores: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
+    rounds = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+    for name, severity in tqdm(rounds, "corruptions", leave=False, disable=None):
+        changed = loader.changed(partial(corrupt, name=name, severity=severity))
+        scores[name].append(predict(changed).scores()["top1"])
+    return scores
 
 
 def page(
@@ -147,6 +184,11 @@ def page(
         confidence=judged.confidence,
         scores=result.scores,
         compared=compared,
+        versus=None if result.comparison is None else result.comparison.shown(),
+        corruptions={
+            name: dict(zip(SEVERITIES, row, strict=True))
+            for name, row in result.corruptions.items()
+        },
         table=metrics.per_class(labels, predicted, len(classes)),
         confusion=metrics.confusion(labels, predicted, len(classes)),
         reliability={f"{k} (ECE {b.error():.4f})": b for k, b in reliability.items()},
@@ -156,8 +198,9 @@ def page(
         chosen=chosen,
         **_curves(trained, run),
     )
+    shown = list(dict.fromkeys([*report.different(), *chosen.in_order()]))
     thumbnails = within(
-        ((i, image) for i, image, _ in _pictures(chosen.in_order(), predictions, loader)), BUDGET
+        ((i, image) for i, image, _ in _pictures(shown, predictions, loader)), BUDGET
     )
     closer = [i for i in dict.fromkeys([*chosen.worst, *chosen.uncertain]) if i in thumbnails]
     overlays = within(_explained(closer, predictions, loader, trained), BUDGET // 4)
@@ -215,7 +258,7 @@ def _explained(
     """Rows, and their pictures with the rollout over them; none where it would take too much."""
     model = trained.model
     tokens = model.coordinates[..., 0].numel() + model.prefix
-    if tokens > _MOST_TOKENS:
+    if tokens > MOST_TOKENS:
         return
     weights = model.spec["depth"] * model.spec["heads"] * tokens**2
     at_once = max(1, min(64, _AT_ONCE // weights))

@@ -1,4 +1,4 @@
-"""Weights to and from timm's `VisionTransformer`, whose state-dict names are ours."""
+"""Weights to and from timm's `VisionTransformer`, whose names are ours; to other image sizes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -75,3 +76,33 @@ def from_timm(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> dict[str,
             state[token] = state[token] + table[:, row : row + 1]
         state["pos_embed"] = table[:, len(tokens) :]
     return state
+
+
+def resized(
+    state: Mapping[str, Tensor], spec: Mapping[str, Any], size: tuple[int, int]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and spec of the same model for images of another size.
+
+    A position table, learned or fixed, is resampled as timm does it (`resample_abs_pos_embed`:
+    bicubic, antialiased, in fp32); rotary positions go on with the coordinates. At the model's own
+    size nothing changes.
+
+    Args:
+        state: of `VisionTransformer(**spec)`.
+        spec: its arguments.
+        size: height and width in pixels.
+
+    Raises:
+        ValueError: `size` is not a multiple of the patch size.
+    """
+    patch = spec["patch_size"]
+    if size[0] % patch or size[1] % patch:
+        raise ValueError(f"image_size={size} is not a multiple of patch_size={patch}")
+    old, new = ((height // patch, width // patch) for height, width in (spec["image_size"], size))
+    state = dict(state)
+    table = state.get("pos_embed")
+    if table is not None and new != old:
+        grid = table.float().mT.reshape(1, -1, *old)  # 1 D height width
+        grid = F.interpolate(grid, new, mode="bicubic", antialias=True)
+        state["pos_embed"] = grid.flatten(2).mT.contiguous().to(table.dtype)
+    return state, {**spec, "image_size": list(size)}

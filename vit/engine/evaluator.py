@@ -1,0 +1,118 @@
+"""A trained model and its images as `vit-eval` puts them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from vit.artifacts import console
+from vit.config.compose import to_config
+from vit.config.errors import DataError
+from vit.config.schema import DataConfig, EvalConfig
+from vit.data.loader import EvalLoader
+from vit.data.pool import WorkerPool
+from vit.data.reader import POOL_FROM, Reader
+from vit.data.sources import load_data_set, load_images
+from vit.data.types import DataSet, Samples
+from vit.engine.evaluate import Predictions, predict, with_mirror_images
+from vit.engine.restore import Trained, load_trained
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What predictions are made with.
+
+    Attributes:
+        trained: the model.
+        data: the run's data settings, at its own image size.
+        reader: of the images, at the model's.
+        tta: `none` or `flip`.
+    """
+
+    trained: Trained
+    data: DataConfig
+    reader: Reader
+    tta: str
+
+    @classmethod
+    def of(cls, place: Path, config: EvalConfig, device: torch.device) -> Evaluator:
+        """With the model of a run folder or a checkpoint file.
+
+        Raises:
+            NoCheckpointError: nothing there, or nothing undamaged.
+            ConfigError: it takes no images of this size, or its settings are not of this version.
+        """
+        trained = load_trained(place.expanduser(), device, console.warn, config.data.size)
+        # Every image is used once or a few times, so files are streamed.
+        data = replace(to_config(trained.config).data, workers=config.data.workers, memory="stream")
+        data = _with_enough_pixels(replace(data, root=config.data.root or data.root), trained)
+        seen = replace(data, image_size=trained.preprocessing["image_size"])
+        return cls(trained, data, Reader.of(seen, device), config.tta)
+
+    def find(self, config: EvalConfig) -> tuple[Samples, str]:
+        """The images to evaluate on, and what to call them.
+
+        Raises:
+            DataError: the split does not exist, or the classes are not the checkpoint's.
+        """
+        if config.images is not None:
+            folder, classes = Path(config.images), self.trained.classes
+            return load_images(folder, classes, self.data), f"images-{folder.resolve().name}"
+        splits = self.splits()
+        if config.split not in splits:
+            raise DataError(
+                f"split={config.split}: the run's data has none; choose one of "
+                f"{', '.join(split for split in splits if split != 'train')}"
+            )
+        return splits[config.split], config.split
+
+    def splits(self) -> dict[str, Samples]:
+        """The splits of the run's data.
+
+        Raises:
+            DataError: it is missing, or the classes are not the checkpoint's.
+        """
+        found = load_data_set(self.data)
+        if found.classes != self.trained.classes:
+            raise DataError(
+                f"{self.data.root or self.data.name} has the classes {found.classes}, the "
+                f"checkpoint {self.trained.classes}; give the data it was trained on"
+            )
+        return found.splits
+
+    def open(self, samples: Samples, what: str) -> EvalLoader:
+        """The images as the model wants them; few of them are decoded without workers.
+
+        Raises:
+            DataError: a worker failed.
+        """
+        reader = self.reader
+        if len(samples) < POOL_FROM:
+            reader = replace(reader, pool=WorkerPool(0, self.data.timeout))
+        kept = reader.keeping(DataSet(self.trained.classes, {what: samples}), self.data)
+        return EvalLoader(kept.splits[what], self.trained.evaluation["batch_size"], reader)
+
+    def predict(self, loader: EvalLoader) -> tuple[Predictions, Predictions]:
+        """Predictions of the images alone, and as asked for (the same without TTA).
+
+        Raises:
+            DataError: an image is damaged and may not be, or a worker failed.
+        """
+        trained, flips = self.trained, self.tta == "flip"
+        precision = trained.evaluation["precision"]
+        predictions = predict(
+            trained.model, loader, self.reader.device, precision, logits=True, mirrored=flips
+        )
+        for name, why in loader.bad.news().items():
+            console.warn(f"damaged images are left out of the scores: {name} ({why})")
+        return predictions, with_mirror_images(predictions) if flips else predictions
+
+
+def _with_enough_pixels(data: DataConfig, trained: Trained) -> DataConfig:
+    """The run's data settings, without its small images where the model now wants larger ones."""
+    height, width = trained.preprocessing["image_size"]
+    wanted = max(height, width) / data.center_crop
+    is_own = (height, width) == data.size
+    return data if is_own or wanted <= data.cache_size else replace(data, cache="none")
