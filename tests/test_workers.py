@@ -118,3 +118,19 @@ def test_no_worker_and_no_memory_outlives_a_killed_parent(tmp_path):
     while any(is_running(int(pid)) for pid in pids) or memory.exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def bit_lengths(numbers: list[int]) -> list[int]:
+    pool = WorkerPool(1, 60.0)
+    try:
+        return list(pool.map(int.bit_length, numbers))
+    finally:
+        pool.stop()
+
+
+def test_workers_start_in_a_job_of_joblib():
+    """As those of a sweep with hydra/launcher=joblib."""
+    from joblib import Parallel, delayed
+
+    jobs = Parallel(n_jobs=2, backend="loky")(delayed(bit_lengths)([1, 2, 4]) for _ in range(2))
+    assert jobs == [[1, 2, 3]] * 2

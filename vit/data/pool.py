@@ -127,6 +127,9 @@ class WorkerPool:
 
     def _start(self, job: Callable[[Item], Result], item: Item) -> Future[Result]:
         if self._pool is None:
+            if multiprocessing.get_start_method(allow_none=True) == "loky":
+                # That of joblib, whose jobs we may be; workers are told it and do not know it.
+                multiprocessing.set_start_method("forkserver", force=True)
             # Forks of a process that does nothing else: forking one that runs threads can hang.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])
