@@ -147,8 +147,9 @@ def _batch_splits(batch: int, accumulate: int, world_size: int | None) -> str | 
 
 @_check("trainer.batch_size", "augment.mixup", "augment.cutmix")
 def _mixing_pairs(batch: int, mixup: float, cutmix: float, world_size: int | None) -> str | None:
-    pairs = 2 * (world_size or 1)
-    if not (mixup or cutmix) or batch % pairs == 0:
+    processes = world_size or 1
+    pairs = 2 * processes
+    if not (mixup or cutmix) or batch % processes or batch % pairs == 0:
         return None
     return (
         f"trainer.batch_size={batch} leaves an image without a partner for augment.mixup or "
