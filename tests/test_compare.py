@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from base64 import b64decode
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_the_page_shows_where_they_differ(runs: tuple[Path, Path], compared: Pat
     text = (compared / "both" / "report" / "index.html").read_text()
     section = text.split("<h2>Comparison</h2>")[1].split("<h2>")[0]
     line = (compared / "both" / "said.txt").read_text().splitlines()[1].strip()
-    assert line in section
+    assert escape(line) in section
     labels, said, names = answers(compared / "0")
     _, theirs, _ = answers(compared / "1")
     samples = load_data_set(to_config(load_run(runs[0]).config).data).splits["test"]
