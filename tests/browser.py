@@ -29,17 +29,25 @@ def driven(page: str, script: str, folder: Path, width: int = 390) -> dict[str, 
     assert CHROMIUM is not None
     file = folder / "driven.html"
     file.write_bytes((page + script).encode("utf-8", "replace"))
-    done = subprocess.run(
+    for attempt in range(3):  # on a busy machine its clock may run out before the images are there
+        done = _dump(file, folder / f"browser{attempt}", width)
+        found = re.findall(r'<body[^>]* data-found="([^"]*)"', done.stdout)
+        if found:
+            break
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line], done.stderr
+    answer: dict[str, Any] = json.loads(unescape(found[0]))
+    return answer
+
+
+def _dump(file: Path, profile: Path, width: int) -> subprocess.CompletedProcess[str]:
+    """The page after its scripts have run, as HTML, and what the browser logged."""
+    return subprocess.run(
         [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
             "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={folder / 'browser'}", "--hide-scrollbars",
+            "--disable-sync", f"--user-data-dir={profile}", "--hide-scrollbars",
             f"--window-size={width},900", "--enable-logging=stderr", "--v=0",
             "--virtual-time-budget=20000", "--dump-dom", file.as_uri(),
         ],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line], done.stderr
-    (found,) = re.findall(r'<body[^>]* data-found="([^"]*)"', done.stdout)
-    answer: dict[str, Any] = json.loads(unescape(found))
-    return answer
