@@ -26,6 +26,7 @@ from vit.runtime.dist import World
 
 # 179 validation and 359 test images in 7 and 13 batches: no number of processes divides any.
 ARGS = [
+    "schedule.mix_end=100%",
     *SMALL, "augment=strong", "trainer.ema=1", "trainer.eval_batch_size=28", "model.dropout=0",
     "schedule=constant", "schedule.warmup=5", "trainer.epochs=3", "trainer.save_every=10",
 ]  # fmt: skip
