@@ -25,7 +25,9 @@ from kill_resume import differences
 
 from vit.artifacts.run_dir import RunDir
 
-HOSTS = {"vit-host-a": "10.77.0.1", "vit-host-b": "10.77.0.2"}
+# names of this process alone: a script that is killed leaves its hosts behind
+FIRST, SECOND = (f"vit-{os.getpid()}-{letter}" for letter in "ab")
+HOSTS = {FIRST: "10.77.0.1", SECOND: "10.77.0.2"}
 PORT = 29417
 SETTINGS = [
     "trainer.epochs=12", "trainer.precision=fp32", "trainer.log_every=5", "trainer.save_every=10",
@@ -62,8 +64,8 @@ def two_hosts() -> Iterator[None]:
     try:
         for host in HOSTS:
             ip("netns", "add", host)
-        ip("link", "add", "cable", "netns", "vit-host-a", "type", "veth", "peer", "name", "cable",
-           "netns", "vit-host-b")  # fmt: skip
+        ip("link", "add", "cable", "netns", FIRST, "type", "veth", "peer", "name", "cable",
+           "netns", SECOND)  # fmt: skip
         for host, address in HOSTS.items():
             ip("-n", host, "addr", "add", f"{address}/24", "dev", "cable")
             for device in ("lo", "cable"):
@@ -89,9 +91,9 @@ def start(run: RunDir) -> list[subprocess.Popen[bytes]]:
         subprocess.Popen(
             ["ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run",
              "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3",
-             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{HOSTS['vit-host-a']}:{PORT}",
+             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{HOSTS[FIRST]}:{PORT}",
              "--rdzv-id", run.path.name, "--local-addr", address,
-             "--rdzv-conf", f"is_host={int(host == 'vit-host-a')}",
+             "--rdzv-conf", f"is_host={int(host == FIRST)}",
              "-m", "vit.cli.train", f"outputs={run.path.parent}", f"name={run.path.name}",
              *SETTINGS],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
@@ -106,7 +108,7 @@ def kill_one(run: RunDir) -> int:
         time.sleep(0.05)
     time.sleep(random.uniform(0, 1))
     listed = subprocess.run(
-        ["ip", "netns", "pids", "vit-host-b"], capture_output=True, text=True, check=True
+        ["ip", "netns", "pids", SECOND], capture_output=True, text=True, check=True
     )
     for number in map(int, listed.stdout.split()):
         command = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "two_hosts.py"
+PROBE = f"vit-probe-{os.getpid()}"
 
 
 def can_make_namespaces() -> bool:
     """Whether this process may have network namespaces of its own."""
     if shutil.which("ip") is None:
         return False
-    made = subprocess.run(["ip", "netns", "add", "vit-probe"], capture_output=True, check=False)
-    subprocess.run(["ip", "netns", "del", "vit-probe"], capture_output=True, check=False)
+    made = subprocess.run(["ip", "netns", "add", PROBE], capture_output=True, check=False)
+    subprocess.run(["ip", "netns", "del", PROBE], capture_output=True, check=False)
     return made.returncode == 0
 
 
