@@ -55,3 +55,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run("train", *SMALL, "trainer.epochs=3", "name=done", "trainer.ema=1", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "done"
+
+
+@pytest.fixture(scope="session")
+def evaluated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation of `finished`."""
+    folder = tmp_path_factory.mktemp("report")
+    done = run("eval", f"checkpoint={finished}", f"output={folder}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert str(folder / "report" / "index.html") in done.stdout
+    return folder

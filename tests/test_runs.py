@@ -11,14 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import pytest
 import yaml
-from browser import driven, needs_browser
+from browser import Page, driven, needs_browser
 from conftest import run
 
 from vit.artifacts.run_dir import RunDir
@@ -183,22 +182,6 @@ def test_csv_has_every_run_and_every_score(make: Make) -> None:
 # The page
 
 
-class Page(HTMLParser):
-    """Elements and texts of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-
 def page_of(folder: Path) -> str:
     file = folder.parent / "deep" / "page.html"
     done = run("runs", str(folder), "--html", str(file), cwd=folder.parent)
@@ -237,8 +220,6 @@ def test_hostile_names_are_text(make: Make, tmp_path: Path) -> None:
 
 
 SORT_BY_SCORE = """
-<script>
-addEventListener("load", () => setTimeout(() => {
   const heads = [...document.querySelectorAll("th[scope=col]")];
   const column = heads.findIndex(head => head.textContent === "val top-1");
   const scores = () => [...document.querySelectorAll("table tbody")][0].rows;
@@ -250,9 +231,7 @@ addEventListener("load", () => setTimeout(() => {
   found.rising = texts();
   found.wide = document.documentElement.scrollWidth;
   found.view = innerWidth;
-  document.body.dataset.found = JSON.stringify(found);
-}, 50));
-</script>
+  return found;
 """
 
 
