@@ -10,8 +10,9 @@ import pytest
 
 from vit.cli.argv import HYDRA_FLAGS, prepare
 from vit.cli.usage import EXAMPLES, groups_in
+from vit.config.commands import EvalConfig, ExplainConfig, PredictConfig
 from vit.config.compose import config_dir, legal_keys
-from vit.config.schema import EvalConfig, ExplainConfig, PredictConfig, RunConfig
+from vit.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

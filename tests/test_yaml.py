@@ -7,6 +7,7 @@ from composing import KEYS, composed, problems, put
 
 from vit.cli.argv import prepare
 from vit.cli.usage import EXAMPLES, groups_in, usage
+from vit.config.commands import EvalConfig, ExplainConfig, PredictConfig
 from vit.config.compose import (
     config_dir,
     dump_yaml,
@@ -16,7 +17,7 @@ from vit.config.compose import (
     to_config,
     to_plain,
 )
-from vit.config.schema import EvalConfig, ExplainConfig, PredictConfig, registry_names
+from vit.config.rules import registry_names
 from vit.data.sources import SOURCES
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS

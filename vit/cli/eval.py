@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from vit.cli import front
 from vit.cli.argv import value_of
+from vit.config.commands import EvalConfig
 from vit.config.compose import to_eval_config
 from vit.config.errors import ConfigError
-from vit.config.schema import EvalConfig, height_width
+from vit.config.schema import height_width
 from vit.runtime.memory import keep_memory
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from vit.artifacts.labels import prepare_file
 from vit.cli import front
 from vit.cli.argv import safe_name
 from vit.cli.predict import damaged
+from vit.config.commands import ExplainConfig
 from vit.config.compose import to_explain_config
 from vit.config.errors import ConfigError, DataError
-from vit.config.schema import ExplainConfig
 from vit.config.suggest import nearest
 from vit.data.listing import list_images, printable
 from vit.runtime.files import write_atomic

@@ -10,9 +10,9 @@ from typing import Any
 
 from vit.artifacts.labels import Labelled, as_csv, prepare_file, write_labels
 from vit.cli import front
+from vit.config.commands import PredictConfig
 from vit.config.compose import to_predict_config
 from vit.config.errors import DataError
-from vit.config.schema import PredictConfig
 from vit.data.listing import list_images, printable
 from vit.runtime.memory import keep_memory
 

@@ -13,15 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from vit.config.checks import CHECKS, Check
+from vit.config.commands import EvalConfig, ExplainConfig, PredictConfig
 from vit.config.errors import ConfigError
-from vit.config.schema import (
-    DurationRule,
-    EvalConfig,
-    ExplainConfig,
-    PredictConfig,
-    Rule,
-    RunConfig,
-)
+from vit.config.rules import DurationRule, Rule
+from vit.config.schema import RunConfig
 from vit.config.suggest import nearest
 
 _NONE = type(None)

@@ -9,8 +9,8 @@ import numpy as np
 
 from vit.artifacts.report import Versus
 from vit.artifacts.run_dir import RunDir
+from vit.config.commands import EvalConfig
 from vit.config.errors import DataError
-from vit.config.schema import EvalConfig
 from vit.data.types import Samples
 from vit.engine import metrics
 from vit.engine.evaluate import Predictions

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from vit.artifacts import console
+from vit.config.commands import EvalConfig
 from vit.config.compose import to_config
 from vit.config.errors import DataError
-from vit.config.schema import DataConfig, EvalConfig
+from vit.config.schema import DataConfig
 from vit.data.loader import EvalLoader
 from vit.data.pool import WorkerPool
 from vit.data.reader import POOL_FROM, Reader

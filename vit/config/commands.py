@@ -1,0 +1,80 @@
+"""The types of the settings of the commands that use a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from vit.config.rules import Ending, Length, NotEmpty, Registered
+from vit.config.schema import Count, Place, Places, Side, Whole, height_width
+
+Method = Annotated[str, Registered("engine/pictures.py", "METHODS")]
+
+
+@dataclass(frozen=True)
+class EvalDataConfig:
+    """Where `vit-eval` finds the images, and how it reads them."""
+
+    root: Place | None
+    image_size: Side | Annotated[list[Side], Length(2)] | None
+    workers: Whole | Literal["auto"]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels; None: those of the model."""
+        return None if self.image_size is None else height_width(self.image_size)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """All settings of `vit-eval`."""
+
+    checkpoint: Place | Annotated[list[Place], Length(2)]
+    split: Literal["val", "test"]
+    images: Place | None
+    tta: Literal["none", "flip"]
+    corruptions: bool
+    report: bool
+    data: EvalDataConfig
+    device: Literal["auto", "cpu", "cuda"]
+    output: Place | None
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The model to evaluate, and perhaps one to compare it with."""
+        return [self.checkpoint] if isinstance(self.checkpoint, str) else self.checkpoint
+
+
+@dataclass(frozen=True)
+class PredictDataConfig:
+    """How `vit-predict` reads images."""
+
+    workers: Whole | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """All settings of `vit-predict`."""
+
+    checkpoint: Place
+    images: Places
+    output: Annotated[str, Ending((".csv", ".jsonl"))] | None
+    top: Count
+    sheet: Annotated[str, Ending((".png",))] | None
+    batch_size: Count | None
+    data: PredictDataConfig
+    device: Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """All settings of `vit-explain`."""
+
+    checkpoint: Place
+    images: Places
+    limit: Count
+    methods: Annotated[list[Method], NotEmpty()]
+    class_: Place | None
+    layers: bool
+    device: Literal["auto", "cpu", "cuda"]
+    output: Place | None

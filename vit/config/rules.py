@@ -1,0 +1,135 @@
+"""Conditions on one value, beyond its type."""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from vit.config.durations import parse_duration
+from vit.config.suggest import nearest
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+class Rule(Protocol):
+    """A condition on one value, beyond its type."""
+
+    def broken_by(self, value: Any) -> str | None:
+        """The words that follow `key=value` when the rule is broken, else None."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number (or each number of a list) lies in [low, high], or below `high` if `open_high`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_high: bool = False
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        numbers = value if isinstance(value, list) else [value]
+        if all(self.low <= x < self.high or (x == self.high and not self.open_high)
+               for x in numbers):  # fmt: skip
+            return None
+        if self.high == math.inf:
+            return f"must be {self.low:g} or more"
+        return f"must lie in [{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+
+
+@dataclass(frozen=True)
+class Length:
+    """A list has exactly `count` entries."""
+
+    count: int
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        return None if len(value) == self.count else f"must have {self.count} entries"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A name that is safe as a folder name everywhere."""
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        legal = value and not value.startswith(".") and all(
+            c.isascii() and (c.isalnum() or c in "._-") for c in value
+        )  # fmt: skip
+        return None if legal else "must hold only letters, digits, '.', '_' and '-'"
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """A text has at least one character."""
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        return None if value else "must not be empty"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A path ends in one of `endings`."""
+
+    endings: tuple[str, ...]
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        if value.lower().endswith(self.endings):
+            return None
+        return f"must end in {' or '.join(self.endings)}"
+
+
+@dataclass(frozen=True)
+class DurationRule:
+    """Steps (`500`), epochs (`2ep`) or a share of the run (`5%`); at least `low`."""
+
+    low: int = 0
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        try:
+            length, unit = parse_duration(value)
+        except ValueError:
+            return "must be steps (500), epochs (2ep) or a share of the run (5%)"
+        if unit == "%" and length > 100:
+            return "must be at most 100%"
+        return None if length > 0 or self.low == 0 else "must be more than 0"
+
+
+@cache
+def registry_names(file: str, table: str) -> tuple[str, ...]:
+    """The keys of the dictionary `table` in `vit/<file>`, read from its source.
+
+    Read, not imported: the modules that register models and data sets import torch, and a typo
+    should be answered at once. So a new entry is one dictionary line, known here by itself.
+    """
+    for node in ast.parse((_PACKAGE / file).read_text(encoding="utf-8")).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and target.id == table and isinstance(node, ast.AnnAssign):
+            keys = node.value.keys if isinstance(node.value, ast.Dict) else []
+            return tuple(str(key.value) for key in keys if isinstance(key, ast.Constant))
+    raise LookupError(f"vit/{file} has no annotated dictionary {table}")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A name that is a key of a builder dictionary."""
+
+    file: str
+    table: str
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        names = registry_names(self.file, self.table)
+        if value in names:
+            return None
+        close = nearest(str(value), names)
+        listed = ", ".join(names)
+        return f"must be one of {listed}" + (f" (did you mean {close}?)" if close else "")
