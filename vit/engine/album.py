@@ -42,8 +42,10 @@ class Album:
         self.last = 0.0
 
     def is_due(self, trained: float) -> bool:
-        """Whether there is time for pictures after `trained` seconds of training."""
-        return self.seconds + self.last <= SHARE * trained
+        """Whether there is time for pictures after `trained` seconds of training, and for the last
+        ones at the run's end.
+        """
+        return self.seconds + 2 * self.last <= SHARE * trained
 
     def add(self, model: VisionTransformer, predictions: Predictions, step: int) -> None:
         """Show `model` (in eval mode) after `step`, and what it said about validation."""
