@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vit.artifacts import checkpoint, console
 from vit.artifacts.logger import Logger, RunLogger, SilentLogger
 from vit.artifacts.run_dir import RunDir
 from vit.cli.search import Watch
+from vit.config.checks import OF_FILES
 from vit.config.compose import dump_yaml, flatten, to_config, to_plain
 from vit.config.errors import ConfigError, DataError, NoCheckpointError
 from vit.config.resolve import Plan, plan, resolve, resolve_memory
@@ -22,11 +25,13 @@ from vit.data.reader import Reader, verify
 from vit.data.sources import load_data_set
 from vit.data.types import DataSet
 from vit.engine.loss import Loss
+from vit.engine.pretrained import BROUGHT, Pretrained, features, load_pretrained, told
 from vit.engine.restore import build_model
 from vit.engine.state import TrainState, flops_per_image, parameter_count
 from vit.engine.teacher import load_teacher
 from vit.engine.trainer import Parts, schedule_lr
-from vit.optim.build import build_optimizer
+from vit.model.vit import VisionTransformer
+from vit.optim.build import build_optimizer, freeze
 from vit.optim.ema import Ema
 from vit.runtime import device as runtime_device
 from vit.runtime.dist import World, replicated, shard
@@ -35,9 +40,13 @@ from vit.runtime.signals import StopRequest
 
 
 def build(
-    config: RunConfig, run: RunDir, stop: StopRequest, world: World, watch: Watch
-) -> Parts | None:
+    config: RunConfig, given: frozenset[str], run: RunDir, stop: StopRequest, world: World,
+    watch: Watch,
+) -> Parts | None:  # fmt: skip
     """Everything that `Trainer` needs, restored from the run's newest checkpoint if it has one.
+
+    `given` are the keys that the user gave: the others make room for what comes with
+    `model.weights`.
 
     Returns:
         None when the run is finished and nothing longer is asked for; that was said.
@@ -52,7 +61,10 @@ def build(
     )
     if config.trainer.deterministic:
         runtime_device.make_deterministic()
-    config = _resolved(config, device, saved)
+    pretrained = None
+    if config.model.weights is not None and saved is None:
+        pretrained = load_pretrained(config.model.weights)
+    config = _resolved(_with_what_weights_bring(config, given, saved, pretrained), device, saved)
     data = load_data_set(config.data)
     in_files = isinstance(data.splits["train"].images, FileImages)
     config = resolve_memory(config, sum(map(len, data.splits.values())), in_files=in_files)
@@ -70,7 +82,10 @@ def build(
         run.write_config(dump_yaml({**to_plain(config), "resume": None}))
 
     reseed(config.seed, "init")
-    model = build_model(config, len(data.classes)).to(device)
+    model = build_model(config, len(data.classes))
+    start = None if pretrained is None else pretrained.into(model, data.classes)
+    freeze(model, config.trainer.freeze)
+    model = model.to(device)
     ema = None if length.ema_decay is None else Ema(model, length.ema_decay)
     if config.trainer.shard == "fsdp":
         for spread in (model, *([ema.model] if ema is not None else [])):
@@ -82,9 +97,10 @@ def build(
     model.checkpoint_activations = config.trainer.checkpoint_activations
     if config.trainer.compile:
         model.compile()
+    trained: nn.Module = model.head if config.trainer.cache_features else model
     if config.trainer.shard == "none":
-        state.forward = replicated(model, world, device)
-    train, val, test = _loaders(config, length, data, device, world)
+        state.forward = replicated(trained, world, device)
+    train, val, test = _loaders(config, length, data, model, world)
     if saved is not None:
         train.bad.note(saved["training"].get("bad_images", {}))
     logger: Logger = SilentLogger()
@@ -94,7 +110,7 @@ def build(
         config, length, state, Loss(config.trainer, config.distill, teacher), train, val, test,
         data.classes, run, logger, stop, device, world, watch, environment,
     )  # fmt: skip
-    _announce(parts, data)
+    _announce(parts, data, [] if start is None else told(start, config))
     return parts
 
 
@@ -106,6 +122,28 @@ def _saved(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
     if content.get("training") is None:
         raise NoCheckpointError(f"{path} can be evaluated, but not gone on from")
     return content
+
+
+def _with_what_weights_bring(
+    config: RunConfig, given: frozenset[str], saved: dict[str, Any] | None,
+    pretrained: Pretrained | None,
+) -> RunConfig:  # fmt: skip
+    """With the shape and the normalisation of pretrained weights, but for what was given.
+
+    A run that goes on has them in its settings.
+    """
+    if pretrained is not None:
+        brought = pretrained.settings(of_files=config.data.name in OF_FILES)
+    elif saved is not None and config.model.weights is not None:
+        brought = {key: flatten(saved["config"])[key] for key in BROUGHT}
+    else:
+        return config
+    plain = to_plain(config)
+    for key, value in brought.items():
+        section, name = key.split(".")
+        if key not in given and not (section == "model" and "model" in given):
+            plain[section][name] = value
+    return to_config(plain)
 
 
 def _resolved(config: RunConfig, device: torch.device, saved: dict[str, Any] | None) -> RunConfig:
@@ -138,8 +176,9 @@ def _compare(
 
 
 def _loaders(
-    config: RunConfig, length: Plan, data: DataSet, device: torch.device, world: World
+    config: RunConfig, length: Plan, data: DataSet, model: VisionTransformer, world: World
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
+    device = model.head.weight.device
     reader = Reader.of(config.data, device, world)
     data = reader.keeping(data, config.data)
     if config.data.verify:
@@ -154,6 +193,9 @@ def _loaders(
         else None
         for s in ("val", "test")
     )
+    if config.trainer.cache_features:
+        images = EvalLoader(data.splits["train"], config.trainer.eval_batch_size, reader)
+        train.see_once(images, partial(features, model, precision=config.trainer.precision))
     if reader.held:
         reader.pool.stop()
     return train, val, test
@@ -175,7 +217,7 @@ def _verify(data: DataSet, reader: Reader) -> None:
         raise DataError(problems)
 
 
-def _announce(parts: Parts, data: DataSet) -> None:
+def _announce(parts: Parts, data: DataSet, start: list[str]) -> None:
     """The header: what this run is, and where."""
     config, device = parts.config, parts.device
     versions = console.versions()
@@ -199,6 +241,7 @@ def _announce(parts: Parts, data: DataSet) -> None:
         f"{float(parts.plan.epoch_at(parts.plan.steps)):g} epochs",
         f"folder   {_relative(parts.run.path)}",
     ]
+    lines[-1:-1] = start
     if config.distill.teacher is not None:
         lines.insert(-1, f"teacher  {config.distill.teacher}")
     if parts.state.step:

@@ -49,7 +49,7 @@ def train(plain: dict[str, Any], overrides: list[str], watch: Watch = unwatched)
                 console.mute()
             run, is_new = _run_of_all(config, together)
             try:
-                _train(config, run, stop, together, watch)
+                _train(config, _keys(overrides), run, stop, together, watch)
             except Exception:
                 if is_new and together.leads and not run.has_progress():
                     run.discard()
@@ -108,6 +108,10 @@ def saved_settings(folder: Path, overrides: list[str]) -> dict[str, Any]:
     return {**plain, "resume": str(folder), "name": None}
 
 
+def _keys(overrides: list[str]) -> frozenset[str]:
+    return frozenset(override.lstrip("+").partition("=")[0] for override in overrides)
+
+
 def open_run(config: RunConfig) -> tuple[RunDir, bool]:
     """The run's folder, locked, and whether it is new.
 
@@ -128,14 +132,15 @@ def open_run(config: RunConfig) -> tuple[RunDir, bool]:
 
 
 def _train(
-    config: RunConfig, run: RunDir, stop: StopRequest, together: World, watch: Watch
-) -> None:
+    config: RunConfig, given: frozenset[str], run: RunDir, stop: StopRequest, together: World,
+    watch: Watch,
+) -> None:  # fmt: skip
     # torch is imported here: an error in the settings is answered without it.
     from vit.cli.build import build
     from vit.engine.summary import summary
     from vit.engine.trainer import Trainer
 
-    parts = build(config, run, stop, together, watch)
+    parts = build(config, given, run, stop, together, watch)
     if parts is None:
         return
     keep_memory()  # from here on: what loading the data freed has gone back

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from vit.config.durations import parse_duration
 from vit.config.schema import height_width
@@ -19,6 +20,8 @@ class Check:
 
 
 CHECKS: list[Check] = []
+OF_FILES = ("folder", "imagenet")
+"""Data sets whose images are files, of any size."""
 PHOTO_SIZE = 128
 """From this side on, images are taken for photos."""
 
@@ -210,6 +213,55 @@ def _timm_teacher_needs_weights(
     )
 
 
+@_check("trainer.freeze", "model.weights", "model.depth")
+def _frozen_weights_were_trained(
+    freeze: str, weights: str | None, depth: int, _: int | None
+) -> str | None:
+    if freeze == "none":
+        return None
+    if weights is None:
+        return (
+            f"trainer.freeze={freeze} would keep random weights; "
+            f"give model.weights=<run folder or file>, or trainer.freeze=none"
+        )
+    blocks = freeze.removeprefix("blocks:")
+    if blocks != freeze and int(blocks) > depth:
+        return f"trainer.freeze={freeze}: the model has {depth} blocks; try blocks:{depth // 2}"
+    return None
+
+
+@_check("trainer.freeze", "trainer.shard")
+def _sharding_trains_all(freeze: str, shard: str, _: int | None) -> str | None:
+    if freeze == "none" or shard == "none":
+        return None
+    return f"trainer.shard={shard} was not tried with trainer.freeze={freeze}; choose one"
+
+
+@_check(
+    "trainer.cache_features", "trainer.freeze", "augment.crop", "augment.policy",
+    "augment.color_jitter", "augment.erasing", "augment.mixup", "augment.cutmix",
+    "augment.flip", "augment.repeats", "schedule.small_images", "distill.teacher",
+)  # fmt: skip
+def _cached_features_do_not_change(
+    caches: bool, freeze: str, crop: str, policy: str, *changes: Any
+) -> str | None:
+    if not caches:
+        return None
+    if freeze != "all-but-head":
+        return (
+            f"trainer.cache_features=true needs a model that is frozen up to its head, but "
+            f"trainer.freeze={freeze}; try trainer.freeze=all-but-head"
+        )
+    jitter, erasing, mixup, cutmix, flip, repeats, small, teacher, _ = changes
+    changed = jitter or erasing or mixup or cutmix or flip or repeats > 1 or small or teacher
+    if crop != "none" or policy != "none" or changed:
+        return (
+            "trainer.cache_features=true sees every image once, as it is; try augment=none, with "
+            "schedule.small_images=null and distill.teacher=null"
+        )
+    return None
+
+
 @_check("trainer.early_stop", "data.val_fraction")
 def _early_stop_needs_validation(
     early_stop: int | None, fraction: float, _: int | None
@@ -244,7 +296,7 @@ def _one_value_per_channel(mean: list[float], std: list[float], _: int | None) -
 
 @_check("data.name", "data.memory")
 def _streams_come_from_files(name: str, memory: str, _: int | None) -> str | None:
-    if memory != "stream" or name in ("folder", "imagenet"):
+    if memory != "stream" or name in OF_FILES:
         return None
     return f"data.memory=stream: data={name} is held whole; try data.memory=auto"
 
@@ -258,7 +310,7 @@ def _scale_is_a_range(scale: list[float], _: int | None) -> str | None:
 
 @_check("data.name", "data.root")
 def _folder_needs_root(name: str, root: str | None, _: int | None) -> str | None:
-    if name not in ("folder", "imagenet") or root:
+    if name not in OF_FILES or root:
         return None
     return f"data={name} needs data.root=<folder with one sub-folder per class>"
 

@@ -14,6 +14,8 @@ from vit.config.suggest import nearest
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
+FROZEN = ("none", "all-but-head", "norm+bias")
+
 
 class Rule(Protocol):
     """A condition on one value, beyond its type."""
@@ -101,6 +103,18 @@ class DurationRule:
         if unit == "%" and length > 100:
             return "must be at most 100%"
         return None if length > 0 or self.low == 0 else "must be more than 0"
+
+
+@dataclass(frozen=True)
+class FreezeRule:
+    """Which weights are not trained: one of FROZEN, or `blocks:<count>`."""
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        count = value.removeprefix("blocks:")
+        if value in FROZEN or (count != value and count.isdecimal()):
+            return None
+        return f"must be {', '.join(FROZEN)} or blocks:<how many>"
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vit.config.rules import DurationRule, Length, NotEmpty, Pattern, Range, Registered
+from vit.config.rules import DurationRule, FreezeRule, Length, NotEmpty, Pattern, Range, Registered
 
 Count = Annotated[int, Range(1)]
 Whole = Annotated[int, Range(0)]
@@ -86,6 +86,7 @@ class ModelConfig:
     patch_dropout: Fraction
     zero_branches: bool
     distillation_token: bool
+    weights: Place | None
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ class TrainerConfig:
     device: Literal["auto", "cpu", "cuda"]
     compile: bool
     shard: Literal["none", "fsdp"]
+    freeze: Annotated[str, FreezeRule()]
+    cache_features: bool
     checkpoint_activations: bool
     ema: Positive | None
     loss: Literal["cross_entropy", "bce"]

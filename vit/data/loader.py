@@ -65,6 +65,7 @@ class TrainLoader:
         self.labels = torch.from_numpy(samples.labels).to(self.device)
         weights = class_weights(samples.labels, classes) if balance == "loss" else np.ones(classes)
         self.weights = torch.from_numpy(weights).float().to(self.device)
+        self.features: Tensor | None = None
         self.bad = reader.bad(samples)
         low, high = config.crop_scale
         scale = (low, high) if config.crop == "resized" else None
@@ -102,13 +103,17 @@ class TrainLoader:
         Raises:
             DataError: an image is damaged and may not be, or a worker failed.
         """
+        if self.features is not None:
+            index = self.indices_at(step)[self.part]
+            return Batch(
+                self.features[torch.from_numpy(index).to(self.device)], *self._labelled(index)
+            )
         pixels, index = self._pixels(step)
         draws = augment.draw(self.config, self.batch_size, self.size, self.seed, step)
         draws = draws.slice(self.part).to(self.device)
         chain = policies.draw(self.config, self.batch_size, self.size, self.seed, step)
 
-        labels = self.labels[torch.from_numpy(index).to(self.device)]
-        targets = one_hot(labels, self.classes) * self.weights
+        labels, targets = self._labelled(index)
         pixels = augment.crop_flip(pixels, draws, augment.padding(self.config, self.size))
         images = self.normalise(policies.apply(pixels, chain.slice(self.part)))
         if self.config.erasing:
@@ -116,6 +121,32 @@ class TrainLoader:
         if (self.config.mixup or self.config.cutmix) and step < self.mix_end:
             images, targets = augment.mix(images, targets, draws)
         return Batch(images, labels, targets)
+
+    def see_once(self, images: EvalLoader, features: Callable[[Tensor], Tensor]) -> None:
+        """Compute what all later batches hold in place of images.
+
+        Args:
+            images: those of this split, as evaluation sees them; a damaged one gives way to the
+                next.
+            features: images (E, C, height, width) -> (E, D).
+
+        Raises:
+            DataError: an image is damaged and may not be, or a worker failed.
+        """
+        found, good = [], []
+        for k in range(len(images)):
+            pixels, _, index = images.batch(k)
+            found.append(features(pixels))
+            good.append(index)
+        self.bad.note(images.bad.reasons)
+        place = np.searchsorted(np.concatenate(good), np.arange(len(self)))
+        computed = torch.cat(found)
+        self.features = computed[torch.from_numpy(place % len(computed)).to(self.device)]
+
+    def _labelled(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Labels and targets of images, as in `Batch`."""
+        labels = self.labels[torch.from_numpy(index).to(self.device)]
+        return labels, one_hot(labels, self.classes) * self.weights
 
     def _pixels(self, step: int) -> tuple[Tensor, np.ndarray]:
         """Pixels of our share, and which images they are: a damaged one gives way to the next."""

@@ -52,7 +52,7 @@ class Batch:
     """What the model is trained on.
 
     Attributes:
-        images: normalised float32 (B, C, height, width), on the device.
+        images: normalised float32 (B, C, height, width), on the device; or features (B, D) of them.
         labels: class numbers int64 (B,).
         targets: class probabilities float32 (B, K), times the class's weight where the loss is
             balanced; mixed images have two classes.

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from vit.artifacts import console
 from vit.config.errors import ConfigError
 from vit.config.schema import RunConfig
-from vit.config.suggest import nearest
+from vit.engine.pretrained import TIMM, timm_name
 from vit.engine.restore import load_trained
 from vit.engine.state import weights_of
 from vit.runtime.device import autocast
-
-TIMM = "timm/"
 
 
 class Teacher:
@@ -105,11 +103,7 @@ def _of_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module, d
     from timm.data.config import resolve_model_data_config
     from timm.models import load_state_dict
 
-    architecture = name.removeprefix(TIMM)
-    if not timm.is_model(architecture):
-        close = nearest(architecture, timm.list_models())
-        hint = f"{TIMM}{close}" if close else "a name that timm.list_models() has"
-        raise ConfigError(f"distill.teacher={name}: timm has no such model; try {hint}")
+    architecture = timm_name(name, "distill.teacher")
     if not Path(str(weights)).is_file():
         raise ConfigError(f"distill.weights={weights} does not exist; give a file")
     model = timm.create_model(architecture, num_classes=classes)

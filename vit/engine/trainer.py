@@ -157,6 +157,8 @@ class Trainer:
 
     def _flops(self) -> int:
         """Of an image of the size and with the patches that the last step had."""
+        if self.parts.config.trainer.cache_features:
+            return 2 * self.state.model.head.weight.numel()
         rate = self.state.model.patch_dropout.rate
         if (rate, self.size) not in self.flops:
             self.flops[rate, self.size] = flops_per_image(self.state.model, rate, self.size)
@@ -372,7 +374,8 @@ class Trainer:
 
     def _show_first_batch(self) -> None:
         """The first images as the model sees them, in TensorBoard."""
-        if self.state.step == 0 and self.parts.world.leads:
+        caches = self.parts.config.trainer.cache_features
+        if self.state.step == 0 and self.parts.world.leads and not caches:
             images = self.parts.train.normalise.undo(self.parts.train.batch_at(0).images[:32])
             self.parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
 

@@ -166,6 +166,20 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: the images are larger than the model's, or not whole patches.
         """
+        x, mask = self.encode(images, mask)
+        logits: Tensor = self.head_dist(self.head(self.pool(x, self.prefix, mask)), x)
+        return logits
+
+    def features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the head sees of images, (B, D); arguments as in `forward`."""
+        x, mask = self.encode(images, mask)
+        pooled: Tensor = self.pool(x, self.prefix, mask)
+        return pooled
+
+    def encode(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Normalised tokens (B, T, D), or those that are read, and the mask of all (B, T);
+        arguments as in `forward`.
+        """
         x, turns, mask = self.embed(images, mask)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
@@ -174,9 +188,7 @@ class VisionTransformer(nn.Module):
                 x = checkpoint(block, x, turns, mask, only, use_reentrant=False)
             else:
                 x = block(x, turns, mask, only)
-        x = self.norm(x)
-        logits: Tensor = self.head_dist(self.head(self.pool(x, self.prefix, mask)), x)
-        return logits
+        return self.norm(x), mask
 
     def embed(
         self, images: Tensor, mask: Tensor | None = None
@@ -240,6 +252,10 @@ class VisionTransformer(nn.Module):
     def is_hidden_matrix(self, name: str) -> bool:
         """Whether the parameter `name` is a matrix of a block."""
         return name.startswith("blocks.") and self.get_parameter(name).ndim == 2
+
+    def is_head(self, name: str) -> bool:
+        """Whether the parameter `name` turns features into logits."""
+        return name.startswith(("head.", "head_dist."))
 
     def depth_of(self, name: str) -> int:
         """The depth a parameter belongs to: 0 embeddings, 1..depth blocks, depth + 1 the rest."""

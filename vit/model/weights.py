@@ -100,9 +100,15 @@ def resized(
         raise ValueError(f"image_size={size} is not a multiple of patch_size={patch}")
     old, new = ((height // patch, width // patch) for height, width in (spec["image_size"], size))
     state = dict(state)
-    table = state.get("pos_embed")
-    if table is not None and new != old:
-        grid = table.float().mT.reshape(1, -1, *old)  # 1 D height width
-        grid = F.interpolate(grid, new, mode="bicubic", antialias=True)
-        state["pos_embed"] = grid.flatten(2).mT.contiguous().to(table.dtype)
+    if state.get("pos_embed") is not None:
+        state["pos_embed"] = resized_positions(state["pos_embed"], old, new)
     return state, {**spec, "image_size": list(size)}
+
+
+def resized_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Positions (1, rows * columns, D) of a grid `old` for a grid `new`; see `resized`."""
+    if new == old:
+        return table
+    grid = table.float().mT.reshape(1, -1, *old)  # 1 D rows columns
+    grid = F.interpolate(grid, new, mode="bicubic", antialias=True)
+    return grid.flatten(2).mT.contiguous().to(table.dtype)

@@ -28,6 +28,9 @@ class Declared(Protocol):
     def is_hidden_matrix(self, name: str) -> bool:
         """Whether a parameter maps features to features, within the model."""
 
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter turns features into logits."""
+
 
 def adamw(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), fused: one kernel, which also skips non-finite steps."""
@@ -91,12 +94,31 @@ def build_optimizer(model: Declared, config: OptimConfig) -> torch.optim.Optimiz
     return OPTIMIZERS[config.name](model, config)
 
 
+def freeze(model: Declared, how: str) -> None:
+    """Set which parameters are trained.
+
+    Args:
+        model: declares what its parameters are.
+        how: `none`: all are; `all-but-head` (a linear probe); `norm+bias`: vectors and the head are
+            (as BitFit, Ben Zaken et al. 2022, with the norms); `blocks:<n>`: the embedding and the
+            first n blocks are not.
+    """
+    for name, parameter in model.named_parameters():
+        if how == "all-but-head":
+            parameter.requires_grad_(model.is_head(name))
+        elif how == "norm+bias":
+            parameter.requires_grad_(parameter.ndim == 1 or model.is_head(name))
+        elif how.startswith("blocks:"):
+            parameter.requires_grad_(model.depth_of(name) > int(how.removeprefix("blocks:")))
+
+
 def parameter_groups(
     model: Declared, config: OptimConfig, *, hidden_apart: bool = False
 ) -> list[Group]:
     """Parameters that share weight decay and learning rate.
 
-    `config.weight_decay` is of the parameters that decay; the others take none.
+    Those that are not trained are left out. `config.weight_decay` is of the parameters that
+    decay; the others take none.
     `config.layer_decay` is a factor of the learning rate per step towards the image (Clark et al.
     2020; Bao et al. 2022, appendix).
 
@@ -112,6 +134,8 @@ def parameter_groups(
     last = max(model.depth_of(name) for name, _ in parameters)
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
         scale = config.layer_decay ** (last - model.depth_of(name))
         hidden = hidden_apart and model.is_hidden_matrix(name)
         groups.setdefault((scale, model.decays(name), hidden), []).append(parameter)
