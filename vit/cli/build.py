@@ -13,7 +13,6 @@ from vit.artifacts import checkpoint, console
 from vit.artifacts.logger import Logger, RunLogger, SilentLogger
 from vit.artifacts.run_dir import RunDir
 from vit.cli.search import Watch
-from vit.config.checks import OF_FILES
 from vit.config.compose import dump_yaml, flatten, to_config, to_plain
 from vit.config.errors import ConfigError, DataError, NoCheckpointError
 from vit.config.resolve import Plan, plan, resolve, resolve_memory
@@ -133,7 +132,7 @@ def _with_what_weights_bring(
     A run that goes on has them in its settings.
     """
     if pretrained is not None:
-        brought = pretrained.settings(of_files=config.data.name in OF_FILES)
+        brought = pretrained.settings(config)
     elif saved is not None and config.model.weights is not None:
         brought = {key: flatten(saved["config"])[key] for key in BROUGHT}
     else:

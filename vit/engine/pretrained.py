@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vit.artifacts import checkpoint, console
+from vit.config.checks import OF_FILES
 from vit.config.errors import ConfigError, VitError
 from vit.config.schema import RunConfig
 from vit.config.suggest import nearest
@@ -55,12 +56,10 @@ class Pretrained:
     mean: list[float] | None = None
     std: list[float] | None = None
 
-    def settings(self, *, of_files: bool) -> dict[str, Any]:
-        """Settings of a run that the weights decide, keys of BROUGHT: the model's shape, and as
-        far as it is known how its images were normalised.
-
-        Args:
-            of_files: the run's images have no size of their own, and take that of the model's.
+    def settings(self, config: RunConfig) -> dict[str, Any]:
+        """Settings of the run `config` that the weights decide, keys of BROUGHT: the model's shape,
+        how its images were normalised where they have as many channels, and the image size where
+        the run's images have none of their own.
 
         Raises:
             ConfigError: these are no weights of a Vision Transformer.
@@ -74,8 +73,9 @@ class Pretrained:
         brought = (*SAME, "patch_size", "pool", "registers")
         found = {f"model.{key}": spec.get(key) for key in brought if key != "mlp_dim"}
         found["model.mlp_ratio"] = ratio(spec["mlp_dim"], spec["dim"])
-        found |= {"data.mean": self.mean, "data.std": self.std}
-        if of_files:
+        if self.mean is not None and len(self.mean) == len(config.data.mean):
+            found |= {"data.mean": self.mean, "data.std": self.std}
+        if config.data.name in OF_FILES:
             found["data.image_size"] = spec.get("image_size")
         kept = {key: value for key, value in found.items() if value is not None}
         return {**kept, "model.layer_scale": spec["layer_scale"]}
