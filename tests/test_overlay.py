@@ -77,6 +77,19 @@ def test_a_sheet_shows_every_tile_enlarged():
     assert ink(sheet) == 0
 
 
+def test_images_of_several_shapes_keep_them():
+    """Each in the middle of a tile as high and as wide as the highest and the widest."""
+    tall, wide = noise(28, 7), noise(14, 56)
+    sheet = grid([[tall, wide]])  # twice as large
+    assert sheet.shape == (4 + 56 + 4, 4 + 2 * (112 + 4), 3)
+    for image, top, left in ((tall, 4, 4 + (112 - 14) // 2), (wide, 4 + (56 - 28) // 2, 4 + 116)):
+        height, width = 2 * image.shape[0], 2 * image.shape[1]
+        shown = sheet[top : top + height, left : left + width]
+        assert np.array_equal(shown, image.repeat(2, axis=0).repeat(2, axis=1))
+        sheet[top : top + height, left : left + width] = 255
+    assert ink(sheet) == 0
+
+
 @pytest.mark.parametrize(("side", "shown"), [(8, 112), (28, 112), (32, 128), (64, 128), (112, 112)])
 def test_small_tiles_are_enlarged_to_a_readable_size(side, shown):
     assert grid([[noise(side, side)]]).shape == (shown + 8, shown + 8, 3)

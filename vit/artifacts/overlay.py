@@ -46,10 +46,10 @@ def grid(
     labels_top: Sequence[str] = (),
     labels_left: Sequence[str] = (),
 ) -> np.ndarray:
-    """A sheet of equally large images, with a label per column and per row.
+    """A sheet of images, each in the middle of a tile, with a label per column and per row.
 
-    Small images are enlarged by a whole number, each pixel a square, to at least 112 px at their
-    longer side. Labels that are longer than a tile are cut.
+    A tile is as large as the largest image, and at least 112 px at its longer side: small images
+    are enlarged by a whole number, each pixel a square. Labels that are longer than a tile are cut.
 
     Args:
         rows: the images of each row, uint8 (H, W, 3); at least one.
@@ -59,7 +59,7 @@ def grid(
     Returns:
         uint8 (height, width, 3), on white.
     """
-    high, wide, _ = rows[0][0].shape
+    high, wide = (max(image.shape[axis] for row in rows for image in row) for axis in (0, 1))
     factor = max(1, -(-_TILE // max(high, wide)))
     high, wide = factor * high, factor * wide
     font = typeface(_TEXT)
@@ -73,8 +73,10 @@ def grid(
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
-            tile = Image.fromarray(image).resize((wide, high), Image.Resampling.NEAREST)
-            sheet.paste(tile, (left + j * (wide + _GAP), top + i * (high + _GAP)))
+            width, height = factor * image.shape[1], factor * image.shape[0]
+            tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            across, down = (wide - width) // 2, (high - height) // 2
+            sheet.paste(tile, (left + j * (wide + _GAP) + across, top + i * (high + _GAP) + down))
     for j, label in enumerate(above):
         centre = left + j * (wide + _GAP) + wide / 2
         draw.text((centre, top / 2), label, "black", font, anchor="mm")
