@@ -3,7 +3,8 @@
 Draws are made for the *global* batch from (seed, "augment", step), then sliced by rank, so that
 the images a step sees do not depend on how many processes share it.
 
-Legend: B batch, C channels, H height, W width, K classes; a Size is (height, width) in pixels.
+Legend: B batch, C channels, H height, W width, K classes, N patches; a Size is (height, width) in
+pixels. A mask, bool (B, N), says which patches exist; None: all do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vit.config.schema import AugmentConfig
+from vit.data import native
 from vit.data.views import CROP_TRIES
 from vit.runtime.seeding import numpy_generator
 
@@ -106,8 +108,13 @@ def draw(config: AugmentConfig, batch: int, size: Size, seed: int, step: int) ->
     )
 
 
-def crop_flip(images: Tensor, draws: Draws, pad: Size) -> Tensor:
-    """Pad with black, crop at `draws.shift`, mirror: uint8 (B, C, H, W) -> uint8 (B, C, H, W)."""
+def crop_flip(images: Tensor, draws: Draws, pad: Size, mask: Tensor | None = None) -> Tensor:
+    """Pad with black, crop at `draws.shift`, mirror: uint8 (B, C, H, W) -> uint8 (B, C, H, W).
+
+    With a mask: mirror each image within its own width, no more.
+    """
+    if mask is not None:
+        return torch.where(draws.flip[:, None, None, None], native.mirrored(images, mask), images)
     if pad == (0, 0):
         changed = draws.flip.to(torch.uint8).mul_(255)[:, None, None, None]
         mirrored = images.flip(-1)
@@ -127,25 +134,55 @@ def erase_boxes(images: Tensor, draws: Draws) -> Tensor:
     return images.masked_fill(_inside(draws.erase, images.shape[-2:]), 0.0)
 
 
-def mix(images: Tensor, targets: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+def mix(
+    images: Tensor, targets: Tensor, draws: Draws, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) with the neighbour i XOR 1.
 
     Args:
         images: normalised (B, C, H, W), B even.
         targets: class probabilities (B, K).
+        draws: which images, and how.
+        mask: of the images as they were.
 
     Returns:
         Mixed images and targets, of the same shapes.
     """
-    size = images.shape[-2:]
-    partner = torch.arange(len(images), device=images.device) ^ 1
+    partner = _partners(images)
     keep = draws.keep[:, None, None, None]
     other = images[partner]
-    mixed = torch.where(_inside(draws.cut, size), other, torch.lerp(other, images, keep))
-    top, left, bottom, right = draws.cut.unbind(1)
-    area = ((bottom - top) * (right - left)).float() / (size[0] * size[1])
-    weight = (draws.keep - area)[:, None]  # one of keep < 1 and area > 0 at the most
+    inside = _inside(draws.cut, images.shape[-2:])
+    mixed = torch.where(inside, other, torch.lerp(other, images, keep))
+    # One of keep < 1 and a share of the cut > 0 at the most.
+    weight = (draws.keep - _cut_share(draws.cut, images.shape[-2:], mask))[:, None]
     return mixed, torch.lerp(targets[partner], targets, weight)
+
+
+def mixed_mask(mask: Tensor, draws: Draws) -> Tensor:
+    """The mask of images that were mixed: a patch exists that does in either of the two."""
+    mixed = (draws.keep < 1) | (draws.cut[:, :2] < draws.cut[:, 2:]).all(dim=1)
+    return mask | (mask[_partners(mask)] & mixed[:, None])
+
+
+def _partners(batch: Tensor) -> Tensor:
+    return torch.arange(len(batch), device=batch.device) ^ 1
+
+
+def _cut_share(cut: Tensor, size: Size, mask: Tensor | None) -> Tensor:
+    """The share of an image that cutmix has from the partner, float32 (B,); padding is of neither.
+
+    Args:
+        cut: boxes (B, 4).
+        size: of the images.
+        mask: of the images before.
+    """
+    if mask is None:
+        top, left, bottom, right = cut.unbind(1)
+        return ((bottom - top) * (right - left)).float() / (size[0] * size[1])
+    there, inside = native.places(mask, *size), _inside(cut, size)
+    own = (there & ~inside).sum(dim=(1, 2, 3))
+    theirs = (there[_partners(there)] & inside).sum(dim=(1, 2, 3))
+    return theirs / (own + theirs)
 
 
 def _inside(boxes: Tensor, size: Size) -> Tensor:

@@ -56,13 +56,16 @@ class Batch:
         labels: class numbers int64 (B,).
         targets: class probabilities float32 (B, K), times the class's weight where the loss is
             balanced; mixed images have two classes.
+        mask: bool (B, patches), True for patches that exist; None: all do.
     """
 
     images: Tensor
     labels: Tensor
     targets: Tensor
+    mask: Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
         """Equal consecutive parts, for gradient accumulation."""
         chunks = (tensor.chunk(parts) for tensor in (self.images, self.labels, self.targets))
-        return [Batch(*tensors) for tensors in zip(*chunks, strict=True)]
+        masks = [None] * parts if self.mask is None else self.mask.chunk(parts)
+        return [Batch(*tensors) for tensors in zip(*chunks, masks, strict=True)]

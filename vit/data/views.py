@@ -30,6 +30,8 @@ class View:
             crop 224".
         crop_scale: least and largest share of the area that a random crop has; None: no random
             crop, the centre.
+        patch: images keep their own aspect ratio, fit into `height` and `width` and stand at the
+            top left, each side whole patches of so many pixels; None: they fill the frame.
     """
 
     height: int
@@ -37,11 +39,12 @@ class View:
     channels: int
     center_crop: float = 1.0
     crop_scale: tuple[float, float] | None = None
+    patch: int | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the pixels: (channels, height, width)."""
-        return self.channels, self.height, self.width
+        """Of what is rendered: (channels, height, width), with `patch` a channel more."""
+        return self.channels + (self.patch is not None), self.height, self.width
 
     def box(self, height: int, width: int, lots: np.ndarray | None) -> Box | None:
         """What a random crop shows of an image; None: there is none, the centre is seen.
@@ -57,6 +60,8 @@ class View:
 
     def enough(self, height: int, width: int, box: Box | None) -> tuple[int, int]:
         """Height and width to which a larger image may be reduced before `box` is rendered."""
+        if self.patch is not None:
+            return fitted((height, width), (self.height, self.width), self.patch)
         _, _, rows, columns = box or (0, 0, height, width)
         keep = 1.0 if box else self.center_crop
         share = max(self.height / keep / rows, self.width / keep / columns)
@@ -73,16 +78,27 @@ class View:
             size: height and width before the image was reduced; None: it was not.
 
         Returns:
-            uint8 (channels, height, width).
+            uint8 of `shape`; with `patch` the last channel is 255 where the image is, and all are 0
+            beside it.
 
         Raises:
             ValueError: the image is too elongated to be resized.
         """
+        if self.patch is not None:
+            return self._whole(image, size or image.shape[:2], self.patch)
         if box is None:
             seen = self._center(image)
         else:
             seen = resize(_cut(image, box, size or image.shape[:2]), self.height, self.width)
         return seen.transpose(2, 0, 1)
+
+    def _whole(self, image: np.ndarray, size: tuple[int, ...], patch: int) -> np.ndarray:
+        """All of an image, which was of `size` before it was reduced, and where it is."""
+        height, width = fitted((size[0], size[1]), (self.height, self.width), patch)
+        planes = np.zeros(self.shape, np.uint8)
+        planes[:-1, :height, :width] = resize(image, height, width).transpose(2, 0, 1)
+        planes[-1, :height, :width] = 255
+        return planes
 
     def _center(self, image: np.ndarray) -> np.ndarray:
         """As torchvision's Resize and CenterCrop: cover the frame, keep the middle."""
@@ -98,6 +114,19 @@ class View:
         image = resize(image, height, width)
         top, left = round((height - self.height) / 2), round((width - self.width) / 2)
         return image[top : top + self.height, left : left + self.width]
+
+
+def fitted(size: tuple[int, int], box: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Height and width at which an image of `size` just fits into `box`, which is whole patches.
+
+    The side that does not fill the box is rounded to whole patches, at least one.
+    """
+    (height, width), (most_high, most_wide) = size, box
+    if height * most_wide >= width * most_high:
+        across = (2 * width * most_high + height * patch) // (2 * height * patch)
+        return most_high, max(1, across) * patch
+    down = (2 * height * most_wide + width * patch) // (2 * width * patch)
+    return max(1, down) * patch, most_wide
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
