@@ -68,7 +68,7 @@ def test_distance_is_in_pixels(monkeypatch):
     for n in range(24):
         ahead[0, 0, n, n] = 1
         ahead[0, 1, n, n + 1 if n % 6 < 5 else n - 1] = 1
-    monkeypatch.setattr(built, "attention_maps", lambda images: [ahead])
+    monkeypatch.setattr(built, "attention_maps", lambda images, mask: [ahead])
     assert attention_distance(built, torch.zeros(1, 3, 16, 24)).tolist() == [[0.0, 4.0]]
 
 

@@ -3,15 +3,18 @@
 Legend: B batch, C channels, L blocks, H heads, T tokens (prefix + patches).
 
 Every function takes a model in eval mode and normalised images (B, C, height, width), on its device
-and of its size or smaller, and answers on the grid of their patches (rows, columns). Attention and
+and of its size or smaller, and answers on the grid of their patches (rows, columns). Of padded
+images `mask`, boolean (B, patches), says which patches exist; the others get 0. Attention and
 rollout say where information came from, whatever was decided; relevance what spoke for a class.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vit.data.native import unpadded
 from vit.model.heads import DistillationHead
 from vit.model.vit import VisionTransformer
 
@@ -20,7 +23,7 @@ MOST_TOKENS = 1100
 
 
 @torch.no_grad()
-def class_attention(model: VisionTransformer, images: Tensor) -> Tensor:
+def class_attention(model: VisionTransformer, images: Tensor, mask: Tensor | None = None) -> Tensor:
     """How much the pooled tokens look at each patch, in every block and head.
 
     With `pool=cls` the class token; with `mean` the mean over the patches; with `attention` the
@@ -29,13 +32,13 @@ def class_attention(model: VisionTransformer, images: Tensor) -> Tensor:
     Returns:
         (B, L, H, rows, columns), each map at least 0 and in sum at most 1.
     """
-    _, maps, pooled = model.with_weights(images)
+    _, maps, pooled = model.with_weights(images, mask)
     looks = pooled[:, None, None, None] @ torch.stack(maps, dim=1)  # B L H 1 T
     return _on_patches(model, images, looks[..., 0, :])
 
 
 @torch.no_grad()
-def rollout(model: VisionTransformer, images: Tensor) -> Tensor:
+def rollout(model: VisionTransformer, images: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention rollout (Abnar & Zuidema 2020), read out as the logits read the tokens.
 
     Of every block: attention averaged over heads, half of it and half of the residual connection,
@@ -44,14 +47,16 @@ def rollout(model: VisionTransformer, images: Tensor) -> Tensor:
     Returns:
         (B, rows, columns), at least 0 and in sum at most 1.
     """
-    _, maps, pooled = model.with_weights(images)
+    _, maps, pooled = model.with_weights(images, mask)
     flow = _read(model, pooled)[:, None]  # B 1 T
     for weights in reversed(maps):
         flow = (flow @ weights.mean(dim=1) + flow) / 2
     return _on_patches(model, images, flow[:, 0])
 
 
-def relevance(model: VisionTransformer, images: Tensor, classes: Tensor) -> Tensor:
+def relevance(
+    model: VisionTransformer, images: Tensor, classes: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """Relevance of each patch for a class (Chefer, Gur & Wolf 2021, section 3.1).
 
     Attention weights count by how much they raise the logit, none below 0 and averaged over heads
@@ -66,7 +71,7 @@ def relevance(model: VisionTransformer, images: Tensor, classes: Tensor) -> Tens
         (B, rows, columns), at least 0; comparable within an image, not between images.
     """
     with torch.enable_grad():
-        logits, maps, pooled = model.with_weights(images.detach().requires_grad_())
+        logits, maps, pooled = model.with_weights(images.detach().requires_grad_(), mask)
         slopes = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), maps)
     flow = _read(model, pooled.detach())[:, None]  # B 1 T
     for weights, slope in zip(reversed(maps), reversed(slopes), strict=True):
@@ -83,6 +88,11 @@ def heat(values: Tensor) -> Tensor:
     span = high - low
     flat = span <= 1e-5 * high.abs()
     return torch.where(flat, 0.0, (values - low) / span.where(~flat, 1.0))
+
+
+def heat_of_each(maps: Tensor, mask: Tensor | None) -> list[np.ndarray]:
+    """`heat` of each image's maps, of (B, ..., rows, columns), without padding and on the host."""
+    return [heat(values).cpu().numpy() for values in unpadded(maps, mask)]
 
 
 def _read(model: VisionTransformer, pooled: Tensor) -> Tensor:

@@ -39,13 +39,16 @@ def patch_filters(model: VisionTransformer, count: int = 28) -> Tensor:
 
 
 @torch.no_grad()
-def attention_distance(model: VisionTransformer, images: Tensor) -> Tensor:
+def attention_distance(
+    model: VisionTransformer, images: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """How far patches look: the mean distance between a patch and those that it attends to,
     weighted by attention (Dosovitskiy et al. 2021, section 4.5).
 
     Args:
         model: in eval mode.
         images: normalised (B, C, height, width), of the model's size.
+        mask: boolean (B, N), which patches exist; None: all do.
 
     Returns:
         pixels, (L, H).
@@ -53,8 +56,9 @@ def attention_distance(model: VisionTransformer, images: Tensor) -> Tensor:
     places = model.coordinates.flatten(0, 1).float() * model.patch_embed.patch_size
     far = torch.cdist(places, places)  # N N
     found = []
-    for weights in model.attention_maps(images):
+    for weights in model.attention_maps(images, mask):
         among = weights[:, :, model.prefix :, model.prefix :].float()
         among = among / among.sum(dim=-1, keepdim=True).clamp(min=1e-12)
-        found.append((among * far).sum(dim=-1).mean(dim=(0, 2)))
+        looks = (among * far).sum(dim=-1)  # B H N
+        found.append(looks.mean(dim=(0, 2)) if mask is None else looks.mT[mask].mean(dim=0))
     return torch.stack(found)
