@@ -144,7 +144,7 @@ def ours(folder: Path, size: int, policy: str, scratch: Path, **changes: Any) ->
         **light, "name": "light", "crop": "padded" if size == 32 else "resized", "flip": 0.5,
         "policy": policy,
     })  # fmt: skip
-    reader = Reader.of(data, torch.device("cpu"))
+    reader = Reader.of(data, 16, torch.device("cpu"))
     listed = load_data_set(data)
     listed = reader.keeping(DataSet(listed.classes, {"train": listed.splits["train"]}), data)
     loader = TrainLoader(

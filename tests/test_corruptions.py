@@ -136,8 +136,8 @@ def test_a_loader_changes_pixels_and_knows_which():
     plain = EvalLoader(samples, 3, reader((8, 8)))
     changed = plain.changed(invert)
     for k in range(len(plain)):
-        images, labels, index = plain.batch(k)
-        others, same_labels, same_index = changed.batch(k)
+        images, labels, index, _ = plain.batch(k)
+        others, same_labels, same_index, _ = changed.batch(k)
         undone = 1 - plain.normalise.undo(images)
         torch.testing.assert_close(plain.normalise.undo(others), undone, rtol=0, atol=1e-6)
         assert torch.equal(labels, same_labels)

@@ -48,7 +48,7 @@ def decoded(path, size, channels=3):
 
 def opened(config, split="train"):
     """A split's loader, which decodes what it holds."""
-    return EvalLoader(load_data_set(config).splits[split], 4, Reader.of(config, CPU))
+    return EvalLoader(load_data_set(config).splits[split], 4, Reader.of(config, 4, CPU))
 
 
 # Decoding

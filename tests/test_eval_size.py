@@ -122,7 +122,7 @@ def test_arrays_are_resized_as_files_are():
         assert (enlarged.images.pixels[row] == expected.transpose(2, 0, 1)).all()
     middle = of_size(some, View(16, 16, 3)).images.pixels
     assert (middle == enlarged.images.pixels[..., 4:20]).all()
-    images, labels, index = EvalLoader(some, 2, reader((16, 24))).batch(0)
+    images, labels, index, _ = EvalLoader(some, 2, reader((16, 24))).batch(0)
     assert (images.shape, labels.tolist(), index.tolist()) == ((2, 3, 16, 24), [0, 1], [0, 1])
 
 

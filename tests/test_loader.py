@@ -181,11 +181,11 @@ def test_evaluation_covers_every_sample_once_in_order(n, batch_size):
     listed = array_samples(n, (2, 3))
     load = EvalLoader(listed, batch_size, reader((2, 3)))
     batches = [load.batch(k) for k in range(len(load))]
-    assert all(len(labels) == batch_size for _, labels, _ in batches[:-1])
+    assert all(len(labels) == batch_size for _, labels, _, _ in batches[:-1])
     assert 0 < len(batches[-1][1]) <= batch_size
     images, labels = (torch.cat(column) for column in list(zip(*batches, strict=True))[:2])
     assert labels.tolist() == listed.labels.tolist()
-    assert np.concatenate([index for _, _, index in batches]).tolist() == list(range(n))
+    assert np.concatenate([index for _, _, index, _ in batches]).tolist() == list(range(n))
     assert torch.equal(images, load.normalise(torch.from_numpy(pixels_of(listed))))
 
 

@@ -37,7 +37,7 @@ def test_scores_are_those_of_a_plain_loop(n, batch_size):
     exact = copy.deepcopy(built).double().eval()
     losses, ranks, best = [], [], []
     for k in range(n):
-        images, labels, index = evaluation(n, 1).batch(k)
+        images, labels, index, _ = evaluation(n, 1).batch(k)
         assert index.tolist() == [k]
         logits = exact(images.double())[0].tolist()
         probabilities = [math.exp(x) / sum(math.exp(y) for y in logits) for x in logits]

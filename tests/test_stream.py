@@ -152,9 +152,9 @@ def test_evaluation_is_the_same_held_and_streamed(photos, pools, batch_size):
     count = len(loaders[0])
     assert count == -(-60 // batch_size)
     for k in [*range(count), *range(count), 0, count - 1]:  # twice, as in two validations
-        (images, labels, index), *others = (load.batch(k) for load in loaders)
+        (images, labels, index, _), *others = (load.batch(k) for load in loaders)
         assert index.tolist() == list(range(k * batch_size, min((k + 1) * batch_size, 60)))
-        for other_images, other_labels, other_index in others:
+        for other_images, other_labels, other_index, _ in others:
             assert torch.equal(images, other_images)
             assert torch.equal(labels, other_labels)
             assert np.array_equal(index, other_index)

@@ -29,6 +29,7 @@ from vit.engine.restore import build_model
 from vit.engine.state import TrainState, flops_per_image, parameter_count
 from vit.engine.teacher import load_teacher
 from vit.engine.trainer import Parts, schedule_lr
+from vit.model.heads import HeadAlone
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, freeze
 from vit.optim.ema import Ema
@@ -96,7 +97,7 @@ def build(
     model.checkpoint_activations = config.trainer.checkpoint_activations
     if config.trainer.compile:
         model.compile()
-    trained: nn.Module = model.head if config.trainer.cache_features else model
+    trained: nn.Module = HeadAlone(model.head) if config.trainer.cache_features else model
     if config.trainer.shard == "none":
         state.forward = replicated(trained, world, device)
     train, val, test = _loaders(config, length, data, model, world)
@@ -178,7 +179,7 @@ def _loaders(
     config: RunConfig, length: Plan, data: DataSet, model: VisionTransformer, world: World
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
     device = model.head.weight.device
-    reader = Reader.of(config.data, device, world)
+    reader = Reader.of(config.data, model.spec["patch_size"], device, world)
     data = reader.keeping(data, config.data)
     if config.data.verify:
         _verify(data, reader)

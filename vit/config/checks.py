@@ -108,6 +108,40 @@ def _patch_divides_image(size: int | list[int], patch: int | str, _: int | None)
     )
 
 
+@_check("data.aspect", "data.name")
+def _native_comes_from_files(aspect: str, name: str, _: int | None) -> str | None:
+    if aspect == "crop" or name in ("folder", "imagenet"):
+        return None
+    return f"data.aspect={aspect}: images of data={name} are all of one shape; try data.aspect=crop"
+
+
+@_check("data.aspect", "augment.crop")
+def _native_is_not_cropped(aspect: str, crop: str, _: int | None) -> str | None:
+    if aspect == "crop" or crop in ("auto", "none"):
+        return None
+    return f"augment.crop={crop} cuts what data.aspect={aspect} keeps whole; try augment.crop=none"
+
+
+@_check("data.aspect", "schedule.small_images")
+def _native_stays_large(aspect: str, small: int | list[int] | None, _: int | None) -> str | None:
+    if aspect == "crop" or small is None:
+        return None
+    return (
+        f"schedule.small_images={small} does not go with data.aspect={aspect}; "
+        f"try schedule.small_images=null"
+    )
+
+
+@_check("data.aspect", "distill.teacher")
+def _teachers_see_no_padding(aspect: str, teacher: str | None, _: int | None) -> str | None:
+    if aspect == "crop" or teacher is None:
+        return None
+    return (
+        f"distill.teacher={teacher} knows no padding, which data.aspect={aspect} has; "
+        f"try distill.teacher=null or data.aspect=crop"
+    )
+
+
 @_check("schedule.small_images", "data.image_size", "model.patch_size")
 def _small_images_are_smaller(
     small: int | list[int] | None, size: int | list[int], patch: int | str, _: int | None

@@ -59,6 +59,8 @@ def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
     crop = config.augment.crop
     if crop == "auto":
         crop = "resized" if min(config.data.size) >= PHOTO_SIZE else "padded"
+        if config.data.aspect == "native":
+            crop = "none"
     flip = config.augment.flip
     if flip == "auto":
         flip = 0.5 if config.data.mirror else 0.0
@@ -95,7 +97,8 @@ def resolve_memory(config: RunConfig, images: int, *, in_files: bool) -> RunConf
         ConfigError: the images are to be held and are too many.
     """
     height, width = config.data.size
-    needed = images * len(config.data.mean) * height * width
+    channels = len(config.data.mean) + (config.data.aspect == "native")  # one for the padding
+    needed = images * channels * height * width
     memory = config.data.memory
     if memory == "auto":
         wants_files = needed > MEMORY_LIMIT or config.augment.crop == "resized"

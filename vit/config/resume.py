@@ -21,6 +21,7 @@ MAY_CHANGE = frozenset(
 
 ADDED = {
     "data.center_crop": 1.0,
+    "data.aspect": "crop",
     "data.limit_per_class": None,
     "data.balance": "none",
     "data.cache": "none",

@@ -37,6 +37,7 @@ class DataConfig:
     name: Annotated[str, Registered("data/sources.py", "SOURCES")]
     root: Place | None
     image_size: Side | Annotated[list[Side], Length(2)]
+    aspect: Literal["crop", "native"]
     center_crop: Annotated[float, Range(0.1, 1)]
     mean: RGB
     std: Annotated[list[float], Range(1e-6, 1e6)]

@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot
 from vit.config.schema import AugmentConfig
 from vit.data import augment, policies
 from vit.data.images import ArrayImages
+from vit.data.native import blank, parted
 from vit.data.order import Order, class_weights
 from vit.data.pool import Bad
 from vit.data.reader import Reader
@@ -28,6 +29,9 @@ from vit.runtime.dist import ALONE, World
 
 Change = Callable[[Tensor, np.ndarray], Tensor]
 """uint8 images (E, C, height, width) and their positions in the split (E,) -> such images."""
+Shown = tuple[Tensor, Tensor, np.ndarray, Tensor | None]
+"""Normalised images (E, C, height, width), labels (E,), positions in the split (E,), and which
+patches exist, bool (E, patches); None: all do."""
 
 
 class TrainLoader:
@@ -109,34 +113,39 @@ class TrainLoader:
                 self.features[torch.from_numpy(index).to(self.device)], *self._labelled(index)
             )
         pixels, index = self._pixels(step)
+        pixels, mask = seen(pixels, self.reader)
         draws = augment.draw(self.config, self.batch_size, self.size, self.seed, step)
         draws = draws.slice(self.part).to(self.device)
         chain = policies.draw(self.config, self.batch_size, self.size, self.seed, step)
 
         labels, targets = self._labelled(index)
-        pixels = augment.crop_flip(pixels, draws, augment.padding(self.config, self.size))
+        pixels = augment.crop_flip(pixels, draws, augment.padding(self.config, self.size), mask)
         images = self.normalise(policies.apply(pixels, chain.slice(self.part)))
         if self.config.erasing:
             images = augment.erase_boxes(images, draws)
+        images = blank(images, mask)
         if (self.config.mixup or self.config.cutmix) and step < self.mix_end:
-            images, targets = augment.mix(images, targets, draws)
-        return Batch(images, labels, targets)
+            images, targets = augment.mix(images, targets, draws, mask)
+            mask = None if mask is None else augment.mixed_mask(mask, draws)
+        return Batch(images, labels, targets, mask)
 
-    def see_once(self, images: EvalLoader, features: Callable[[Tensor], Tensor]) -> None:
+    def see_once(
+        self, images: EvalLoader, features: Callable[[Tensor, Tensor | None], Tensor]
+    ) -> None:
         """Compute what all later batches hold in place of images.
 
         Args:
             images: those of this split, as evaluation sees them; a damaged one gives way to the
                 next.
-            features: images (E, C, height, width) -> (E, D).
+            features: images (E, C, height, width) and their mask -> (E, D).
 
         Raises:
             DataError: an image is damaged and may not be, or a worker failed.
         """
         found, good = [], []
         for k in range(len(images)):
-            pixels, _, index = images.batch(k)
-            found.append(features(pixels))
+            pixels, _, index, mask = images.batch(k)
+            found.append(features(pixels, mask))
             good.append(index)
         self.bad.note(images.bad.reasons)
         place = np.searchsorted(np.concatenate(good), np.arange(len(self)))
@@ -162,6 +171,12 @@ class TrainLoader:
                 pixel, damaged = self.store.render(Request(index[row : row + 1], lots))
             pixels[row] = pixel[0]
         return pixels, index
+
+
+def seen(pixels: Tensor, reader: Reader) -> tuple[Tensor, Tensor | None]:
+    """What a reader's view rendered, as images uint8 (B, C, height, width) and their mask."""
+    patch = reader.view.patch
+    return (pixels, None) if patch is None else parted(pixels, patch, reader.normalise.colour)
 
 
 def of_size(samples: Samples, view: View) -> Samples:
@@ -197,8 +212,8 @@ class EvalLoader:
         self.labels = torch.from_numpy(samples.labels).to(reader.device)
         self.names = samples.names
         self.batch_size = batch_size
+        self.reader = reader
         self.normalise = reader.normalise
-        self.shape = reader.view.shape
         self.change: Change | None = None
         self.bad = reader.bad(samples)
         self.store = reader.open(
@@ -222,7 +237,8 @@ class EvalLoader:
 
     def nothing(self) -> tuple[Tensor, Tensor]:
         """One black image and a label, for a process that must take part without a batch."""
-        images = torch.zeros(1, *self.shape, device=self.labels.device)
+        view = self.reader.view
+        images = torch.zeros(1, view.channels, view.height, view.width, device=self.labels.device)
         return images, self.labels.new_zeros(1)
 
     def _start(self, k: int) -> int:
@@ -234,27 +250,25 @@ class EvalLoader:
         other.change = change
         return other
 
-    def batch(self, k: int) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Normalised images (E, C, height, width), labels (E,) and positions (E,) of our batch
-        in round `k`.
+    def batch(self, k: int) -> Shown:
+        """Our batch in round `k`.
 
         Raises:
             DataError: an image is damaged and may not be, or a worker failed.
         """
         return self._labelled(*self.store.fetch(k), self.request_at(k).positions)
 
-    def some(self, positions: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+    def some(self, positions: np.ndarray) -> Shown:
         """As `batch`, of the samples at `positions` (n,)."""
         return self._labelled(*self.store.render(Request(positions, None)), positions)
 
-    def _labelled(
-        self, pixels: Tensor, bad: Bad, index: np.ndarray
-    ) -> tuple[Tensor, Tensor, np.ndarray]:
+    def _labelled(self, pixels: Tensor, bad: Bad, index: np.ndarray) -> Shown:
         if bad:
             self.bad.note({int(index[row]): why for row, why in bad.items()})
             good = np.setdiff1d(np.arange(len(index)), list(bad))
             pixels, index = pixels[torch.from_numpy(good).to(pixels.device)], index[good]
+        pixels, mask = seen(pixels, self.reader)
         if self.change is not None and len(index):
             pixels = self.change(pixels, index)
         labels = self.labels[torch.from_numpy(index).to(self.labels.device)]
-        return self.normalise(pixels), labels, index
+        return blank(self.normalise(pixels), mask), labels, index, mask

@@ -33,7 +33,7 @@ _ROWS = 256
 
 
 class Store(Protocol):
-    """The pixels of a split, batch by batch."""
+    """The pixels of a split, batch by batch, as its `View` renders them."""
 
     def fetch(self, k: int) -> tuple[Tensor, Bad]:
         """Batch `k`: uint8 (B, C, height, width) on the device, and its damaged rows."""
@@ -48,11 +48,15 @@ class Normalise:
     Args:
         mean, std: one value per channel, of pixels in [0, 1].
         device: where the images will be.
+
+    Attributes:
+        colour: the mean colour, uint8 (C, 1, 1).
     """
 
     def __init__(self, mean: list[float], std: list[float], device: torch.device) -> None:
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.colour = (255 * self.mean).round().clamp(0, 255).to(torch.uint8)
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (B, C, height, width) -> float32 (pixel / 255 - mean) / std."""
@@ -134,11 +138,14 @@ class Reader:
     world: World = ALONE
 
     @classmethod
-    def of(cls, config: DataConfig, device: torch.device, world: World = ALONE) -> Reader:
-        """The reader that settings describe."""
+    def of(
+        cls, config: DataConfig, patch: int, device: torch.device, world: World = ALONE
+    ) -> Reader:
+        """The reader that settings describe, for a model with patches of `patch` px."""
         height, width = config.size
+        whole = patch if config.aspect == "native" else None
         return cls(
-            view=View(height, width, len(config.mean), config.center_crop),
+            view=View(height, width, len(config.mean), config.center_crop, patch=whole),
             normalise=Normalise(config.mean, config.std, device),
             device=device,
             held=config.memory == "device",

@@ -12,8 +12,9 @@ from vit.artifacts.board import confusion_picture, similarity_picture
 from vit.artifacts.logger import Logger, image_grid
 from vit.artifacts.overlay import grid, overlay
 from vit.data.loader import EvalLoader
+from vit.data.native import unpadded
 from vit.engine.evaluate import Predictions
-from vit.engine.explain import MOST_TOKENS, heat, rollout
+from vit.engine.explain import MOST_TOKENS, heat_of_each, rollout
 from vit.engine.insight import attention_distance, patch_filters, position_similarity
 from vit.model.vit import VisionTransformer
 
@@ -72,20 +73,21 @@ class Album:
 
     @torch.no_grad()
     def _attention(self, model: VisionTransformer, step: int) -> None:
-        images, labels, _ = self.loader.some(self.shown)
-        probability, best = model(images).softmax(dim=-1).max(dim=-1)
-        pictures = (self.loader.normalise.undo(images) * 255).byte().expand(-1, 3, -1, -1)
+        images, labels, _, mask = self.loader.some(self.shown)
+        probability, best = model(images, mask).softmax(dim=-1).max(dim=-1)
+        pictures = (self.loader.normalise.undo(images) * 255).byte().expand(-1, 3, -1, -1).cpu()
         rows, names = [], []
-        heats = heat(rollout(model, images)).cpu().numpy()
-        for picture, warmth, label, said, sure in zip(
-            pictures.permute(0, 2, 3, 1).cpu().numpy(), heats, labels.tolist(), best.tolist(),
-            probability.tolist(), strict=True,
+        heats = heat_of_each(rollout(model, images, mask), mask)
+        for shown, heat, label, said, sure in zip(
+            unpadded(pictures, mask), heats, labels.tolist(), best.tolist(), probability.tolist(),
+            strict=True,
         ):  # fmt: skip
-            rows.append([picture, overlay(picture, warmth)])
+            picture = shown.permute(1, 2, 0).numpy()
+            rows.append([picture, overlay(picture, heat)])
             names.append(f"{self.classes[label]}, said {self.classes[said]} {100 * sure:.0f} %")
         sheet = grid(rows, labels_top=["image", "rollout"], labels_left=names)
         self._picture("val/attention", sheet, step)
-        far = attention_distance(model, images).mean(dim=1)
+        far = attention_distance(model, images, mask).mean(dim=1)
         curves = {f"attention_distance/layer_{i:02}": d for i, d in enumerate(far.tolist())}
         self.logger.scalars(curves, step)
 

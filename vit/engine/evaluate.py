@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit.data.loader import EvalLoader
+from vit.data.native import mirrored as mirror_images
 from vit.model.vit import VisionTransformer
 from vit.runtime.device import autocast
 from vit.runtime.dist import is_sharded
@@ -79,18 +80,19 @@ def predict(
     parts: list[dict[str, Tensor | np.ndarray]] = []
     for k in range(len(loader)):
         if loader.has(k):
-            images, labels, index = loader.batch(k)
-            answer = _logits(model, images, device, precision)
+            images, labels, index, mask = loader.batch(k)
+            answer = _logits(model, images, mask, device, precision)
             part: dict[str, Tensor | np.ndarray] = {"labels": labels, "index": index}
             part |= _judge(answer, labels)
             if logits:
                 part["logits"] = answer
             if mirrored:
-                part["mirrored"] = _logits(model, images.flip(-1), device, precision)
+                mirror = mirror_images(images, mask)
+                part["mirrored"] = _logits(model, mirror, mask, device, precision)
             parts.append(part)
         elif is_sharded(model):  # whose weights are gathered by all or by none
             for _ in range(1 + mirrored):
-                _logits(model, loader.nothing()[0], device, precision)
+                _logits(model, loader.nothing()[0], None, device, precision)
         between()
     ours = [{name: _on_host(column) for name, column in part.items()} for part in parts]
     shares = loader.world.gather((ours, loader.bad.reasons))
@@ -123,11 +125,12 @@ def with_mirror_images(predictions: Predictions) -> Predictions:
 
 
 def _logits(
-    model: VisionTransformer, images: Tensor, device: torch.device, precision: str
-) -> Tensor:
+    model: VisionTransformer, images: Tensor, mask: Tensor | None, device: torch.device,
+    precision: str,
+) -> Tensor:  # fmt: skip
     """Of a batch, in float32."""
     with autocast(device, precision):
-        logits = model(images) if is_sharded(model) else model.forward(images)
+        logits = model(images, mask) if is_sharded(model) else model.forward(images, mask)
     return logits.float()
 
 

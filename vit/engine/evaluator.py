@@ -50,7 +50,8 @@ class Evaluator:
         data = replace(to_config(trained.config).data, workers=config.data.workers, memory="stream")
         data = _with_enough_pixels(replace(data, root=config.data.root or data.root), trained)
         seen = replace(data, image_size=trained.preprocessing["image_size"])
-        return cls(trained, data, Reader.of(seen, device), config.tta)
+        reader = Reader.of(seen, trained.model.spec["patch_size"], device)
+        return cls(trained, data, reader, config.tta)
 
     def find(self, config: EvalConfig) -> tuple[Samples, str]:
         """The images to evaluate on, and what to call them.

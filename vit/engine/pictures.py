@@ -18,21 +18,26 @@ from vit.artifacts.labels import Labelled
 from vit.artifacts.overlay import grid, overlay
 from vit.data.listing import printable
 from vit.data.loader import EvalLoader
+from vit.data.native import unpadded
 from vit.data.pool import WorkerPool
 from vit.data.reader import decode_all
 from vit.data.unlabelled import unlabelled
 from vit.data.views import View
-from vit.engine.explain import class_attention, heat, relevance, rollout
+from vit.engine.explain import class_attention, heat_of_each, relevance, rollout
 from vit.engine.restore import Trained
 from vit.model.vit import VisionTransformer
 from vit.runtime.device import autocast
 
-METHODS: dict[str, Callable[[VisionTransformer, Tensor, Tensor], Tensor]] = {
-    "rollout": lambda model, images, classes: rollout(model, images),
+Method = Callable[[VisionTransformer, Tensor, Tensor, Tensor | None], Tensor]
+METHODS: dict[str, Method] = {
+    "rollout": lambda model, images, classes, mask: rollout(model, images, mask),
     "relevance": relevance,
-    "attention": lambda model, images, classes: class_attention(model, images)[:, -1].mean(dim=1),
+    "attention": lambda model, images, classes, mask: class_attention(model, images, mask)[
+        :, -1
+    ].mean(dim=1),
 }
-"""From a model, images and the class of each to maps (B, rows, columns); see `engine.explain`."""
+"""From a model, images, the class of each and their mask to maps (B, rows, columns); see
+`engine.explain`."""
 
 _THUMBNAIL = 128
 _FIGURE = 224
@@ -94,18 +99,18 @@ def explain(
         wanted: the class whose relevance is shown; None: the most probable one of each image.
     """
     for k in range(len(loader)):
-        images, _, index = loader.batch(k)
+        images, _, index, mask = loader.batch(k)
         if not len(index):
             continue
         with torch.no_grad(), autocast(device, trained.evaluation["precision"]):
-            logits = trained.model.forward(images)
+            logits = trained.model.forward(images, mask)
         chances = logits.float().softmax(dim=-1).cpu().numpy()
         best = logits.argmax(dim=-1)
         classes = best if wanted is None else torch.full_like(best, wanted)
-        maps = {name: METHODS[name](trained.model, images, classes) for name in methods}
-        heats = {name: heat(values).cpu().numpy() for name, values in maps.items()}
-        layers = heat(class_attention(trained.model, images)).cpu().numpy()
-        pictures = _pictures(loader.normalise.undo(images))
+        maps = {name: METHODS[name](trained.model, images, classes, mask) for name in methods}
+        heats = {name: heat_of_each(values, mask) for name, values in maps.items()}
+        layers = heat_of_each(class_attention(trained.model, images, mask), mask)
+        pictures = _pictures(loader.normalise.undo(images), mask)
         for i, (position, number) in enumerate(zip(index, best.tolist(), strict=True)):
             caption = _caption(trained.classes[number], chances[i, number])
             if wanted is not None:
@@ -146,7 +151,7 @@ def _caption(label: str, probability: float) -> str:
     return f"{100 * probability:.0f} % {printable(label)}"
 
 
-def _pictures(images: Tensor) -> list[np.ndarray]:
+def _pictures(images: Tensor, mask: Tensor | None) -> list[np.ndarray]:
     """Pixels in [0, 1], (B, C, height, width), as RGB images of 224 px at least, uint8 (H, W, 3).
 
     Each pixel becomes a square, so that a small image stays what the model sees.
@@ -154,4 +159,4 @@ def _pictures(images: Tensor) -> list[np.ndarray]:
     factor = max(1, -(-_FIGURE // max(images.shape[-2:])))
     pixels = (255 * images).round().to(torch.uint8).expand(-1, 3, -1, -1)
     pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+    return [image.permute(1, 2, 0).numpy() for image in unpadded(pixels.cpu(), mask)]

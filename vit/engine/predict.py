@@ -42,7 +42,7 @@ def open_images(
     """
     data = to_config(trained.config).data
     data = replace(data, memory="stream", workers=workers if len(paths) >= POOL_FROM else 0)
-    reader = replace(Reader.of(data, device), bad_images=1.0)
+    reader = replace(Reader.of(data, trained.model.spec["patch_size"], device), bad_images=1.0)
     recipe = None
     if data.cache != "none":
         recipe = Recipe(data.cache, data.cache_size, len(data.mean))
@@ -62,11 +62,11 @@ def classify(
         DataError: a worker failed.
     """
     for k in range(len(loader)):
-        images, _, index = loader.batch(k)
+        images, _, index, mask = loader.batch(k)
         if not len(index):
             continue
         with autocast(device, trained.evaluation["precision"]):
-            logits = trained.model.forward(images)
+            logits = trained.model.forward(images, mask)
         logits = logits.float()
         best = logits.topk(min(top, logits.shape[1])).indices
         chances = logits.softmax(dim=-1).gather(1, best)

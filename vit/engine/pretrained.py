@@ -119,11 +119,13 @@ def told(start: Start, config: RunConfig) -> list[str]:
 
 
 @torch.no_grad()
-def features(model: VisionTransformer, images: Tensor, precision: str) -> Tensor:
+def features(
+    model: VisionTransformer, images: Tensor, mask: Tensor | None, precision: str
+) -> Tensor:
     """What the head of `model` sees of normalised images, in evaluation: float32 (B, D)."""
     model.eval()
     with autocast(images.device, precision):
-        return model.features(images).float()
+        return model.features(images, mask).float()
 
 
 def setting(key: str, spec: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ class Trained:
         model: the selected weights, on the device, in eval mode.
         classes: names of the logits.
         preprocessing: how an image becomes the model's input: `image_size` [height, width],
-            `channels`, `mean`, `std`, `center_crop`, and how files are read.
+            `channels`, `mean`, `std`, `aspect`, `center_crop`, and how files are read.
         evaluation: `batch_size` and `precision` of the run's own evaluations.
         config: the run's settings as plain values.
         step: the optimiser step of the weights.
@@ -90,6 +90,7 @@ def to_checkpoint(
             "channels": model.spec["channels"],
             "mean": config.data.mean,
             "std": config.data.std,
+            "aspect": config.data.aspect,
             "center_crop": config.data.center_crop,
             "interpolation": "bilinear",
             "exif_rotation": "applied",
@@ -158,13 +159,14 @@ def load_trained(
             weights, spec = resized(weights, spec, size)
         model = VisionTransformer(**spec)
         model.load_state_dict(weights)
+        preprocessing = {"aspect": "crop", **content["preprocessing"]}  # once there was no other
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise NoCheckpointError(f"{path} describes no model of this version ({reason})") from None
     return Trained(
         model=model.to(device).eval(),
         classes=content["classes"],
-        preprocessing={**content["preprocessing"], "image_size": model.spec["image_size"]},
+        preprocessing={**preprocessing, "image_size": model.spec["image_size"]},
         evaluation=content["evaluation"],
         config=content["config"],
         step=content["step"],

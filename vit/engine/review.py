@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vit.artifacts.gallery import choose, within
@@ -19,10 +19,11 @@ from vit.artifacts.runs import curve, read_runs
 from vit.config.compose import flatten
 from vit.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vit.data.loader import EvalLoader
+from vit.data.native import unpadded
 from vit.engine import metrics
 from vit.engine.comparison import Comparison
 from vit.engine.evaluate import Predictions
-from vit.engine.explain import MOST_TOKENS, heat, rollout
+from vit.engine.explain import MOST_TOKENS, heat_of_each, rollout
 from vit.engine.restore import Trained
 
 _AT_ONCE = 2**27
@@ -199,9 +200,7 @@ def page(
         **_curves(trained, run),
     )
     shown = list(dict.fromkeys([*report.different(), *chosen.in_order()]))
-    thumbnails = within(
-        ((i, image) for i, image, _ in _pictures(shown, predictions, loader)), BUDGET
-    )
+    thumbnails = within(_pictures(shown, predictions, loader), BUDGET)
     closer = [i for i in dict.fromkeys([*chosen.worst, *chosen.uncertain]) if i in thumbnails]
     overlays = within(_explained(closer, predictions, loader, trained), BUDGET // 4)
     return report_page(report, thumbnails, overlays)
@@ -239,17 +238,24 @@ def _curves(trained: Trained, run: RunDir | None) -> dict[str, Any]:
     return {**curves, "epoch": logged.summary.get("best_epoch") if is_best else None}
 
 
+def _batches(
+    rows: Sequence[int], predictions: Predictions, loader: EvalLoader, size: int
+) -> Iterator[tuple[list[int], list[np.ndarray], Tensor, Tensor | None]]:
+    """Rows, pictures uint8 (H, W, 3), normalised images and their mask, of some predictions."""
+    for first in range(0, len(rows), size):
+        wanted = {int(predictions.index[i]): i for i in rows[first : first + size]}
+        images, _, index, mask = loader.some(np.array(list(wanted)))
+        pixels = (loader.normalise.undo(images) * 255).round().byte().expand(-1, 3, -1, -1).cpu()
+        pictures = [image.permute(1, 2, 0).numpy() for image in unpadded(pixels, mask)]
+        yield [wanted[place] for place in index.tolist()], pictures, images, mask
+
+
 def _pictures(
     rows: Sequence[int], predictions: Predictions, loader: EvalLoader
-) -> Iterator[tuple[int, np.ndarray, torch.Tensor]]:
-    """Row, picture uint8 (H, W, 3) and normalised image (C, H, W) of some predictions."""
-    for first in range(0, len(rows), 64):
-        wanted = {int(predictions.index[i]): i for i in rows[first : first + 64]}
-        images, _, index = loader.some(np.array(list(wanted)))
-        pixels = (loader.normalise.undo(images) * 255).round().byte().expand(-1, 3, -1, -1)
-        pictures = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        for place, picture, image in zip(index.tolist(), pictures, images, strict=True):
-            yield wanted[place], picture, image
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows and pictures, uint8 (H, W, 3), of some predictions."""
+    for numbers, pictures, _, _ in _batches(rows, predictions, loader, 64):
+        yield from zip(numbers, pictures, strict=True)
 
 
 def _explained(
@@ -262,10 +268,7 @@ def _explained(
         return
     weights = model.spec["depth"] * model.spec["heads"] * tokens**2
     at_once = max(1, min(64, _AT_ONCE // weights))
-    for first in range(0, len(rows), at_once):
-        numbers, pictures, images = zip(
-            *_pictures(rows[first : first + at_once], predictions, loader), strict=True
-        )
-        heats = heat(rollout(model, torch.stack(images))).cpu().numpy()
-        for number, picture, warmth in zip(numbers, pictures, heats, strict=True):
-            yield number, overlay(picture, warmth)
+    for numbers, pictures, images, mask in _batches(rows, predictions, loader, at_once):
+        heats = heat_of_each(rollout(model, images, mask), mask)
+        for number, picture, heat in zip(numbers, pictures, heats, strict=True):
+            yield number, overlay(picture, heat)

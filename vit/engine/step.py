@@ -45,7 +45,7 @@ def train_step(
         is_last = number == config.accumulate - 1
         with contextlib.nullcontext() if is_last else without_averaging(state.forward):
             with autocast(device, config.precision):
-                logits = state.forward(part.images)
+                logits = state.forward(part.images, part.mask)
             losses = loss(logits, part)
             (losses.sum() / share).backward()  # type: ignore[no-untyped-call]
         total_loss += losses.detach().sum()

@@ -47,6 +47,19 @@ class DistillationHead(nn.Linear):
         return both if self.training else both.mean(dim=1)
 
 
+class HeadAlone(nn.Module):
+    """A head that is called as its model is, with features (B, D) for images."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, D) -> (B, K)."""
+        logits: Tensor = self.head(features)
+        return logits
+
+
 def by_head(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The class head's and the teacher's logits, both (B, K); the same where there is one head.
 
