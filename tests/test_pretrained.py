@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from vit.config.compose import to_config
 from vit.config.errors import ConfigError
-from vit.engine.pretrained import BROUGHT, Pretrained, load_pretrained, ratio, told
+from vit.engine.pretrained import BROUGHT, Pretrained, ratio, told
+from vit.engine.weight_files import load_pretrained
 from vit.model.start import PATCHES, spec_of
 from vit.model.vit import VisionTransformer
 

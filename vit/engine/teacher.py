@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from vit.artifacts import console
 from vit.config.errors import ConfigError
 from vit.config.schema import RunConfig
-from vit.engine.pretrained import TIMM, timm_name
 from vit.engine.restore import load_trained
 from vit.engine.state import weights_of
+from vit.engine.weight_files import TIMM, timm_name
 from vit.runtime.device import autocast
 
 
