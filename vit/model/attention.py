@@ -63,7 +63,8 @@ class Attention(nn.Module):
             query: (B, Q, D).
             key, value: (B, T, D).
             mask: boolean, True keeps: (B, T) for keys that exist, or broadcastable to
-                (B, H, Q, T). At least one key of every query is kept. None keeps all.
+                (B, H, Q, T). At least one key of every query is kept. None keeps all. Floats
+                instead are added to the logits, as in `scores.attend`.
 
         Returns:
             (B, Q, D).
@@ -139,8 +140,18 @@ class SelfAttention(nn.Module):
             mask: as in `Attention`.
             only: so many tokens, the first, ask; None: all.
         """
+        return self.with_keys(x, rotary, mask, only)[0]
+
+    def with_keys(
+        self,
+        x: Tensor,
+        rotary: Tensor | None = None,
+        mask: Tensor | None = None,
+        only: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, and the keys (B, H, T, K) that are scored."""
         q, k, v = self.project(x, rotary)
-        return self._join(self.score(q[:, :, :only], k, v, over_keys(mask)))
+        return self._join(self.score(q[:, :, :only], k, v, over_keys(mask))), k
 
     def weights(
         self, x: Tensor, rotary: Tensor | None = None, mask: Tensor | None = None

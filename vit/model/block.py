@@ -100,8 +100,21 @@ class Block(nn.Module):
         only: int | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D) or (B, only, D); arguments as in `SelfAttention`."""
-        mixed = self.attn(self.norm1(x), rotary, mask, only)
-        x = x[:, :only] + self.drop_path(self.ls1(mixed))
+        return self.feed_forward(self.attend(x, rotary, mask, only)[0])
+
+    def attend(
+        self,
+        x: Tensor,
+        rotary: Tensor | None = None,
+        mask: Tensor | None = None,
+        only: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The first half of `forward`, and the keys (B, H, T, K) of its attention."""
+        mixed, keys = self.attn.with_keys(self.norm1(x), rotary, mask, only)
+        return x[:, :only] + self.drop_path(self.ls1(mixed)), keys
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The second half of `forward`, each token by itself: (B, T, D) -> (B, T, D)."""
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out
 

@@ -24,7 +24,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = 
         k: (B, H, T, K).
         v: (B, H, T, V).
         scale: factor of the logits.
-        mask: boolean, broadcastable to (B, H, Q, T); True keeps. None keeps all.
+        mask: broadcastable to (B, H, Q, T): boolean, True keeps, or floats that are added to the
+            logits: the logarithm of how many keys each one stands for. None: each is one.
 
     Returns:
         (B, H, Q, V).
@@ -37,10 +38,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = 
 def softmax(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention weights of logits (B, H, Q, T): each row sums to 1 over the keys that `mask` keeps.
 
-    A row without such a key is not a number.
+    A row without such a key is not a number. `mask` as in `attend`.
     """
     if mask is not None:
-        logits = logits.masked_fill(~mask, -math.inf)
+        is_choice = mask.dtype == torch.bool
+        logits = logits.masked_fill(~mask, -math.inf) if is_choice else logits + mask
     return logits.softmax(dim=-1)
 
 

@@ -199,19 +199,25 @@ class VisionTransformer(nn.Module):
             tokens (B, T, D), what `attention.rotate` turns queries and keys by, and the mask of
             all tokens (B, T).
         """
+        tokens, angles, mask = self.place(images, mask)
+        return tokens, None if angles is None else rotary(angles, self.prefix), mask
+
+    def place(
+        self, images: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`embed`, with the angles of the patches that `positions.Positions` gives."""
         coordinates = self._coordinates(images)
         patches, coordinates, mask = self.patch_dropout(self.patch_embed(images), coordinates, mask)
         patches, angles = self.positions(patches, coordinates, self.pos_embed)
         prefix = [
-            token.expand(len(images), -1, -1)
+            token.expand(images.shape[0], -1, -1)
             for token in (self.cls_token, self.dist_token, self.reg_token)
             if token is not None
         ]
         tokens: Tensor = self.dropout(torch.cat([*prefix, patches], dim=1))
-        turns = None if angles is None else rotary(angles, self.prefix)
         if mask is not None:
             mask = nn.functional.pad(mask, (self.prefix, 0), value=True)
-        return tokens, turns, mask
+        return tokens, angles, mask
 
     @torch.no_grad()
     def attention_maps(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
