@@ -64,6 +64,7 @@ def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
         "images": len(predictions.index),
         "bad_images": loader.bad.named(),
         "tta": config.tta,
+        "merge": config.merge,
         **result.as_json(trained.classes),
     }
     if without is not predictions:
@@ -86,7 +87,7 @@ def deliver(
     from vit.engine.review import page
 
     trained, predictions, temperature = job.trained, result.predictions, result.temperature
-    label = labelled(what, trained)
+    label = labelled(what, trained, config.merge)
     folder = output_folder(config, trained, label)
     names = [loader.names[i] for i in predictions.index]
     write_evaluation(folder, metrics, names, trained.classes, predictions)
@@ -128,19 +129,20 @@ def fit(config: EvalConfig, job: Evaluator, what: str, predictions: Predictions)
 def compare(
     config: EvalConfig, trained: Trained, what: str, metrics: dict[str, Any]
 ) -> dict[str, dict[str, float]]:
-    """Scores to be seen side by side: of other images or another size, without and with TTA.
+    """Scores to be seen side by side: of other images, another size, merged patches, TTA or not.
 
-    Of another folder the other ones are the run's own split, of another image size the run's own;
-    they are what an evaluation of the same weights has left in the run folder.
+    Of another folder the other ones are the run's own split, of another image size the run's own,
+    of merged patches those without; they are what evaluations of the same weights have left in the
+    run folder.
     """
     from vit.artifacts.predictions import read_metrics
     from vit.artifacts.run_dir import RunDir
 
     compared: dict[str, dict[str, float]] = {}
-    run, label = RunDir.of(trained.path), labelled(what, trained)
-    other = what if config.images is None else labelled(config.split, trained)
-    if run is not None and other != label:
-        stored = read_metrics(run.eval_dir(other))
+    run, label = RunDir.of(trained.path), labelled(what, trained, config.merge)
+    own = what if config.images is None else labelled(config.split, trained, config.merge)
+    for other in dict.fromkeys((own, labelled(what, trained, 0))):
+        stored = {} if run is None or other == label else read_metrics(run.eval_dir(other))
         if stored.get("step") == trained.step:
             compared[other] = stored.get("without_tta", stored)
     if compared or "without_tta" in metrics:
@@ -150,18 +152,19 @@ def compare(
     return compared
 
 
-def labelled(what: str, trained: Trained) -> str:
-    """What was evaluated, and at which image size, where that is not the run's own."""
+def labelled(what: str, trained: Trained, merge: int) -> str:
+    """What was evaluated, and the image size and merged patches that are not the run's own."""
     size = tuple(trained.preprocessing["image_size"])
-    if size == height_width(trained.config["data"]["image_size"]):
-        return what
-    return f"{what}-{size[0]}x{size[1]}"
+    if size != height_width(trained.config["data"]["image_size"]):
+        what += f"-{size[0]}x{size[1]}"
+    return f"{what}-merge{merge}" if merge else what
 
 
 def facts(trained: Trained, metrics: dict[str, Any]) -> list[str]:
     """What the report says below its heading."""
     bad = len(metrics["bad_images"])
     height, width = metrics["image_size"]
+    merge = metrics["merge"]
     own = height_width(trained.config["data"]["image_size"])
     return [
         f"{metrics['images']:,} images",
@@ -170,6 +173,7 @@ def facts(trained: Trained, metrics: dict[str, Any]) -> list[str]:
         f"{height} x {width} px" + f" (trained at {own[0]} x {own[1]})" * ((height, width) != own),
         f"{trained.path}, step {trained.step:,}",
         *(["mean of the probabilities of image and mirror image"] * ("without_tta" in metrics)),
+        *([f"{merge} patches merged away in each block (none in the overlays)"] * (merge > 0)),
         *([f"{bad} damaged images left out"] * (bad > 0)),
     ]
 

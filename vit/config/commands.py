@@ -33,6 +33,7 @@ class EvalConfig:
     split: Literal["val", "test"]
     images: Place | None
     tta: Literal["none", "flip"]
+    merge: Whole
     corruptions: bool
     report: bool
     data: EvalDataConfig

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit.data.loader import EvalLoader
 from vit.data.native import mirrored as mirror_images
-from vit.model.vit import VisionTransformer
 from vit.runtime.device import autocast
 from vit.runtime.dist import is_sharded
 
@@ -53,7 +52,7 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    model: VisionTransformer,
+    model: nn.Module,
     loader: EvalLoader,
     device: torch.device,
     precision: str,
@@ -65,8 +64,8 @@ def predict(
     """Run `model` over a split, each process over its batches.
 
     Args:
-        model: its weights as they are; always run eagerly, so that a compiled training run and a
-            later evaluation of its checkpoint give the same numbers.
+        model: from images to logits, its weights as they are; always run eagerly, so that a
+            compiled training run and a later evaluation of its checkpoint give the same numbers.
         loader: the split.
         precision: `bf16` or `fp32`.
         between: called after every batch, equally often by every process; may raise to stop.
@@ -125,12 +124,11 @@ def with_mirror_images(predictions: Predictions) -> Predictions:
 
 
 def _logits(
-    model: VisionTransformer, images: Tensor, mask: Tensor | None, device: torch.device,
-    precision: str,
-) -> Tensor:  # fmt: skip
+    model: nn.Module, images: Tensor, mask: Tensor | None, device: torch.device, precision: str
+) -> Tensor:
     """Of a batch, in float32."""
     with autocast(device, precision):
-        logits = model(images, mask) if is_sharded(model) else model.forward(images, mask)
+        logits: Tensor = model(images, mask) if is_sharded(model) else model.forward(images, mask)
     return logits.float()
 
 

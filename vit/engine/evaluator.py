@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vit.artifacts import console
 from vit.config.commands import EvalConfig
 from vit.config.compose import to_config
-from vit.config.errors import DataError
+from vit.config.errors import ConfigError, DataError
 from vit.config.schema import DataConfig
 from vit.data.loader import EvalLoader
 from vit.data.pool import WorkerPool
@@ -19,6 +20,7 @@ from vit.data.sources import load_data_set, load_images
 from vit.data.types import DataSet, Samples
 from vit.engine.evaluate import Predictions, predict, with_mirror_images
 from vit.engine.restore import Trained, load_trained
+from vit.model.merging import merged
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Evaluator:
 
     Attributes:
         trained: the model.
+        model: what predicts: `trained.model`, or with merged patches.
         data: the run's data settings, at its own image size.
         reader: of the images, at the model's.
         tta: `none` or `flip`.
     """
 
     trained: Trained
+    model: nn.Module
     data: DataConfig
     reader: Reader
     tta: str
@@ -43,15 +47,25 @@ class Evaluator:
 
         Raises:
             NoCheckpointError: nothing there, or nothing undamaged.
-            ConfigError: it takes no images of this size, or its settings are not of this version.
+            ConfigError: it takes no images of this size, cannot merge so many patches, or its
+                settings are not of this version.
         """
         trained = load_trained(place.expanduser(), device, console.warn, config.data.size)
+        try:
+            model = merged(trained.model, config.merge)
+        except ValueError as error:
+            raise ConfigError(f"merge={config.merge}: {trained.path}: {error}") from None
+        if config.merge and trained.preprocessing.get("aspect") == "native":
+            raise ConfigError(
+                f"merge={config.merge}: {trained.path} pads its images (data.aspect=native), and "
+                f"padding does not merge; leave merge out"
+            )
         # Every image is used once or a few times, so files are streamed.
         data = replace(to_config(trained.config).data, workers=config.data.workers, memory="stream")
         data = _with_enough_pixels(replace(data, root=config.data.root or data.root), trained)
         seen = replace(data, image_size=trained.preprocessing["image_size"])
         reader = Reader.of(seen, trained.model.spec["patch_size"], device)
-        return cls(trained, data, reader, config.tta)
+        return cls(trained, model, data, reader, config.tta)
 
     def find(self, config: EvalConfig) -> tuple[Samples, str]:
         """The images to evaluate on, and what to call them.
@@ -105,7 +119,7 @@ class Evaluator:
         trained, flips = self.trained, self.tta == "flip"
         precision = trained.evaluation["precision"]
         predictions = predict(
-            trained.model, loader, self.reader.device, precision, logits=True, mirrored=flips
+            self.model, loader, self.reader.device, precision, logits=True, mirrored=flips
         )
         for name, why in loader.bad.news().items():
             console.warn(f"damaged images are left out of the scores: {name} ({why})")
