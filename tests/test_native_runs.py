@@ -204,3 +204,9 @@ def test_any_size_is_trained_and_evaluated(
     ]  # fmt: skip
     train(composed(*NATIVE, *args), [])
     assert evaluated(tmp_path / "one", other, tmp_path / "eval")["images"] == 18
+
+
+def test_padding_does_not_merge(whole: RunDir, tmp_path: Path) -> None:
+    done = run("eval", f"checkpoint={whole.path}", "merge=1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "padding does not merge; leave merge out" in done.stderr
