@@ -10,7 +10,7 @@ import pytest
 
 from vit.cli.argv import HYDRA_FLAGS, prepare
 from vit.cli.usage import EXAMPLES, groups_in
-from vit.config.commands import EvalConfig, ExplainConfig, PredictConfig
+from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.compose import config_dir, legal_keys
 from vit.config.schema import RunConfig
 
@@ -21,6 +21,7 @@ SCHEMAS = {
     "vit-eval": EvalConfig,
     "vit-predict": PredictConfig,
     "vit-explain": ExplainConfig,
+    "vit-export": ExportConfig,
 }
 COMMANDS = sorted(
     {

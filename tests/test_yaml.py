@@ -7,7 +7,7 @@ from composing import KEYS, composed, problems, put
 
 from vit.cli.argv import prepare
 from vit.cli.usage import EXAMPLES, groups_in, usage
-from vit.config.commands import EvalConfig, ExplainConfig, PredictConfig
+from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.compose import (
     config_dir,
     dump_yaml,
@@ -25,7 +25,12 @@ from vit.optim.build import OPTIMIZERS
 from vit.optim.schedule import SCHEDULES
 
 GROUPS = groups_in(config_dir())
-USES = {"eval": EvalConfig, "predict": PredictConfig, "explain": ExplainConfig}
+USES = {
+    "eval": EvalConfig,
+    "predict": PredictConfig,
+    "explain": ExplainConfig,
+    "export": ExportConfig,
+}
 """The settings of the commands that use a trained model."""
 OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
 

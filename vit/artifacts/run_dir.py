@@ -20,7 +20,7 @@ class RunDir:
     """One run's folder.
 
     Layout: `config.yaml`, `metrics.jsonl`, `summary.json`, `checkpoints/`, `tensorboard/`,
-    `eval/`, `explain/`.
+    `eval/`, `explain/`, `export/`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,6 +32,7 @@ class RunDir:
         self.best = self.checkpoints / "best.pt"
         self.tensorboard = path / "tensorboard"
         self.explain = path / "explain"
+        self.export = path / "export"
         self._lock: IO[str] | None = None
 
     @classmethod

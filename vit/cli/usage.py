@@ -36,12 +36,23 @@ EXAMPLES = {
         ("vit-explain checkpoint=outputs/<run> images=rose.jpg layers=true", "every head too"),
         ("vit-explain checkpoint=outputs/<run> images=photos methods=[rollout]", "one method"),
     ),
+    "export": (
+        ("vit-export checkpoint=outputs/<run>", "the best weights as ONNX"),
+        ("vit-export checkpoint=outputs/<run> precision=int8", "smaller, and faster on CPUs"),
+        ("vit-export checkpoint=outputs/<run> format=timm", "for timm and transformers"),
+        ("vit-export checkpoint=outputs/<run> data.image_size=288", "for larger images"),
+        (
+            "vit-export checkpoint=outputs/<run> images=~/more output=flowers.onnx",
+            "compared on another folder with the same classes, where the run's data is not",
+        ),
+    ),
 }
 ABOUT = {
     "train": "Train a Vision Transformer.",
     "eval": "Evaluate a trained Vision Transformer: scores, predictions, a report.",
     "predict": "Label images with a trained Vision Transformer.",
     "explain": "Show where in an image a trained Vision Transformer looks.",
+    "export": "Write a trained Vision Transformer for other programs, and check what was written.",
 }
 
 

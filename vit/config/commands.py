@@ -9,6 +9,7 @@ from vit.config.rules import Ending, Length, NotEmpty, Registered
 from vit.config.schema import Count, Place, Places, Side, Whole, height_width
 
 Method = Annotated[str, Registered("engine/pictures.py", "METHODS")]
+Format = Annotated[str, Registered("config/formats.py", "KINDS")]
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,24 @@ class ExplainConfig:
     layers: bool
     device: Literal["auto", "cpu", "cuda"]
     output: Place | None
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """All settings of `vit-export`."""
+
+    checkpoint: Place
+    format: Format
+    precision: Literal["fp32", "fp16", "int8"]
+    output: Place | None
+    split: Literal["val", "test"] | None
+    images: Place | None
+    limit: Count | None
+    data: EvalDataConfig
+
+    def evaluation(self, split: Literal["val", "test"]) -> EvalConfig:
+        """The evaluation that sees the images which this export is compared on."""
+        return EvalConfig(
+            checkpoint=self.checkpoint, split=split, images=self.images, tta="none",
+            corruptions=False, report=False, data=self.data, device="cpu", output=None,
+        )  # fmt: skip

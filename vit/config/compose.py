@@ -13,15 +13,16 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from vit.config.checks import CHECKS, Check
-from vit.config.commands import EvalConfig, ExplainConfig, PredictConfig
+from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.errors import ConfigError
+from vit.config.formats import EXPORT_CHECKS
 from vit.config.rules import DurationRule, Rule
 from vit.config.schema import RunConfig
 from vit.config.suggest import nearest
 
 _NONE = type(None)
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, twenty times faster
-Config = TypeVar("Config", RunConfig, EvalConfig, PredictConfig, ExplainConfig)
+Config = TypeVar("Config", RunConfig, EvalConfig, PredictConfig, ExplainConfig, ExportConfig)
 
 
 def config_dir() -> Path:
@@ -61,6 +62,11 @@ def to_predict_config(plain: Mapping[str, Any]) -> PredictConfig:
 def to_explain_config(plain: Mapping[str, Any]) -> ExplainConfig:
     """Check the settings of `vit-explain`; see `to_config`."""
     return _checked(ExplainConfig, plain, [], 1)
+
+
+def to_export_config(plain: Mapping[str, Any]) -> ExportConfig:
+    """Check the settings of `vit-export`; see `to_config`."""
+    return _checked(ExportConfig, plain, EXPORT_CHECKS, 1)
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class DiskFullError(VitError):
     exit_code = 5
 
 
+class ExportError(VitError):
+    """An exported model does not do what its checkpoint does; it was removed."""
+
+
 class PrunedRun(VitError):
     """A search ended the run for lack of promise; it was saved."""
 

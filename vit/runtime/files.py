@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,26 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """A path of the same name in a folder beside `path`, which is gone in the end."""
+    with tempfile.TemporaryDirectory(
+        prefix=f".{path.name}-", suffix=TEMPORARY, dir=path.parent
+    ) as folder:
+        yield Path(folder) / path.name
+
+
+def move_over(source: Path, path: Path) -> None:
+    """Put a complete file, or each file of a folder, at `path`, on the same disk; others stay."""
+    if source.is_dir():
+        path.mkdir(exist_ok=True)
+        for file in source.iterdir():
+            move_over(file, path / file.name)
+        return
+    os.replace(source, path)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

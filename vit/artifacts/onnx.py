@@ -1,0 +1,73 @@
+"""ONNX files: without what the exporter noted for itself, described, quantised, run.
+
+Legend: B batch, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+_ERRORS_ONLY = 3
+
+
+def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without traces of the source code, and paths, that each node was made from.
+
+    Nor with shapes of values, some of which are those from before it was optimised.
+    """
+    del model.graph.value_info[:], model.graph.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    return model
+
+
+def described(model: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The model with `metadata` as its only metadata."""
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with 8-bit weights, one scale per output, in its products with tokens.
+
+    What they are multiplied with becomes 8 bits when it is computed, with one scale for a batch.
+    The weights use 7 of their bits: processors without VNNI add pairs of products in 16 bits.
+    """
+    add_pre_process_metadata(model)  # else it is asked for, on standard error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        quantize_dynamic(
+            model, path, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )  # fmt: skip
+        return onnx.load(path)
+
+
+def open_onnx(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A model in a file as a function: uint8 (B, height, width, C) -> float32 (B, K), on the CPU.
+
+    Args:
+        path: of the file.
+        threads: that it may use.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _ERRORS_ONLY
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = session.run(None, {name: images})[0]
+        return logits
+
+    return answer

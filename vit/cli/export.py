@@ -1,0 +1,97 @@
+"""`vit-export`: a trained model for other programs, checked against its checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit.artifacts.labels import prepare_file
+from vit.cli import front
+from vit.config.commands import ExportConfig
+from vit.config.compose import to_export_config
+from vit.config.errors import ConfigError
+from vit.config.formats import KINDS
+from vit.config.schema import height_width
+from vit.runtime.memory import keep_memory
+
+if TYPE_CHECKING:
+    from vit.engine.export import Exported
+    from vit.engine.restore import Trained
+
+
+def main() -> None:
+    """Entry point of `vit-export`."""
+    sys.exit(front.run("export", export))
+
+
+def export(plain: dict[str, Any], overrides: list[str]) -> None:
+    """Write a checkpoint in another format, run what was written, and say how they compare."""
+    keep_memory()
+    config = to_export_config(plain)
+    KINDS[config.format].check_packages()
+    # torch is imported here: an error in the settings is answered without it.
+    from vit.engine import export as engine
+
+    job = engine.open_trained(config)
+    samples, what = engine.find_images(config, job)
+    output = output_path(config, job.trained)
+    prepare(output, KINDS[config.format].suffix)
+    exported = engine.export(config, job, samples, what, output)
+    print(f"{config.format}, {config.precision}, compared on {len(samples):,} images of {what}:")
+    print(table(exported))
+    print(f"  {output}")
+
+
+def output_path(config: ExportConfig, trained: Trained) -> Path:
+    """Where the export goes: as asked, else into the run folder, else beside the file."""
+    from vit.artifacts.run_dir import RunDir
+
+    if config.output is not None:
+        return Path(config.output)
+    run = RunDir.of(trained.path)
+    folder = run.export if run else trained.path.with_suffix("") / "export"
+    kind, size = KINDS[config.format], tuple(trained.preprocessing["image_size"])
+    parts = ["model" if kind.suffix else config.format]
+    if size != height_width(trained.config["data"]["image_size"]):
+        parts.append(f"{size[0]}x{size[1]}")
+    if config.precision != "fp32":
+        parts.append(config.precision)
+    return folder / ("-".join(parts) + kind.suffix)
+
+
+def prepare(output: Path, suffix: str) -> None:
+    """Make sure, before long work, that the file or folder can be written.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not suffix and output.exists() and not output.is_dir():
+        raise ConfigError(f"output={output} is a file; choose a folder")
+    prepare_file("output", output if suffix else output.with_name(f"{output.name}.json"))
+
+
+def table(exported: Exported) -> str:
+    """The figures of the checkpoint and of its export, side by side."""
+    import torch
+
+    agreement = exported.agreement
+    count = len(agreement.labels)
+    threads = torch.get_num_threads()
+    rows = [
+        ("", "checkpoint", "export"),
+        ("top-1", *(f"{100 * right / count:.2f} %" for right in agreement.right)),
+        ("same label", "", f"{100 * (1 - agreement.changed / count):.2f} %"),
+        ("largest difference of a logit", "", f"{agreement.difference:.2g}"),
+        ("size", *(f"{size / 1e6:,.2f} MB" for size in exported.sizes)),
+        *(
+            (f"ms per image, {images} at once", *(f"{time:.3g}" for time in times))
+            for images, times in exported.times.items()
+        ),
+    ]
+    lines = [f"  {name:<31}{first:>12}{second:>12}" for name, first, second in rows]
+    return "\n".join(lines) + f"   ({threads} thread{'s' if threads > 1 else ''} of this CPU)"
+
+
+if __name__ == "__main__":
+    main()
