@@ -1,0 +1,184 @@
+"""Labels for images from an ONNX file of vit-export, with onnxruntime, Pillow and NumPy alone.
+
+python scripts/serve_onnx.py model.onnx rose.jpg photos --top 3 > labels.csv
+
+Copy it into your own program: what the model must see stands in the file's metadata, and `prepare`
+makes it of an image, with the pixels that vit-train makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_PIXELS = 100_000_000
+_ERRORS_ONLY = 3
+
+
+class Classifier:
+    """A model that knows its classes and how its images are prepared.
+
+    Args:
+        path: of the ONNX file.
+    """
+
+    def __init__(self, path: str) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        self.session = onnxruntime.InferenceSession(
+            path, options, providers=onnxruntime.get_available_providers()
+        )
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.classes: list[str] = json.loads(metadata["classes"])
+        self.preprocessing: dict[str, Any] = json.loads(metadata["preprocessing"])
+
+    def probabilities(self, file: str) -> np.ndarray:
+        """Of all classes, (K,), for one image.
+
+        Raises:
+            OSError, ValueError, SyntaxError, Image.DecompressionBombError: it cannot be decoded.
+        """
+        image = prepare(file, self.preprocessing)
+        (logits,) = self.session.run(["logits"], {"images": image[None]})
+        shares = np.exp(logits[0].astype(np.float64) - logits[0].max())
+        chances: np.ndarray = shares / shares.sum()
+        return chances
+
+
+def prepare(file: str, preprocessing: dict[str, Any]) -> np.ndarray:
+    """What the model wants of an image: uint8 (height, width, channels).
+
+    Upright, on white, resized to cover a frame, of which the centre is kept.
+    """
+    height, width = preprocessing["image_size"]
+    keep, channels = preprocessing["center_crop"], preprocessing["channels"]
+    pixels = decode(file, channels, height / keep, width / keep)
+    frame_height, frame_width = round(height / keep), round(width / keep)
+    rows, columns = pixels.shape[:2]
+    if columns * frame_height <= rows * frame_width:
+        size = frame_width * rows // columns, frame_width
+    else:
+        size = frame_height, frame_height * columns // rows
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{columns}x{rows} px is too elongated")
+    pixels = resize(resize(pixels, size[1], axis=1), size[0], axis=0)
+    top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
+    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+
+
+def decode(file: str, channels: int, height: float, width: float) -> np.ndarray:
+    """An image, upright and on white: uint8 (H, W, channels).
+
+    A JPEG much larger than `height` and `width` is decoded at 1/2, 1/4 or 1/8 of its size.
+    """
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of EXIF that is damaged: pixels are not
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as opened:
+            lies = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            rows, columns = opened.size if lies else opened.size[::-1]
+            share = max(height / rows, width / columns)
+            enough = math.ceil(rows * share), math.ceil(columns * share)
+            if opened.mode in ("RGB", "L"):
+                opened.draft(None, enough if lies else enough[::-1])
+            upright = ImageOps.exif_transpose(opened)
+            image = flat(upright).convert("RGB" if channels == 3 else "L")
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def flat(image: Image.Image) -> Image.Image:
+    """8 bits a channel, and white where the image is transparent."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image
+
+
+def resize(pixels: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """Bilinear and antialiased along one axis, in the fixed point of torch: the same bytes.
+
+    Pillow's `Image.resize(..., Image.Resampling.BILINEAR)` is at most one level away.
+    """
+    length = pixels.shape[axis]
+    if length == size:
+        return pixels
+    scale = length / size
+    support = max(scale, 1.0)
+    spans, shares = [], []
+    for center in (np.arange(size) + 0.5) * scale:
+        first = max(int(center - support + 0.5), 0)
+        last = min(int(center + support + 0.5), length)
+        weights = 1 - np.abs((np.arange(first, last) - center + 0.5) / support)
+        spans.append(slice(first, last))
+        shares.append(weights.clip(min=0) / weights.clip(min=0).sum())
+    largest = max(float(share.max()) for share in shares)
+    unit = 2.0 ** sum(math.floor(0.5 + largest * 2.0**bits) < 2**15 for bits in range(1, 23))
+    lines = np.moveaxis(pixels, axis, 0)
+    resized = np.empty((size, *lines.shape[1:]), np.uint8)
+    for i, (span, share) in enumerate(zip(spans, shares, strict=True)):
+        whole = np.floor(0.5 + share * unit)
+        sums = np.tensordot(whole, lines[span].astype(np.float64), axes=1)
+        resized[i] = np.floor((sums + unit / 2) / unit).clip(0, 255)
+    return np.moveaxis(resized, 0, axis)
+
+
+def files(given: list[str]) -> Iterator[str]:
+    """The images that are named, and those in folders and all below them."""
+    for place in map(Path, given):
+        if place.is_dir():
+            found = sorted(place.rglob("*"))
+            yield from (str(path) for path in found if path.suffix.lower() in ENDINGS)
+        else:
+            yield str(place)
+
+
+def main() -> int:
+    """Print a line for each image; what cannot be decoded is named on standard error."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", help="an ONNX file of vit-export")
+    parser.add_argument("images", nargs="+", help="image files, or folders of such")
+    parser.add_argument("--top", type=int, default=5, help="labels for each image")
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of CSV")
+    asked = parser.parse_args()
+    model = Classifier(asked.model)
+    top = max(1, min(asked.top, len(model.classes)))
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    if not asked.json:
+        numbers = ["", *map(str, range(2, top + 1))]
+        table.writerow(["image", *(f"{w}{n}" for n in numbers for w in ("label", "probability"))])
+    failed = 0
+    for file in files(asked.images):
+        try:
+            chances = model.probabilities(file)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            print(f"{file} cannot be decoded ({error})", file=sys.stderr)
+            failed = 1
+            continue
+        best = np.argsort(-chances, kind="stable")[:top]
+        labels = [(model.classes[k], float(chances[k])) for k in best]
+        if asked.json:
+            predictions = [{"label": label, "probability": round(p, 6)} for label, p in labels]
+            print(json.dumps({"image": file, "predictions": predictions}))
+        else:
+            table.writerow([file, *(x for label, p in labels for x in (label, f"{p:.6f}"))])
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
