@@ -19,9 +19,9 @@ _ERRORS_ONLY = 3
 
 
 def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without traces of the source code, and paths, that each node was made from.
+    """The model without what the exporter noted of each node's place in the source.
 
-    Nor with shapes of values, some of which are those from before it was optimised.
+    Nor with the shapes of values, some of which are those from before it was optimised.
     """
     del model.graph.value_info[:], model.graph.metadata_props[:]
     for node in model.graph.node:
