@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vit.config.formats import KINDS
-from vit.engine.formats import WRITERS, Answer
+from vit.engine.formats import WRITERS, Answer, Source
 from vit.engine.restore import Trained
 from vit.model.vit import VisionTransformer
 
@@ -49,10 +49,12 @@ def expected(source: Trained, images: np.ndarray) -> np.ndarray:
     return logits
 
 
-def written(source: Trained, form: str, precision: str, folder: Path) -> tuple[Answer, Path]:
+def written(
+    source: Trained, form: str, precision: str, folder: Path, merge: int = 0
+) -> tuple[Answer, Path]:
     """An export in `folder`, as a function, and its path."""
     path = folder / f"{form}-{precision}{KINDS[form].suffix}"
-    content = WRITERS[form].write(source, precision)
+    content = WRITERS[form].write(Source(source, merge), precision)
     for name, part in {"": content}.items() if isinstance(content, bytes) else content.items():
         file = path / name if name else path
         file.parent.mkdir(exist_ok=True)

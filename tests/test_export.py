@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from vit.config.errors import ConfigError
 from vit.config.formats import KINDS
 from vit.data.views import View
 from vit.engine.agreement import BOUNDS
-from vit.engine.formats import WRITERS, metadata
+from vit.engine.formats import WRITERS, Source, metadata
+from vit.model.merging import merged
 from vit.model.mlp import MLPS
 from vit.model.norms import NORMS
 from vit.model.pooling import POOLINGS
@@ -69,6 +71,19 @@ def test_any_number_of_images_gets_the_checkpoints_logits(form, model, tmp_path)
         np.testing.assert_allclose(answer(images), logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("model", MODELS[:3], ids=lambda model: model["positions"])
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_merging_is_part_of_what_is_computed(form, model, tmp_path):
+    source = trained(**model)
+    merging = replace(source, model=merged(source.model, 2))
+    answer, _ = written(source, form, "fp32", tmp_path, merge=2)
+    for count in (1, 7):
+        images = pixels(count, source.preprocessing["channels"])
+        logits = expected(merging, images)
+        assert np.abs(logits - expected(source, images)).max() > 1e-3
+        np.testing.assert_allclose(answer(images), logits, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("model", HELD, ids=lambda model: model.get("positions", "learned"))
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_timm_and_transformers_load_the_folder_as_it_is(model, precision, tmp_path):
@@ -112,7 +127,7 @@ def test_timm_and_transformers_load_the_folder_as_it_is(model, precision, tmp_pa
 )
 def test_what_timm_cannot_hold_is_refused_in_one_line(model, words):
     with pytest.raises(ConfigError, match=rf"^format=timm: .*{words}; take format=onnx, .*$"):
-        WRITERS["timm"].write(trained(**model), "fp32")
+        WRITERS["timm"].write(Source(trained(**model)), "fp32")
 
 
 # Precisions
@@ -133,7 +148,7 @@ def test_half_precision_holds_where_squares_overflow_it(tmp_path):
         assert given.dtype == np.float32
         np.testing.assert_allclose(given, logits, rtol=0, atol=0.02 * abs(logits).max())
         assert not np.allclose(given, logits, rtol=0, atol=1e-6)
-    full, half = (WRITERS["safetensors"].write(source, p) for p in ("fp32", "fp16"))
+    full, half = (WRITERS["safetensors"].write(Source(source), p) for p in ("fp32", "fp16"))
     assert len(half) < 0.7 * len(full)
     assert {tensor.dtype for tensor in load(half).values()} == {torch.float16}
 
@@ -183,7 +198,7 @@ def test_files_describe_themselves_and_nothing_of_this_machine(tmp_path):
         else:
             with safe_open(path, "pt") as file:
                 about = json.loads(file.metadata()["vit"])
-        assert about == metadata(source, "fp32", about["input"])
+        assert about == metadata(Source(source), "fp32", about["input"])
         assert about["input"].startswith("float32" if form == "safetensors" else "uint8")
         assert about["classes"] == CLASSES
         assert about["origin"]["run"] == "run"

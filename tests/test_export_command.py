@@ -108,6 +108,9 @@ def test_where_an_export_goes(tmp_path: Path) -> None:
         ({"precision": "int4"}, "precision=int4 must be one of fp32, fp16, int8"),
         ({"output": "model.pt"}, "output=model.pt must end in .onnx"),
         ({"format": "torch", "output": "m.onnx"}, "output=m.onnx must end in .pt2"),
+        ({"format": "timm", "merge": 4}, "merge=4: format=timm holds weights, .* take merge=0, or "
+         "format=onnx or torch"),
+        ({"merge": -1}, "merge=-1 must be 0 or more"),
         ({"split": "train"}, "split=train must be one of val, test or null"),
         ({"limit": 0}, "limit=0 must be 1 or more"),
     ],

@@ -210,3 +210,9 @@ def test_padding_does_not_merge(whole: RunDir, tmp_path: Path) -> None:
     done = run("eval", f"checkpoint={whole.path}", "merge=1", cwd=tmp_path)
     assert done.returncode == 2
     assert "padding does not merge; leave merge out" in done.stderr
+
+
+def test_padded_models_are_not_exported(whole: RunDir, tmp_path: Path) -> None:
+    done = run("export", f"checkpoint={whole.path}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "train with data.aspect=crop to export" in done.stderr

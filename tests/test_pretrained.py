@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from composing import changed
+from exporting import trained, written
 from safetensors.torch import save_file
 
 from vit.config.compose import to_config
@@ -263,6 +264,21 @@ def test_a_folder_of_the_hub_brings_its_normalisation(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(facts))
     found = load_pretrained(str(tmp_path))
     assert (found.mean, found.std) == ([0.1, 0.2, 0.3], [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("form", ["safetensors", "timm"])
+def test_what_vit_export_writes_can_be_started_from(form: str, tmp_path: Path) -> None:
+    source = trained(positions="sincos2d", pool="mean")
+    _, place = written(source, form, "fp32", tmp_path)
+    found = load_pretrained(str(place))
+    assert (found.classes, found.spec["heads"]) == (source.classes, 4)
+    assert (found.mean, found.std) == (source.preprocessing["mean"], source.preprocessing["std"])
+    changes = {} if form == "safetensors" else {"positions": "learned"}  # timm knows no others
+    model = VisionTransformer(**{**source.model.spec, **changes})
+    start = found.into(model, source.classes)
+    assert (start.resized, start.new, start.unused) == ([], [], [])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, source.model.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(

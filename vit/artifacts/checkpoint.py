@@ -17,6 +17,10 @@ from vit.runtime.files import write_atomic
 
 FORMAT_VERSION = 1
 
+IN_SAFETENSORS = "vit"
+"""Under which key of its metadata a safetensors file says what a checkpoint does; of several keys,
+the order would be random."""
+
 REQUIRED = ("spec", "preprocessing", "classes", "evaluation", "config", "step", "weights")
 """What every checkpoint holds; `training` besides, when training can go on from it."""
 

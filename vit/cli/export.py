@@ -55,6 +55,8 @@ def output_path(config: ExportConfig, trained: Trained) -> Path:
     parts = ["model" if kind.suffix else config.format]
     if size != height_width(trained.config["data"]["image_size"]):
         parts.append(f"{size[0]}x{size[1]}")
+    if config.merge:
+        parts.append(f"merge{config.merge}")
     if config.precision != "fp32":
         parts.append(config.precision)
     return folder / ("-".join(parts) + kind.suffix)

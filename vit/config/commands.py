@@ -89,6 +89,7 @@ class ExportConfig:
     checkpoint: Place
     format: Format
     precision: Literal["fp32", "fp16", "int8"]
+    merge: Whole
     output: Place | None
     split: Literal["val", "test"] | None
     images: Place | None
@@ -99,5 +100,6 @@ class ExportConfig:
         """The evaluation that sees the images which this export is compared on."""
         return EvalConfig(
             checkpoint=self.checkpoint, split=split, images=self.images, tta="none",
-            corruptions=False, report=False, data=self.data, device="cpu", output=None,
+            merge=self.merge, corruptions=False, report=False, data=self.data, device="cpu",
+            output=None,
         )  # fmt: skip

@@ -16,11 +16,13 @@ class Kind:
     Attributes:
         suffix: how its file's name ends; empty: it is a folder.
         precisions: of weights, and of what is computed with them where the format computes.
+        computes: it holds operations, not weights alone.
         packages: what it needs of the extra `onnx`.
     """
 
     suffix: str
     precisions: tuple[str, ...]
+    computes: bool
     packages: tuple[str, ...] = ()
 
     def check_packages(self) -> None:
@@ -37,10 +39,10 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "onnx": Kind(".onnx", ("fp32", "fp16", "int8"), ("onnx", "onnxscript", "onnxruntime")),
-    "torch": Kind(".pt2", ("fp32", "fp16")),
-    "safetensors": Kind(".safetensors", ("fp32", "fp16")),
-    "timm": Kind("", ("fp32", "fp16")),
+    "onnx": Kind(".onnx", ("fp32", "fp16", "int8"), True, ("onnx", "onnxscript", "onnxruntime")),
+    "torch": Kind(".pt2", ("fp32", "fp16"), True),
+    "safetensors": Kind(".safetensors", ("fp32", "fp16"), False),
+    "timm": Kind("", ("fp32", "fp16"), False),
 }
 """The formats by name; `engine.formats.WRITERS` writes them."""
 
@@ -63,8 +65,19 @@ def _output_fits(format: str, output: str | None, _: int | None) -> str | None:
     return f"output={output} must end in {suffix}, as format={format} writes such a file"
 
 
+def _merging_is_computed(format: str, merge: int, _: int | None) -> str | None:
+    if not merge or KINDS[format].computes:
+        return None
+    able = [name for name, kind in KINDS.items() if kind.computes]
+    return (
+        f"merge={merge}: format={format} holds weights, which merging does not change; take "
+        f"merge=0, or format={' or '.join(able)}"
+    )
+
+
 EXPORT_CHECKS = [
     Check(("format", "precision"), _precision_exists),
     Check(("format", "output"), _output_fits),
+    Check(("format", "merge"), _merging_is_computed),
 ]
 """Contradictions between the settings of `vit-export`."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from vit.config.errors import DataError
 from vit.data.loader import EvalLoader
 from vit.engine.formats import Answer
-from vit.model.vit import VisionTransformer
 
 AT_ONCE = 64
 """Images that are run, and timed, at once."""
@@ -94,9 +94,7 @@ class Agreement:
         return None
 
 
-def compare(
-    model: VisionTransformer, answer: Answer, loader: EvalLoader
-) -> tuple[Agreement, np.ndarray]:
+def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Agreement, np.ndarray]:
     """Run both on the same images: one on the loader's tensors, the other on their bytes.
 
     Args:
@@ -115,12 +113,12 @@ def compare(
     with tqdm(total=len(loader.labels), desc="comparing", leave=False, disable=None,
               unit="img") as bar:  # fmt: skip
         for k in range(len(loader)):
-            images, labels, _ = loader.batch(k)
+            images, labels, _, _ = loader.batch(k)
             for start in range(0, len(images), AT_ONCE):
                 part = images[start : start + AT_ONCE]
                 pixels = as_bytes(part, loader)
                 with torch.no_grad():
-                    ours.append(model.forward(part).numpy())
+                    ours.append(model(part).numpy())
                 theirs.append(answer(pixels))
                 some = some or [pixels]
                 bar.update(len(part))

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from vit.config.commands import ExportConfig
-from vit.config.errors import DataError, ExportError
+from vit.config.errors import ConfigError, DataError, ExportError
 from vit.data.types import Samples
 from vit.engine.agreement import AT_ONCE, BOUNDS, Agreement, compare, milliseconds
 from vit.engine.evaluator import Evaluator
-from vit.engine.formats import WRITERS, Content, as_function
+from vit.engine.formats import WRITERS, Content, Source, as_function
 from vit.runtime.files import move_over, staging, write_atomic
 
 _REMEDIES = {
@@ -65,9 +65,16 @@ def open_trained(config: ExportConfig) -> Evaluator:
 
     Raises:
         NoCheckpointError: nothing there, or nothing undamaged.
-        ConfigError: it takes no images of this size, or its settings are not of this version.
+        ConfigError: it takes no images of this size, cannot merge so many patches, pads its
+            images, or its settings are not of this version.
     """
-    return Evaluator.of(Path(config.checkpoint), config.evaluation("val"), torch.device("cpu"))
+    job = Evaluator.of(Path(config.checkpoint), config.evaluation("val"), torch.device("cpu"))
+    if job.trained.preprocessing["aspect"] == "native":
+        raise ConfigError(
+            f"{job.trained.path} pads its images and marks the padding (data.aspect=native), which "
+            f"exports do not take; train with data.aspect=crop to export"
+        )
+    return job
 
 
 def export(
@@ -87,23 +94,24 @@ def export(
         DataError: an image is damaged and may not be, or a worker failed.
         DiskFullError: no space.
     """
-    writer, trained = WRITERS[config.format], job.trained
-    content = writer.write(trained, config.precision)
+    writer = WRITERS[config.format]
+    source = Source(job.trained, config.merge)
+    content = writer.write(source, config.precision)
     with staging(output) as staged:
         _put(content, staged)
         answer = writer.run(staged)
-        agreement, pixels = compare(trained.model, answer, job.open(samples, what))
+        agreement, pixels = compare(source.model, answer, job.open(samples, what))
         broken = agreement.broken(BOUNDS[config.precision])
         if broken is not None:
             raise ExportError(
                 f"the export does not answer as its checkpoint does and was removed: {broken} "
                 f"({len(samples):,} of {what}); {_REMEDIES[config.precision]}"
             )
-        both = [as_function(trained), answer]
+        both = [as_function(source), answer]
         batches = {count: np.resize(pixels, (count, *pixels.shape[1:])) for count in (1, AT_ONCE)}
         times = {count: milliseconds(both, batch) for count, batch in batches.items()}
         move_over(staged, output)
-    sizes = trained.path.stat().st_size, _size(content)
+    sizes = job.trained.path.stat().st_size, _size(content)
     return Exported(agreement, sizes, times)
 
 

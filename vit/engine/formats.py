@@ -20,11 +20,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from vit.artifacts.checkpoint import FORMAT_VERSION
+from vit.artifacts.checkpoint import FORMAT_VERSION, IN_SAFETENSORS
 from vit.artifacts.run_dir import RunDir
 from vit.config.errors import ConfigError
 from vit.engine.restore import Trained
 from vit.model.hub import hub_config
+from vit.model.merging import merged
 from vit.model.served import Served
 from vit.model.vit import VisionTransformer
 
@@ -32,8 +33,6 @@ Content = bytes | dict[str, bytes]
 """Of a file, or of the files of a folder by their names."""
 Answer = Callable[[np.ndarray], np.ndarray]
 """uint8 (B, height, width, C) -> logits float32 (B, K), on the CPU."""
-IN_METADATA = "vit"
-"""Under which key a safetensors file has `metadata`; of several, their order would be random."""
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}
 _ONNX_LIMIT = 2_000_000_000
@@ -43,31 +42,51 @@ _NORMALISED = "float32 (batch, channels, height, width); (pixel / 255 - mean) / 
 
 
 @dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Attributes:
+        trained: the model, on the CPU.
+        merge: patches that each block merges away.
+    """
+
+    trained: Trained
+    merge: int = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """What computes the logits."""
+        return merged(self.trained.model, self.merge)
+
+
+@dataclass(frozen=True)
 class Writer:
     """A format.
 
     Attributes:
-        write: a trained model in a precision. Raises ConfigError where the format cannot hold it.
+        write: a model in a precision. Raises ConfigError where the format cannot hold it.
         run: what was written at a path as a function, by those who would use it.
     """
 
-    write: Callable[[Trained, str], Content]
+    write: Callable[[Source, str], Content]
     run: Callable[[Path], Answer]
 
 
-def metadata(trained: Trained, precision: str, takes: str) -> dict[str, Any]:
+def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
     """What a file says about itself, as plain values; keys as in a checkpoint.
 
     Args:
-        trained: the model.
+        source: the model.
         precision: of the file.
         takes: what its input is, in words.
     """
+    trained = source.trained
     run = RunDir.of(trained.path)
     return {
         "format_version": FORMAT_VERSION,
         "input": takes,
         "precision": precision,
+        "merge": source.merge,
         "classes": trained.classes,
         "preprocessing": trained.preprocessing,
         "spec": trained.model.spec,
@@ -80,30 +99,30 @@ def metadata(trained: Trained, precision: str, takes: str) -> dict[str, Any]:
     }
 
 
-def served(trained: Trained, precision: str = "fp32") -> Served:
+def served(source: Source, precision: str = "fp32") -> Served:
     """The model with its preprocessing inside."""
-    seen = trained.preprocessing
-    return Served(trained.model, seen["mean"], seen["std"], _DTYPES[precision])
+    seen = source.trained.preprocessing
+    return Served(source.model, seen["mean"], seen["std"], _DTYPES[precision])
 
 
-def write_onnx(trained: Trained, precision: str) -> bytes:
+def write_onnx(source: Source, precision: str) -> bytes:
     """An ONNX model, as onnxruntime and others run it."""
     from vit.artifacts.onnx import described, quantised, without_notes
 
-    size = sum(weight.nbytes for weight in trained.model.state_dict().values())
+    size = sum(weight.nbytes for weight in source.model.state_dict().values())
     if size > _ONNX_LIMIT:
         raise ConfigError(
             f"format=onnx: an ONNX file holds 2 GB, the weights are {size / 1e9:.1f} GB; take "
             f"format=torch or safetensors"
         )
     program = torch.onnx.export(
-        traced(trained, precision), dynamo=True, verbose=False,
+        traced(source, precision), dynamo=True, verbose=False,
         input_names=["images"], output_names=["logits"],
     )  # fmt: skip
     assert program is not None
     model = without_notes(program.model_proto)
     model = quantised(model) if precision == "int8" else model
-    about = metadata(trained, precision, _PIXELS)
+    about = metadata(source, precision, _PIXELS)
     texts = {key: json.dumps(value) for key, value in about.items()}
     content: bytes = described(model, texts).SerializeToString()
     return content
@@ -116,11 +135,11 @@ def run_onnx(path: Path) -> Answer:
     return open_onnx(path, torch.get_num_threads())
 
 
-def write_torch(trained: Trained, precision: str) -> bytes:
+def write_torch(source: Source, precision: str) -> bytes:
     """A program of torch.export, which needs torch alone."""
-    about = {_METADATA: json.dumps(metadata(trained, precision, _PIXELS))}
+    about = {_METADATA: json.dumps(metadata(source, precision, _PIXELS))}
     file = io.BytesIO()
-    torch.export.save(traced(trained, precision), file, extra_files=about)
+    torch.export.save(traced(source, precision), file, extra_files=about)
     return file.getvalue()
 
 
@@ -129,28 +148,28 @@ def run_torch(path: Path) -> Answer:
     return _on_pixels(torch.export.load(path).module())
 
 
-def traced(trained: Trained, precision: str) -> ExportedProgram:
+def traced(source: Source, precision: str) -> ExportedProgram:
     """The model as a graph of operations for any number of images, without traces of its source."""
-    height, width = trained.preprocessing["image_size"]
-    pixels = torch.zeros(2, height, width, trained.preprocessing["channels"], dtype=torch.uint8)
+    seen = source.trained.preprocessing
+    pixels = torch.zeros(2, *seen["image_size"], seen["channels"], dtype=torch.uint8)
     program = torch.export.export(
-        served(trained, precision), (pixels,), dynamic_shapes=({0: Dim("batch")},)
+        served(source, precision), (pixels,), dynamic_shapes=({0: Dim("batch")},)
     )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
 
 
-def write_safetensors(trained: Trained, precision: str) -> bytes:
+def write_safetensors(source: Source, precision: str) -> bytes:
     """Weights by their names, with the rest as JSON in the file's metadata."""
-    about = json.dumps(metadata(trained, precision, _NORMALISED))
-    return _weights(trained.model.state_dict(), precision, {IN_METADATA: about})
+    about = json.dumps(metadata(source, precision, _NORMALISED))
+    return _weights(source.trained.model.state_dict(), precision, {IN_SAFETENSORS: about})
 
 
 def run_safetensors(path: Path) -> Answer:
     """In a model that is built from what the file says."""
     with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()[IN_METADATA])
+        about = json.loads(file.metadata()[IN_SAFETENSORS])
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     model = VisionTransformer(**about["spec"])
     model.load_state_dict(weights)
@@ -158,8 +177,9 @@ def run_safetensors(path: Path) -> Answer:
     return _on_pixels(Served(model, seen["mean"], seen["std"]))
 
 
-def write_timm(trained: Trained, precision: str) -> dict[str, bytes]:
+def write_timm(source: Source, precision: str) -> dict[str, bytes]:
     """A folder as Hugging Face's hub has it, of timm's model of the same shape."""
+    trained = source.trained
     try:
         config = hub_config(trained.model.spec, trained.preprocessing, trained.classes)
     except ValueError as error:
@@ -210,6 +230,6 @@ def _on_pixels(model: nn.Module) -> Answer:
     return answer
 
 
-def as_function(trained: Trained) -> Answer:
+def as_function(source: Source) -> Answer:
     """The checkpoint's own model, in fp32, as a function of arrays."""
-    return _on_pixels(served(trained))
+    return _on_pixels(served(source))

@@ -73,14 +73,24 @@ def _of_torch(path: Path, place: str) -> Pretrained:
 
 
 def _of_safetensors(path: Path, place: str) -> Pretrained:
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
+    with safe_open(path, "pt") as file:
+        ours = json.loads((file.metadata() or {}).get(checkpoint.IN_SAFETENSORS, "null"))
+    if ours is not None:
+        seen = ours["preprocessing"]
+        return Pretrained(
+            place, load_file(path), ours["spec"], ours["classes"], seen["mean"], seen["std"]
+        )
     beside = path.with_name("config.json")  # as the Hugging Face hub has it
     facts = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    facts = facts.get("pretrained_cfg", {})
+    seen, arguments = facts.get("pretrained_cfg", {}), facts.get("model_args") or {}
+    known = {"heads": arguments["num_heads"]} if "num_heads" in arguments else {}
     return Pretrained(
-        place, load_file(path), mean=_floats(facts.get("mean")), std=_floats(facts.get("std"))
-    )
+        place, load_file(path), known, facts.get("label_names"), _floats(seen.get("mean")),
+        _floats(seen.get("std")),
+    )  # fmt: skip
 
 
 def _of_npz(path: Path, place: str) -> Pretrained:
