@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from vit.config.checks import CHECKS, Check
+from vit.config.checks import Check
 from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.errors import ConfigError
 from vit.config.formats import EXPORT_CHECKS
 from vit.config.rules import DurationRule, Rule
+from vit.config.run_checks import CHECKS
 from vit.config.schema import RunConfig
 from vit.config.suggest import nearest
 

@@ -45,6 +45,9 @@ BOUNDS = {
     "int8": Bounds(np.inf, 0.05, 0.01),
 }
 """By precision. One image more: two logits that are all but equal may change places."""
+MERGING = BOUNDS["fp16"]
+"""In fp32 with merging patches: of two pairs that are all but equally alike rounding decides which one
+merges, and logits jump."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from vit.config.commands import ExportConfig
 from vit.config.errors import ConfigError, DataError, ExportError
 from vit.data.types import Samples
-from vit.engine.agreement import AT_ONCE, BOUNDS, Agreement, compare, milliseconds
+from vit.engine.agreement import AT_ONCE, BOUNDS, MERGING, Agreement, compare, milliseconds
 from vit.engine.evaluator import Evaluator
 from vit.engine.formats import WRITERS, Content, Source, as_function
 from vit.runtime.files import move_over, staging, write_atomic
@@ -101,7 +101,10 @@ def export(
         _put(content, staged)
         answer = writer.run(staged)
         agreement, pixels = compare(source.model, answer, job.open(samples, what))
-        broken = agreement.broken(BOUNDS[config.precision])
+        bounds = BOUNDS[config.precision]
+        if config.merge and config.precision == "fp32":
+            bounds = MERGING
+        broken = agreement.broken(bounds)
         if broken is not None:
             raise ExportError(
                 f"the export does not answer as its checkpoint does and was removed: {broken} "
