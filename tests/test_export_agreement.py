@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from vit.config.errors import DataError, ExportError
 from vit.data.loader import EvalLoader
 from vit.engine import export
 from vit.engine.agreement import BOUNDS, Agreement, as_bytes, compare, milliseconds
-from vit.engine.formats import WRITERS
+from vit.engine.formats import WRITERS, Source
 
 
 def test_bytes_are_those_that_were_normalised():
@@ -122,8 +123,10 @@ class Job:
 
 def settings(**changes):
     data = EvalDataConfig(root=None, image_size=None, workers=0)
-    plain = {"checkpoint": "run", "format": "safetensors", "precision": "fp32", "output": None,
-             "split": None, "images": None, "limit": None, "data": data}  # fmt: skip
+    plain = {
+        "checkpoint": "run", "format": "safetensors", "precision": "fp32", "merge": 0,
+        "output": None, "split": None, "images": None, "limit": None, "data": data,
+    }  # fmt: skip
     return ExportConfig(**{**plain, **changes})
 
 
@@ -141,6 +144,21 @@ def test_images_are_those_of_val_else_of_test_spread_evenly():
     assert few.labels.tolist() == [0, 0, 0, 0]
     with pytest.raises(DataError, match=r"none\nan export is compared.*images="):
         export.find_images(settings(split="val"), Job(None, {"test": test}))
+
+
+def test_of_merging_patches_labels_count_and_not_logits(tmp_path, monkeypatch):
+    source = trained(tmp_path / "best.pt", num_classes=3)
+    source.path.write_bytes(b"123")
+    job = Job(source, {"val": array_samples(9, SIZE)})
+    ours = np.eye(3, dtype=np.float32)[[0] * 9]
+    theirs = ours + 0.3 * np.eye(9, 3, dtype=np.float32)
+    found = Agreement((ours, theirs), np.zeros(9, int)), pixels(2)
+    monkeypatch.setattr(export, "compare", lambda *_: found)
+    for merge in (0, 2):
+        config, output = settings(format="torch", merge=merge), tmp_path / f"{merge}.pt2"
+        with contextlib.nullcontext() if merge else pytest.raises(ExportError, match=r"by 0\.3"):
+            export.export(config, job, job.parts["val"], "val", output)
+        assert output.exists() == bool(merge)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "timm"])
@@ -161,7 +179,7 @@ def test_a_failed_export_leaves_what_was_there(form, tmp_path, monkeypatch):
     other = trained(num_classes=3, depth=1)
     changed = replace(
         WRITERS[form],
-        write=lambda _, precision: write(replace(source, model=other.model), precision),
+        write=lambda _, precision: write(Source(replace(source, model=other.model)), precision),
     )
     write = WRITERS[form].write
     monkeypatch.setitem(WRITERS, form, changed)

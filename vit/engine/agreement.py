@@ -46,8 +46,8 @@ BOUNDS = {
 }
 """By precision. One image more: two logits that are all but equal may change places."""
 MERGING = BOUNDS["fp16"]
-"""In fp32 with merging patches: of two pairs that are all but equally alike rounding decides which one
-merges, and logits jump."""
+"""In fp32 with merging patches: of two pairs that are all but equally alike, rounding chooses which
+one merges, and logits jump."""
 
 
 @dataclass(frozen=True)
