@@ -11,7 +11,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from composing import changed
+from conftest import run
 from exporting import trained, written
+from pictures import noise, save
 from safetensors.torch import save_file
 
 from vit.config.compose import to_config
@@ -133,6 +135,25 @@ def test_weights_of_an_image_that_is_not_square() -> None:
         torch.testing.assert_close(model(images(288, 352)), expected, rtol=0, atol=1e-5)
     with pytest.raises(ConfigError, match="397 positions are of no square image"):
         Pretrained("x", theirs.state_dict()).into(ours(), CLASSES)
+
+
+def test_a_run_hands_timms_weights_on(files: dict[str, Path], tmp_path: Path) -> None:
+    for k in range(5):
+        for i in range(4):
+            save(tmp_path / "photos" / str(k) / f"{i}.png", noise(30, 30, seed=10 * k + i))
+    args = ["data=folder", "data.root=photos", "data.val_fraction=0", "trainer.steps=1"]
+    args += ["optim.lr=0", "trainer.batch_size=2", "trainer.precision=fp32", "name=run"]
+    done = run("train", *args, f"model.weights={files['pth']}", "model.heads=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    theirs = timm_model()
+    for size in ((224, 224), (288, 352)):
+        model = ours(image_size=size)
+        start = load_pretrained(str(tmp_path / "outputs" / "run")).into(model, CLASSES)
+        assert start.new == []
+        theirs.set_input_size(size)
+        with torch.no_grad():
+            expected = theirs(images(*size))
+            torch.testing.assert_close(model(images(*size)), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [8, 32])
