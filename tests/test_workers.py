@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import SMALL
 from pictures import noise, save
 from test_stream import BATCH, SIZE, draw, in_order
 
@@ -134,3 +136,33 @@ def test_workers_start_in_a_job_of_joblib():
 
     jobs = Parallel(n_jobs=2, backend="loky")(delayed(bit_lengths)([1, 2, 4]) for _ in range(2))
     assert jobs == [[1, 2, 3]] * 2
+
+
+def test_an_early_interrupt_is_the_main_processs_alone(tmp_path: Path) -> None:
+    """Ctrl-C, which goes to the whole group, while the process that makes workers imports."""
+    for i in range(40):
+        save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", noise(20, 20, seed=i))
+    args = [*SMALL, "data=folder", f"data.root={tmp_path / 'photos'}", "data.memory=stream"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vit.cli.train", *args, "data.workers=2", "trainer.batch_size=8"],
+        cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    while not makers(process.pid):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in err
+
+
+def makers(session: int) -> list[Path]:
+    """The processes of a session that others are forked from."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_one = b"multiprocessing.forkserver" in (place / "cmdline").read_bytes()
+            if is_one and os.getsid(int(place.name)) == session:
+                found.append(place)
+    return found

@@ -6,6 +6,7 @@ time.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -17,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_char
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, TypeVar
 
@@ -133,6 +135,8 @@ class WorkerPool:
             # Forks of a process that does nothing else: forking one that runs threads can hang.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])
+            with undisturbed():  # what it starts with, the workers have
+                forkserver.ensure_running()
             self._boards = [context.Array(c_char, _LINE, lock=False) for _ in range(self.workers)]
             turn = context.Value("i", 0)
             self._pool = ProcessPoolExecutor(
@@ -195,10 +199,18 @@ def shared_memory(size: int) -> SharedMemory:
             f"give it more (docker: --shm-size), or try data.workers=0 or a smaller "
             f"trainer.batch_size"
         )
-    # Python's tracker of shared memory, which this starts, must outlive signals to the whole group.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    try:
+    with undisturbed():  # Python's tracker of shared memory, which this starts
         return SharedMemory(create=True, size=size)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Processes that are started here outlive signals that go to the whole group, from the first
+    moment on: the main process decides what they mean.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
+    try:
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -231,9 +243,6 @@ def _start_worker(turn: Any, boards: list[Any]) -> None:
     with turn.get_lock():
         _board = boards[turn.value % len(boards)]
         turn.value += 1
-    # Signals often go to the whole process group; the main process decides what they mean.
-    for signum in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
