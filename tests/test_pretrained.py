@@ -242,6 +242,12 @@ def test_heads_count_where_they_are_known() -> None:
         Pretrained("x", state, {"heads": 4}).into(ours(), CLASSES)
 
 
+def test_parts_that_are_not_ours_are_not_dropped_in_silence() -> None:
+    state = timm_model(pre_norm=True).state_dict()
+    with pytest.raises(ConfigError, match=r"parts that ours has not \(norm_pre\.weight, norm_pre"):
+        Pretrained("x", state).into(ours(), CLASSES)
+
+
 def test_no_vision_transformer() -> None:
     with pytest.raises(ConfigError, match="no weights of a Vision Transformer"):
         Pretrained("x", {"conv1.weight": torch.zeros(1)}).into(ours(), CLASSES)

@@ -19,6 +19,12 @@ SAME = (
 )  # fmt: skip
 """What of a spec must agree; image and patch size, channels, classes, tokens, pooling need not."""
 
+LEFT_OUT = (
+    "head", "cls_token", "dist_token", "reg_token", "pos_embed", "pool.", "attn_pool.",
+    "pre_logits.", "mask_token",
+)  # fmt: skip
+"""Beginnings of names that a model may do without: how it reads its tokens, and extra tokens."""
+
 
 class MismatchError(ValueError):
     """Weights of a model of another shape; `spec` says of which, as far as the weights show it."""
@@ -97,7 +103,8 @@ def start_from(
 
     Raises:
         MismatchError: the other model's blocks are not those of `model`.
-        ValueError: no weights of such a model, or of positions on an unknown grid.
+        ValueError: no weights of such a model, or of one with other parts, or positions on an
+            unknown grid.
     """
     from timm.layers.patch_embed import resample_patch_embed
     from timm.models import adapt_input_conv
@@ -130,6 +137,9 @@ def start_from(
     if not same_classes:
         state = {name: tensor for name, tensor in state.items() if not model.is_head(name)}
     wanted = model.state_dict()
+    foreign = [name for name in state if name not in wanted and not name.startswith(LEFT_OUT)]
+    if foreign:
+        raise ValueError(f"its model has parts that ours has not ({', '.join(foreign)})")
     taken = [name for name in wanted if name in state and state[name].shape == wanted[name].shape]
     model.load_state_dict({name: state[name] for name in taken}, strict=False)
     return Start(
