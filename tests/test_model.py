@@ -301,6 +301,12 @@ def test_what_a_pooling_reads_is_all_it_needs(pool):
     )
 
 
+@pytest.mark.parametrize("pool", POOLINGS)
+def test_the_head_makes_logits_of_features(pool):
+    model, x = small(pool=pool), images()
+    assert torch.equal(model.head(model.features(x)), model(x))
+
+
 @pytest.mark.parametrize("rates", [{"dropout": 0.3}, {"drop_path": 0.3}])
 def test_dropout_only_in_training(rates):
     model, x = small(**rates), images()

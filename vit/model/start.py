@@ -106,34 +106,11 @@ def start_from(
         ValueError: no weights of such a model, or of one with other parts, or positions on an
             unknown grid.
     """
-    from timm.layers.patch_embed import resample_patch_embed
-    from timm.models import adapt_input_conv
-
     theirs = {**spec_of(state), **known}
     if any(key in theirs and differs(key, theirs, model.spec) for key in SAME):
         raise MismatchError("a model of another shape", theirs)
-    grid = (model.coordinates.shape[0], model.coordinates.shape[1])
-    resized = []
-    if state.get("pos_embed") is not None:
-        if "image_size" not in theirs:
-            size = _image_size(state, theirs["patch_size"], grid)
-            if size is None:
-                count = state["pos_embed"].shape[1]
-                raise ValueError(f"its {count} positions are of no square image")
-            theirs["image_size"] = size
-        rows, columns = (side // theirs["patch_size"] for side in theirs["image_size"])
-        state = from_timm(state, theirs)
-        if (rows, columns) != grid:
-            resized.append(f"positions {rows}x{columns} -> {grid[0]}x{grid[1]}")
-        state["pos_embed"] = resized_positions(state["pos_embed"], (rows, columns), grid)
-    patches, channels, side = state[PATCHES], model.spec["channels"], model.spec["patch_size"]
-    if patches.shape[1] != channels:
-        resized.append(f"patch embedding {patches.shape[1]} -> {channels} channels")
-        patches = adapt_input_conv(channels, patches, base_chans=patches.shape[1])
-    if patches.shape[-1] != side:
-        resized.append(f"patch embedding {patches.shape[-1]} -> {side} px")
-        patches = resample_patch_embed(patches, [side, side])
-    state = {**state, PATCHES: patches}
+    resized: list[str] = []
+    state = _fit_patches(_fit_positions(state, theirs, model, resized), model, resized)
     if not same_classes:
         state = {name: tensor for name, tensor in state.items() if not model.is_head(name)}
     wanted = model.state_dict()
@@ -148,6 +125,43 @@ def start_from(
         new=[name for name in wanted if name not in taken],
         unused=[name for name in state if name not in taken],
     )
+
+
+def _fit_positions(
+    state: Mapping[str, Tensor], theirs: Mapping[str, Any], model: VisionTransformer,
+    resized: list[str],
+) -> dict[str, Tensor]:  # fmt: skip
+    """Positions of patches alone, for the grid of `model`; if it is another, `resized` says so."""
+    if state.get("pos_embed") is None:
+        return dict(state)
+    grid = (model.coordinates.shape[0], model.coordinates.shape[1])
+    size = theirs.get("image_size") or _image_size(state, theirs["patch_size"], grid)
+    if size is None:
+        count = state["pos_embed"].shape[1]
+        raise ValueError(f"its {count} positions are of no square image")
+    rows, columns = (side // theirs["patch_size"] for side in size)
+    if (rows, columns) != grid:
+        resized.append(f"positions {rows}x{columns} -> {grid[0]}x{grid[1]}")
+    alone = from_timm(state, {**theirs, "image_size": size})
+    alone["pos_embed"] = resized_positions(alone["pos_embed"], (rows, columns), grid)
+    return alone
+
+
+def _fit_patches(
+    state: dict[str, Tensor], model: VisionTransformer, resized: list[str]
+) -> dict[str, Tensor]:
+    """The patch embedding for the channels and patches of `model`; says so in `resized`."""
+    from timm.layers.patch_embed import resample_patch_embed
+    from timm.models import adapt_input_conv
+
+    patches, channels, side = state[PATCHES], model.spec["channels"], model.spec["patch_size"]
+    if patches.shape[1] != channels:
+        resized.append(f"patch embedding {patches.shape[1]} -> {channels} channels")
+        patches = adapt_input_conv(channels, patches, base_chans=patches.shape[1])
+    if patches.shape[-1] != side:
+        resized.append(f"patch embedding {patches.shape[-1]} -> {side} px")
+        patches = resample_patch_embed(patches, [side, side])
+    return {**state, PATCHES: patches}
 
 
 def differs(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
