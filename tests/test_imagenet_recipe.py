@@ -10,9 +10,9 @@ from composing import composed
 from vit.config.compose import to_config
 from vit.config.resolve import plan, resolve
 from vit.data import augment
+from vit.engine.parts import schedule_lr
 from vit.engine.restore import build_model
 from vit.engine.state import parameter_count
-from vit.engine.trainer import schedule_lr
 from vit.optim.build import parameter_groups
 
 TRAIN_IMAGES, STEPS = 1_281_167, 112_603

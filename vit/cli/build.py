@@ -24,11 +24,11 @@ from vit.data.reader import Reader, verify
 from vit.data.sources import load_data_set
 from vit.data.types import DataSet
 from vit.engine.loss import Loss
+from vit.engine.parts import Parts, schedule_lr
 from vit.engine.pretrained import BROUGHT, Pretrained, features, told
 from vit.engine.restore import build_model
 from vit.engine.state import TrainState, flops_per_image, parameter_count
 from vit.engine.teacher import load_teacher
-from vit.engine.trainer import Parts, schedule_lr
 from vit.engine.weight_files import load_pretrained
 from vit.model.heads import HeadAlone
 from vit.model.vit import VisionTransformer

@@ -21,7 +21,7 @@ from vit.runtime.memory import keep_memory
 from vit.runtime.signals import StopRequest
 
 if TYPE_CHECKING:
-    from vit.engine.trainer import Parts
+    from vit.engine.parts import Parts
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vit.artifacts.console import versions
+from vit.engine.parts import Parts
 from vit.engine.state import parameter_count
-from vit.engine.trainer import Parts
 
 
 def summary(parts: Parts, state: str, scores: dict[str, float]) -> dict[str, Any]:

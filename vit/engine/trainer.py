@@ -3,62 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
-import torch
 import torch.nn.functional as F
 
 from vit.artifacts import checkpoint, console
-from vit.artifacts.logger import Logger, image_grid
-from vit.artifacts.run_dir import RunDir
+from vit.artifacts.logger import image_grid
 from vit.config.compose import flatten, to_plain
 from vit.config.errors import DataError, DivergedError, InterruptedRun, PrunedRun
-from vit.config.resolve import Plan
-from vit.config.schema import RunConfig, height_width
-from vit.data.loader import EvalLoader, TrainLoader
+from vit.config.schema import height_width
+from vit.data.loader import EvalLoader
 from vit.data.reader import BadImages
 from vit.data.types import Batch
 from vit.engine.album import Album
 from vit.engine.cadence import due
 from vit.engine.clock import Clock
 from vit.engine.evaluate import Predictions, predict
-from vit.engine.loss import Loss
+from vit.engine.parts import Parts, schedule_lr
 from vit.engine.restore import load_trained, to_checkpoint
-from vit.engine.state import Best, TrainState, flops_per_image
+from vit.engine.state import Best, flops_per_image
 from vit.engine.step import train_step
 from vit.model.vit import VisionTransformer
-from vit.optim.schedule import lr_at
 from vit.runtime.device import matrix_rate
-from vit.runtime.dist import Agreement, World, is_sharded
-from vit.runtime.signals import StopRequest
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a trainer works with; built by the command line.
-
-    `val` and `test` may be None; `classes` are the names of the logits; `watch` is told (epoch,
-    validation top-1) after each evaluation and ends the run by answering True; `environment` is
-    what the bits of the result depend on besides the settings.
-    """
-
-    config: RunConfig
-    plan: Plan
-    state: TrainState
-    loss: Loss
-    train: TrainLoader
-    val: EvalLoader | None
-    test: EvalLoader | None
-    classes: list[str]
-    run: RunDir
-    logger: Logger
-    stop: StopRequest
-    device: torch.device
-    world: World
-    watch: Callable[[float, float], bool]
-    environment: dict[str, str | int]
+from vit.runtime.dist import Agreement, is_sharded
 
 
 class Trainer:
@@ -378,13 +346,3 @@ class Trainer:
         if self.state.step == 0 and self.parts.world.leads and not caches:
             images = self.parts.train.normalise.undo(self.parts.train.batch_at(0).images[:32])
             self.parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
-
-
-def schedule_lr(config: RunConfig, plan: Plan, step: int) -> float:
-    """The learning rate of step number `step` under `config`."""
-    schedule, lr = config.schedule, config.optim.lr
-    assert not isinstance(lr, str)
-    return lr_at(
-        step, name=schedule.name, lr=lr, steps=plan.steps, warmup=plan.warmup,
-        final=schedule.final,
-    )  # fmt: skip
