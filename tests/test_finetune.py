@@ -191,3 +191,13 @@ def test_experiments_for_it_run(photos: Path, finished: Path, tmp_path: Path) ->
 )  # fmt: skip
 def test_contradictions_are_answered(changes: dict, words: str) -> None:
     assert any(words in problem for problem in problems(changed(**changes), 2))
+
+
+def test_fine_tuning_without_weights_is_no_training_from_scratch(
+    photos: Path, tmp_path: Path
+) -> None:
+    for name, words in (("finetune", "does not exist; give"), ("linear_probe", "give model.wei")):
+        done = run("train", f"experiment={name}", f"data.root={photos}", cwd=tmp_path)
+        assert done.returncode == 2
+        assert words in done.stderr
+    assert not list((tmp_path / "outputs").glob("*"))
