@@ -11,10 +11,6 @@ EXAMPLES = {
         ("vit-train data=cifar10 model=small model.patch_size=4 trainer.epochs=100", "CIFAR-10"),
         ("vit-train -m model.depth=2,4 optim.lr=1e-3,3e-3", "a sweep, and a table of what won"),
         ("vit-train resume=outputs/<run>", "go on exactly where it was killed"),
-        (
-            "vit-train experiment=finetune model.weights=outputs/<run> data.root=~/birds",
-            "from the weights of another run, or of timm",
-        ),
     ),
     "eval": (
         ("vit-eval checkpoint=outputs/<run>", "the best weights on the test set"),
