@@ -15,8 +15,11 @@ from pictures import noise, save
 from stepping import ADAMW, CPU, batch, model, train
 
 from vit.artifacts.run_dir import RunDir
+from vit.config.compose import to_config
+from vit.config.errors import ConfigError
 from vit.engine.restore import load_run
 from vit.engine.state import TrainState
+from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, freeze
 
 SHORT = [
@@ -201,3 +204,31 @@ def test_fine_tuning_without_weights_is_no_training_from_scratch(
         assert done.returncode == 2
         assert words in done.stderr
     assert not list((tmp_path / "outputs").glob("*"))
+
+
+def test_how_many_heads_must_be_known(photos: Path, tmp_path: Path) -> None:
+    odd = VisionTransformer(16, 8, 3, dim=40, depth=1, heads=5)
+    torch.save(odd.state_dict(), tmp_path / "odd.pth")
+    args = [*SHORT[:4], "trainer.steps=1", "data=folder", f"data.root={photos}"]
+    done = run("train", *args, "model.weights=odd.pth", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "how many heads its 40 features have; give model.heads=" in done.stderr
+    done = run("train", *args, "model.weights=odd.pth", "model.heads=5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "dim 40, depth 1, heads 5" in done.stdout
+
+
+def test_contradictions_with_what_weights_bring_wait_for_them(photos: Path, tmp_path: Path) -> None:
+    plain = changed(model__heads=5, model__weights="x")
+    with pytest.raises(ConfigError, match=r"not divisible by model\.heads=5"):
+        to_config(plain)
+    assert to_config(plain, complete=False).model.heads == 5
+    plain["model"]["weights"] = None
+    with pytest.raises(ConfigError, match=r"not divisible by model\.heads=5"):
+        to_config(plain, complete=False)
+    made = VisionTransformer(16, 8, 3, dim=48, depth=1, heads=6)
+    torch.save(made.state_dict(), tmp_path / "made.pth")
+    args = [*SHORT[:4], "data=folder", f"data.root={photos}", "model.weights=made.pth"]
+    done = run("train", *args, "trainer.steps=1", "model.heads=5", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "model.dim=48 is not divisible by model.heads=5" in done.stderr

@@ -16,9 +16,10 @@ from exporting import trained, written
 from pictures import noise, save
 from safetensors.torch import save_file
 
+from vit.config.checks import BROUGHT
 from vit.config.compose import to_config
 from vit.config.errors import ConfigError
-from vit.engine.pretrained import BROUGHT, Pretrained, ratio, told
+from vit.engine.pretrained import Pretrained, ratio, told
 from vit.engine.weight_files import load_pretrained
 from vit.model.start import PATCHES, spec_of
 from vit.model.vit import VisionTransformer
@@ -268,6 +269,13 @@ def test_the_shape_comes_with_the_weights(files: dict[str, Path]) -> None:
     unknown = load_pretrained(str(files["pth"])).settings(to_config(changed()))
     assert unknown["model.heads"] == 1  # of 64, as all of timm's
     assert not {"data.image_size", "data.mean", "data.std"} & unknown.keys()
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(192, 3), (1024, 16), (1280, None), (100, None)])
+def test_heads_are_guessed_where_all_models_have_them(dim: int, heads: int | None) -> None:
+    model = VisionTransformer(16, 8, 3, dim=dim, depth=1, heads=2, mlp_dim=8)
+    brought = Pretrained("x", model.state_dict()).settings(PHOTOS)
+    assert brought.get("model.heads") == heads
 
 
 @pytest.mark.parametrize("shape", [(384, 1025), (64, 170), (100, 333), (192, 768)])

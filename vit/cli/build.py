@@ -13,6 +13,7 @@ from vit.artifacts import checkpoint, console
 from vit.artifacts.logger import Logger, RunLogger, SilentLogger
 from vit.artifacts.run_dir import RunDir
 from vit.cli.search import Watch
+from vit.config.checks import BROUGHT
 from vit.config.compose import dump_yaml, flatten, to_config, to_plain
 from vit.config.errors import ConfigError, DataError, NoCheckpointError
 from vit.config.resolve import Plan, plan, resolve, resolve_memory
@@ -25,7 +26,7 @@ from vit.data.sources import load_data_set
 from vit.data.types import DataSet
 from vit.engine.loss import Loss
 from vit.engine.parts import Parts, schedule_lr
-from vit.engine.pretrained import BROUGHT, Pretrained, features, told
+from vit.engine.pretrained import Pretrained, features, told
 from vit.engine.restore import build_model
 from vit.engine.state import TrainState, flops_per_image, parameter_count
 from vit.engine.teacher import load_teacher
@@ -132,6 +133,10 @@ def _with_what_weights_bring(
     """With the shape and the normalisation of pretrained weights, but for what was given.
 
     A run that goes on has them in its settings.
+
+    Raises:
+        ConfigError: these are no weights of a Vision Transformer, or how many heads it has is
+            known to nobody.
     """
     if pretrained is not None:
         brought = pretrained.settings(config)
@@ -144,6 +149,11 @@ def _with_what_weights_bring(
         section, name = key.split(".")
         if key not in given and not (section == "model" and "model" in given):
             plain[section][name] = value
+    if "model.heads" not in brought and not given & {"model", "model.heads"}:
+        raise ConfigError(
+            f"model.weights={config.model.weights} does not say how many heads its "
+            f"{brought['model.dim']} features have; give model.heads=<how many>"
+        )
     return to_config(plain)
 
 

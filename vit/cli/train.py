@@ -43,7 +43,7 @@ def train(plain: dict[str, Any], overrides: list[str], watch: Watch = unwatched)
     with StopRequest() as stop:
         if plain["resume"] not in (None, "auto"):
             plain = saved_settings(Path(plain["resume"]), overrides)
-        config = to_config(plain, together.size)
+        config = to_config(plain, together.size, complete=False)
         with joined(together, lambda: _takes_cuda(config)):
             if not together.leads:
                 console.mute()

@@ -20,6 +20,13 @@ class Check:
 CHECKS: list[Check] = []
 OF_FILES = ("folder", "imagenet")
 """Data sets whose images are files, of any size."""
+BROUGHT = (
+    "data.image_size", "data.mean", "data.std", "model.dim", "model.depth", "model.heads",
+    "model.mlp_ratio", "model.mlp", "model.norm", "model.layer_scale", "model.qkv_bias",
+    "model.qk_norm", "model.attention", "model.positions", "model.patch_size", "model.pool",
+    "model.registers",
+)  # fmt: skip
+"""Settings that `model.weights` may bring with it."""
 PHOTO_SIZE = 128
 """From this side on, images are taken for photos."""
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from vit.config.checks import Check
+from vit.config.checks import BROUGHT, Check
 from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.errors import ConfigError
 from vit.config.formats import EXPORT_CHECKS
@@ -35,19 +35,26 @@ def config_dir() -> Path:
     raise ConfigError(f"no configs/train.yaml in {package} or beside it; reinstall vit-train")
 
 
-def to_config(plain: Mapping[str, Any], world_size: int | None = None) -> RunConfig:
+def to_config(
+    plain: Mapping[str, Any], world_size: int | None = None, *, complete: bool = True
+) -> RunConfig:
     """Check the settings of a training run and build its RunConfig.
 
     Args:
         plain: what the YAML files and the command line say, as nested dicts.
         world_size: number of processes that will share a batch; None: the settings are only
             looked at, not about to be run.
+        complete: False: `model.weights`, where there are some, may still bring other values of
+            BROUGHT, and contradictions with these are not looked at.
 
     Raises:
         ConfigError: listing *every* unknown key (with the nearest legal one), wrong type, value
             out of range, missing key and contradiction, each with key, value and remedy.
     """
-    return _checked(RunConfig, plain, CHECKS, world_size)
+    checks: Sequence[Check] = CHECKS
+    if not complete and flatten(plain).get("model.weights") is not None:
+        checks = [check for check in CHECKS if not set(check.keys) & set(BROUGHT)]
+    return _checked(RunConfig, plain, checks, world_size)
 
 
 def to_eval_config(plain: Mapping[str, Any]) -> EvalConfig:

@@ -16,14 +16,9 @@ from vit.model.vit import VisionTransformer
 from vit.runtime.device import autocast
 
 HEAD = 64
-"""Width of a head, where weights do not say how many heads there are: all of timm's plain ViTs'."""
-BROUGHT = (
-    "data.image_size", "data.mean", "data.std", "model.dim", "model.depth", "model.heads",
-    "model.mlp_ratio", "model.mlp", "model.norm", "model.layer_scale", "model.qkv_bias",
-    "model.qk_norm", "model.attention", "model.positions", "model.patch_size", "model.pool",
-    "model.registers",
-)  # fmt: skip
-"""Settings that weights may bring with them."""
+"""Width of a head, where weights do not say how many heads there are ..."""
+WIDEST = 1024
+"""... of models up to this width: ViT-L and all smaller ones have such heads, wider ones others."""
 MOST_NAMES = 8
 """Tensors that are named in a line."""
 
@@ -48,9 +43,10 @@ class Pretrained:
     std: list[float] | None = None
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
-        """Settings of the run `config` that the weights decide, keys of BROUGHT: the model's shape,
-        how its images were normalised where they have as many channels, and the image size where
-        the run's images have none of their own.
+        """Settings of the run `config` that the weights decide, keys of `checks.BROUGHT`.
+
+        They are the model's shape, how its images were normalised where they have as many channels,
+        and the image size where the run's images have none of their own.
 
         Raises:
             ConfigError: these are no weights of a Vision Transformer.
@@ -59,7 +55,7 @@ class Pretrained:
             spec = {**spec_of(self.weights), **self.spec}
         except ValueError as error:
             raise ConfigError(f"model.weights={self.place} cannot be used: {error}") from None
-        if "heads" not in spec and spec["dim"] % HEAD == 0:
+        if "heads" not in spec and spec["dim"] % HEAD == 0 and spec["dim"] <= WIDEST:
             spec["heads"] = spec["dim"] // HEAD
         brought = (*SAME, "patch_size", "pool", "registers")
         found = {f"model.{key}": spec.get(key) for key in brought if key != "mlp_dim"}
