@@ -68,7 +68,7 @@ def test_an_export_goes_into_the_run_folder(finished: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     folder = finished / "export" / "timm-12x8-fp16"
-    assert done.stdout.startswith("timm, fp16, compared on 359 images of test:\n")
+    assert done.stdout.startswith("timm, fp16, compared on 348 images of test:\n")
     assert done.stdout.endswith(f"\n  {folder}\n")
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     config = json.loads((folder / "config.json").read_text())

@@ -1,14 +1,13 @@
-"""Splits: stratified, disjoint, complete, and the same for every run."""
-
-import inspect
+"""Splits: disjoint, complete, the same for every run, and moved by no image that comes or goes."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit.data import splits as splits_module
 from vit.data.images import ArrayImages
-from vit.data.splits import complete, cut
+from vit.data.splits import Cutter
 from vit.data.types import Samples
 
 NO_PIXELS = ArrayImages(np.zeros((0, 1, 1, 1), np.uint8))
@@ -31,13 +30,22 @@ def per_class(split, classes):
 
 
 COUNTS = st.lists(st.integers(1, 30), min_size=1, max_size=6)
+BY = st.sampled_from(["name", "position"])
+
+
+def cut(whole, fraction, seed, part, by="name"):
+    return Cutter(seed, by).cut(whole, fraction, part)
+
+
+def complete(splits, val_fraction, test_fraction, seed, by="name"):
+    return Cutter(seed, by).complete(splits, val_fraction, test_fraction)
 
 
 @settings(max_examples=80, deadline=None)
-@given(counts=COUNTS, fraction=st.floats(0, 0.99), seed=st.integers(0, 5))
-def test_cut_is_disjoint_complete_and_stratified(counts, fraction, seed):
+@given(counts=COUNTS, fraction=st.floats(0, 0.99), seed=st.integers(0, 5), by=BY)
+def test_cut_is_disjoint_complete_and_leaves_no_class_out(counts, fraction, seed, by):
     whole = samples(counts)
-    rest, part = cut(whole, fraction, seed, "test")
+    rest, part = cut(whole, fraction, seed, "test", by)
     assert sorted(numbers(rest) + numbers(part)) == numbers(whole)
     for split in (rest, part):
         assert numbers(split) == sorted(numbers(split))  # the original order
@@ -45,16 +53,84 @@ def test_cut_is_disjoint_complete_and_stratified(counts, fraction, seed):
         assert split.names == [f"image {i}" for i in split.index]
     taken = per_class(part, len(counts))
     for total, count in zip(counts, taken, strict=True):
-        assert abs(count - fraction * total) <= 1
+        assert by == "name" or abs(count - fraction * total) <= 1
         assert count <= total - 1  # at least one is kept
         assert count >= (total > 1 and fraction > 0)
     if fraction == 0:
         assert len(part) == 0
 
 
-def test_cut_takes_the_nearest_number():
-    _, part = cut(samples([100, 10, 14, 1]), 0.1, 0, "test")
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.5])
+def test_the_share_is_met_on_average(fraction):
+    whole = samples([5000, 5000])
+    for seed in range(3):
+        taken = per_class(cut(whole, fraction, seed, "val")[1], 2)
+        spread = (5000 * fraction * (1 - fraction)) ** 0.5
+        assert (abs(taken - 5000 * fraction) < 4 * spread).all()
+
+
+def test_earlier_versions_took_the_nearest_number():
+    _, part = cut(samples([100, 10, 14, 1]), 0.1, 0, "test", "position")
     assert per_class(part, 4).tolist() == [10, 1, 1, 0]
+
+
+def photos(*classes):
+    """Class k has the images named by `classes[k]`."""
+    names = [f"{k}/{name}" for k, members in enumerate(classes) for name in members]
+    labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes])
+    return Samples(labels, names, NO_PIXELS, np.arange(len(names)))
+
+
+def parts_of(whole, seed=0, by="name"):
+    """Where each image is, and (part, class) of those too small for their share."""
+    cutter = Cutter(seed, by)
+    splits = cutter.complete({"train": whole}, 0.15, 0.2)
+    return {name: part for part, split in splits.items() for name in split.names}, cutter.small
+
+
+NAMES = st.lists(
+    st.text("abcdefghij", min_size=1, max_size=3), min_size=1, max_size=40, unique=True
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(first=NAMES, second=NAMES, come=NAMES, gone=NAMES, seed=st.integers(0, 9))
+def test_images_that_come_or_go_move_no_other(first, second, come, gone, seed):
+    """But for the lone pick of a class that is too small for its share, which is told."""
+    before, small = parts_of(photos(first, second), seed)
+    changed = sorted({*first, *come} - {*gone}) or ["left"]
+    after, small_after = parts_of(photos(changed, second), seed)
+    moved = {name for name in before if name in after and before[name] != after[name]}
+    told = {label for _, label in small + small_after}
+    assert {int(name[0]) for name in moved} <= told
+    assert not any(name.startswith("1/") for name in moved)  # nor does any other class
+
+
+def test_in_earlier_versions_one_image_moved_many():
+    names = [f"{i:03}" for i in range(200)]
+    before, _ = parts_of(photos(names), by="position")
+    after, _ = parts_of(photos(["000a", *names]), by="position")
+    assert sum(after[name] != before[name] for name in before) > 20
+
+
+def test_a_name_is_the_same_on_every_system(monkeypatch):
+    names = ["a/1.jpg", "b/1.jpg", "c/\udcff.jpg"]
+    posix = Cutter(0)._hashes(names, "test")
+    monkeypatch.setattr(splits_module.os, "sep", "\\")
+    windows = Cutter(0)._hashes([name.replace("/", "\\") for name in names], "test")
+    assert np.array_equal(posix, windows)
+
+
+def test_a_class_too_small_lends_its_lowest_hash_and_keeps_its_highest():
+    few = photos("ab", "a", [str(i) for i in range(200)])
+    cutter = Cutter(0)
+    rest, part = cutter.cut(few, 0.001, "test")
+    assert per_class(part, 3)[:2].tolist() == [1, 0]
+    ranks = {name: cutter._hashes([name], "test")[0] for name in few.names}
+    assert min(["0/a", "0/b"], key=ranks.__getitem__) in part.names
+    assert ("test", 0) in cutter.small
+    rest, part = Cutter(0).cut(few, 0.999, "test")
+    assert max(["0/a", "0/b"], key=ranks.__getitem__) in rest.names
 
 
 def test_cut_is_stable():
@@ -66,25 +142,27 @@ def test_cut_is_stable():
     assert numbers(other_seed) != numbers(first[1]) != numbers(other_part)
 
 
-def test_cut_of_a_known_set_never_changes():
+@pytest.mark.parametrize(("by", "expected"), [
+    ("position", [11, 12, 13, 14]), ("name", [2, 3, 4, 7, 11]),
+])  # fmt: skip
+def test_cut_of_a_known_set_never_changes(by, expected):
     """Else runs of different versions would have different test sets."""
-    whole = Samples(np.arange(16) % 2, [""] * 16, NO_PIXELS, np.arange(16))
-    assert numbers(cut(whole, 0.25, 0, "test")[1]) == [11, 12, 13, 14]
+    whole = Samples(np.arange(16) % 2, [f"{i}.jpg" for i in range(16)], NO_PIXELS, np.arange(16))
+    assert numbers(cut(whole, 0.25, 0, "test", by)[1]) == expected
 
 
-def test_the_chosen_samples_of_a_class_do_not_depend_on_other_classes():
-    alone = Samples(np.zeros(20, np.int64), [str(i) for i in range(20)], NO_PIXELS, np.arange(20))
-    labels = np.concatenate([alone.labels, np.ones(30, np.int64)])
-    both = Samples(labels, [str(i) for i in range(50)], NO_PIXELS, np.arange(50))
-    _, part = cut(alone, 0.3, 0, "test")
-    _, wider = cut(both, 0.3, 0, "test")
-    assert numbers(part) == [i for i in numbers(wider) if i < 20]
+def test_a_smaller_limit_is_part_of_a_larger_one():
+    whole = photos([str(i) for i in range(50)], [str(i) for i in range(9)])
+    for by in ("name", "position"):
+        kept = [Cutter(0, by).limit(whole, count)[0].names for count in (5, 20, 50)]
+        assert [len(names) for names in kept] == [10, 29, 59]
+        assert set(kept[0]) < set(kept[1]) < set(kept[2])
+    fewer = photos([str(i) for i in range(49)], [str(i) for i in range(9)])
+    gone = set(Cutter(0).limit(whole, 20)[0].names) - set(Cutter(0).limit(fewer, 20)[0].names)
+    assert gone <= {"0/49"}
 
 
 def test_a_runs_seed_cannot_reach_the_splits():
-    assert list(inspect.signature(complete).parameters) == [
-        "splits", "val_fraction", "test_fraction", "split_seed"
-    ]  # fmt: skip
     np.random.seed(1)
     first = complete({"train": samples([30, 30])}, 0.1, 0.2, 0)
     np.random.seed(2)
@@ -107,7 +185,7 @@ def test_three_named_splits_stay():
 
 def test_val_alone_is_the_test_set():
     given_splits = named("train", "val")
-    splits = complete(given_splits, 0.1, 0.2, 0)
+    splits = complete(given_splits, 0.1, 0.2, 0, "position")
     assert sizes(splits) == {"train": 36, "val": 4, "test": 40}
     assert splits["test"] is given_splits["val"]
     assert sorted(numbers(splits["train"]) + numbers(splits["val"])) == list(range(40))
@@ -116,14 +194,14 @@ def test_val_alone_is_the_test_set():
 
 def test_test_alone_stays_and_val_is_cut_from_train():
     given_splits = named("train", "test")
-    splits = complete(given_splits, 0.1, 0.2, 0)
+    splits = complete(given_splits, 0.1, 0.2, 0, "position")
     assert sizes(splits) == {"train": 36, "val": 4, "test": 40}
     assert splits["test"] is given_splits["test"]
     assert per_class(splits["val"], 2).tolist() == [2, 2]
 
 
 def test_flat_is_cut_into_all_three():
-    splits = complete(named("train"), 0.1, 0.2, 0)
+    splits = complete(named("train"), 0.1, 0.2, 0, "position")
     assert sizes(splits) == {"train": 28, "val": 4, "test": 8}
     everything = [i for split in splits.values() for i in numbers(split)]
     assert sorted(everything) == list(range(40))
@@ -131,7 +209,7 @@ def test_flat_is_cut_into_all_three():
 
 
 def test_both_fractions_are_of_the_whole():
-    splits = complete(named("train"), 0.3, 0.5, 0)
+    splits = complete(named("train"), 0.3, 0.5, 0, "position")
     assert sizes(splits) == {"train": 8, "val": 12, "test": 20}
 
 
@@ -152,14 +230,14 @@ def test_the_test_set_does_not_depend_on_the_validation_share():
     ],
 )
 def test_a_share_of_nothing_gives_no_split(names, val, test, expected):
-    splits = complete(named(*names), val, test, 0)
-    assert sizes(splits) == expected
+    assert sizes(complete(named(*names), val, test, 0, "position")) == expected
+    assert list(complete(named(*names), val, test, 0)) == list(expected)
 
 
 @settings(max_examples=60, deadline=None)
-@given(counts=COUNTS, val=st.floats(0, 0.5), test=st.floats(0, 0.49))
-def test_flat_cuts_lose_nothing_and_leave_every_class_to_train_on(counts, val, test):
-    splits = complete({"train": samples(counts)}, val, test, 0)
+@given(counts=COUNTS, val=st.floats(0, 0.5), test=st.floats(0, 0.49), by=BY)
+def test_flat_cuts_lose_nothing_and_leave_every_class_to_train_on(counts, val, test, by):
+    splits = complete({"train": samples(counts)}, val, test, 0, by)
     everything = [i for split in splits.values() for i in numbers(split)]
     assert sorted(everything) == list(range(sum(counts)))
     assert (per_class(splits["train"], len(counts)) > 0).all()

@@ -245,6 +245,7 @@ def _announce(parts: Parts, data: DataSet, start: list[str]) -> None:
         f"{config.trainer.precision}",
         f"data     {config.data.name}: {sizes}; {len(data.classes)} classes, "
         f"{'x'.join(map(str, spec['image_size']))} px",
+        *(f"         {note}" for note in data.notes),
         f"model    {config.model.name}: patch {spec['patch_size']}, dim {spec['dim']}, depth "
         f"{spec['depth']}, heads {spec['heads']}; {parameter_count(model):,} parameters, "
         f"{flops_per_image(model) / 1e9:.3g} GFLOPs per image",

@@ -20,6 +20,7 @@ MAY_CHANGE = frozenset(
 """Where, how fast, how often and how long; everything else would make it another run."""
 
 ADDED = {
+    "data.split_by": "position",
     "data.center_crop": 1.0,
     "data.aspect": "crop",
     "data.limit_per_class": None,

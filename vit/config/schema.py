@@ -45,6 +45,7 @@ class DataConfig:
     val_fraction: Fraction
     test_fraction: Fraction
     split_seed: Whole
+    split_by: Literal["name", "position"]
     limit_per_class: Count | None
     balance: Literal["none", "sampler", "loss"]
     memory: Literal["auto", "device", "stream"]

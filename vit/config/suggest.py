@@ -1,9 +1,9 @@
-"""What was probably meant by a misspelt word."""
+"""Names in messages: what was probably meant by a misspelt one, and the first of many."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -18,3 +18,9 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
         if close:
             return among[close[0]]
     return None
+
+
+def shortened(names: Sequence[str], most: int = 12) -> str:
+    """The names with commas between them; of many the first `most`, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

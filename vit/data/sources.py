@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit.config.schema import DataConfig
+from vit.config.suggest import shortened
 from vit.data import cifar, digits, folder, imagenet
-from vit.data.splits import complete, limit
+from vit.data.splits import Cutter
 from vit.data.types import DataSet, Samples
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
@@ -39,7 +40,21 @@ def load_data_set(config: DataConfig) -> DataSet:
         DataError: it is missing or unusable; the message says what to do.
     """
     listed = SOURCES[config.name](config)
-    splits = complete(listed.splits, config.val_fraction, config.test_fraction, config.split_seed)
+    cutter = Cutter(config.split_seed, config.split_by)
+    splits = cutter.complete(listed.splits, config.val_fraction, config.test_fraction)
+    unused = {}
     if config.limit_per_class is not None:
-        splits["train"] = limit(splits["train"], config.limit_per_class, config.split_seed)
-    return DataSet(listed.classes, splits)
+        splits["train"], unused["train"] = cutter.limit(splits["train"], config.limit_per_class)
+    return DataSet(listed.classes, splits, unused, _told(cutter, listed.classes))
+
+
+def _told(cutter: Cutter, classes: list[str]) -> list[str]:
+    """Which classes are too small for their share."""
+    small = sorted({classes[label] for _, label in cutter.small})
+    if not small:
+        return []
+    parts = " and ".join(dict.fromkeys(part for part, _ in cutter.small))
+    return [
+        f"{shortened(small)}: too few images for an exact share of {parts}; which one is held out "
+        f"may change when images come or go"
+    ]

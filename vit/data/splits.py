@@ -1,6 +1,13 @@
-"""Stratified cuts that depend on `split_seed` alone, so that all runs share one test set."""
+"""Cuts that depend on `split_seed` and each image's name alone, so that all runs share one test set
+and an added, removed or renamed image moves no other.
+"""
 
 from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -8,60 +15,110 @@ from vit.data.types import Samples
 from vit.runtime.seeding import numpy_generator
 
 
-def cut(samples: Samples, fraction: float, split_seed: int, part: str) -> tuple[Samples, Samples]:
-    """Cut a share of every class off.
+@dataclass(frozen=True)
+class Cutter:
+    """How parts are cut off a split.
 
-    Args:
-        samples: what to cut.
-        fraction: share of each class that is cut off, in [0, 1).
-        split_seed: decides which samples are chosen.
-        part: name of the part that is cut off; cuts of different parts are independent.
-
-    Returns:
-        (the rest, the part), both in the original order. A class with two or more samples keeps
-        at least one in the rest and gives at least one, unless `fraction` is 0.
+    Attributes:
+        split_seed: decides which images are chosen.
+        by: `name`, or `position` in the list, which is what earlier versions went by.
+        small: is told (part, class) where a class is so small that its one image, or all but one,
+            were chosen by rank and not by share.
     """
-    chosen = np.zeros(len(samples), dtype=bool)
-    if fraction > 0:
+
+    split_seed: int
+    by: str = "name"
+    small: list[tuple[str, int]] = field(default_factory=list)
+
+    def cut(self, samples: Samples, fraction: float, part: str) -> tuple[Samples, Samples]:
+        """Cut a share of every class off.
+
+        Args:
+            samples: what to cut.
+            fraction: share of each class that is cut off, in [0, 1).
+            part: name of the part that is cut off; cuts of different parts are independent.
+
+        Returns:
+            (the rest, the part), both in the original order. By name, an image belongs to the part
+            if the hash of (split_seed, part, name) is in the lowest `fraction` of all hashes: the
+            share is met on average. A class with two or more samples keeps at least one in the
+            rest and gives at least one, unless `fraction` is 0.
+        """
+        chosen = np.zeros(len(samples), dtype=bool)
+        if fraction > 0 and self.by == "name":
+            ranks = self._hashes(samples.names, part)
+            chosen = ranks < int(fraction * 2**64)
+            self._mend_small(chosen, ranks, samples.labels, part)
+        elif fraction > 0:
+            for label in np.unique(samples.labels):
+                members = np.flatnonzero(samples.labels == label)
+                count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+                shuffled = numpy_generator(self.split_seed, part, int(label)).permutation(members)
+                chosen[shuffled[:count]] = True
+        return samples.take(np.flatnonzero(~chosen)), samples.take(np.flatnonzero(chosen))
+
+    def limit(self, samples: Samples, per_class: int) -> tuple[Samples, Samples]:
+        """At most `per_class` samples of each class, and those left over; in the original order.
+
+        Those of a smaller limit are among those of a larger.
+        """
+        chosen = np.zeros(len(samples), dtype=bool)
+        ranks = self._hashes(samples.names, "limit") if self.by == "name" else None
         for label in np.unique(samples.labels):
             members = np.flatnonzero(samples.labels == label)
-            count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-            shuffled = numpy_generator(split_seed, part, int(label)).permutation(members)
-            chosen[shuffled[:count]] = True
-    return samples.take(np.flatnonzero(~chosen)), samples.take(np.flatnonzero(chosen))
+            if ranks is None:
+                generator = numpy_generator(self.split_seed, "limit", int(label))
+                ranked = generator.permutation(members)
+            else:
+                ranked = members[np.argsort(ranks[members], kind="stable")]
+            chosen[ranked[:per_class]] = True
+        return samples.take(np.flatnonzero(chosen)), samples.take(np.flatnonzero(~chosen))
 
+    def complete(
+        self, splits: dict[str, Samples], val_fraction: float, test_fraction: float
+    ) -> dict[str, Samples]:
+        """Give a data set its `train`, `val` and `test`, as far as fractions allow.
 
-def limit(samples: Samples, per_class: int, split_seed: int) -> Samples:
-    """At most `per_class` samples of each class, in the original order.
+        Named splits stay as they are. With `train` and one of `val` and `test`, that one is the
+        test set and validation is cut from train. With `train` alone both are cut. Splits without
+        a sample are left out.
+        """
+        splits = dict(splits)
+        whole = train = splits["train"]
+        share = val_fraction
+        if "test" not in splits and "val" in splits:
+            splits["test"] = splits.pop("val")
+        if "test" not in splits:
+            train, splits["test"] = self.cut(train, test_fraction, "test")
+            share /= 1 - test_fraction  # of the whole, before test was cut off
+        if "val" not in splits:
+            if self.by == "position":
+                share = val_fraction * len(whole) / max(len(train), 1)
+            train, splits["val"] = self.cut(train, min(share, 0.999), "val")
+        splits["train"] = train
+        return {name: splits[name] for name in ("train", "val", "test") if len(splits[name])}
 
-    Which ones depends on `split_seed` alone; those of a smaller limit are among those of a larger.
-    """
-    chosen = np.zeros(len(samples), dtype=bool)
-    for label in np.unique(samples.labels):
-        members = np.flatnonzero(samples.labels == label)
-        shuffled = numpy_generator(split_seed, "limit", int(label)).permutation(members)
-        chosen[shuffled[:per_class]] = True
-    return samples.take(np.flatnonzero(chosen))
+    def _hashes(self, names: Sequence[str], part: str) -> np.ndarray:
+        """A number for each name, evenly spread over 64 bits: uint64 (N,)."""
+        start = hashlib.blake2b(f"{self.split_seed}\0{part}\0".encode(), digest_size=8)
+        found = bytearray()
+        for name in names:
+            one = start.copy()
+            one.update(name.replace(os.sep, "/").encode("utf-8", "surrogateescape"))
+            found += one.digest()
+        return np.frombuffer(bytes(found), ">u8").astype(np.uint64)
 
-
-def complete(
-    splits: dict[str, Samples], val_fraction: float, test_fraction: float, split_seed: int
-) -> dict[str, Samples]:
-    """Give a data set its `train`, `val` and `test`, as far as fractions allow.
-
-    Named splits stay as they are. With `train` and one of `val` and `test`, that one is the test
-    set and validation is cut from train. With `train` alone both are cut. Splits without a
-    sample are left out.
-    """
-    splits = dict(splits)
-    train = splits["train"]
-    if "test" not in splits and "val" in splits:
-        splits["test"] = splits.pop("val")
-    if "test" not in splits:
-        train, splits["test"] = cut(train, test_fraction, split_seed, "test")
-    if "val" not in splits:
-        # The share is of what was there before test was cut off.
-        share = val_fraction * len(splits["train"]) / max(len(train), 1)
-        train, splits["val"] = cut(train, min(share, 0.999), split_seed, "val")
-    splits["train"] = train
-    return {name: splits[name] for name in ("train", "val", "test") if len(splits[name])}
+    def _mend_small(
+        self, chosen: np.ndarray, ranks: np.ndarray, labels: np.ndarray, part: str
+    ) -> None:
+        """A class of one gives none; of two or more, one at the least and all but one at the most:
+        the lowest hash goes, the highest stays.
+        """
+        total, taken = np.bincount(labels), np.bincount(labels[chosen], minlength=labels.max() + 1)
+        for label in np.flatnonzero((total > 0) & ((taken == 0) | (taken == total))):
+            members = np.flatnonzero(labels == label)
+            members = members[np.argsort(ranks[members], kind="stable")]
+            chosen[members[:-1] if taken[label] else members[: min(1, len(members) - 1)]] = True
+            chosen[members[-1]] = False
+            if len(members) > 1 or taken[label]:
+                self.small.append((part, int(label)))

@@ -6,7 +6,7 @@ Legend: N images, B batch, C channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -41,10 +41,19 @@ class Samples:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set as listed: classes and splits. `val` and `test` may be missing."""
+    """A data set as listed.
+
+    Attributes:
+        classes: names of the classes.
+        splits: `train`, and `val` and `test` where there are any.
+        unused: what was listed and kept out of the split of that name.
+        notes: what a person should know of how it was cut, a line each.
+    """
 
     classes: list[str]
     splits: dict[str, Samples]
+    unused: dict[str, Samples] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
