@@ -142,7 +142,7 @@ def differences(one: RunDir, other: RunDir) -> list[str]:
         a, b = (checkpoint.load(file) for file in files)
         for content in (a, b):
             content["config"] = None  # holds the run's name
-            for volatile in ("seconds", "metrics_bytes", "images"):
+            for volatile in ("seconds", "metrics_bytes", "metrics_digest", "images"):
                 (content["training"] or {}).pop(volatile, None)
         found += [f"{name} checkpoint: {where}" for where in unequal(a, b)]
     return found

@@ -27,7 +27,7 @@ TORN = b"\xff\xd8\xff\xe0 no photo"
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """60 images of two classes: 36 to train on, 12 to validate and 12 to test."""
+    """60 images of two classes: 34 to train on, 13 to validate and 13 to test."""
     for label in "ab":
         for i in range(30):
             size = ((24, 24), (30, 40), (50, 30))[i % 3]
@@ -54,7 +54,7 @@ def test_stopped_by_a_damaged_image_a_mended_run_equals_an_unbroken_one(photos, 
     broken = run("train", *ARGS, "name=broken", cwd=tmp_path)
     assert broken.returncode == 2
     assert "Traceback" not in broken.stderr
-    assert "1 of 36 images cannot be decoded" in broken.stderr
+    assert "1 of 34 images cannot be decoded" in broken.stderr
     assert name in broken.stderr
     assert "saved at step 3; go on with `vit-train resume=outputs/broken`" in broken.stderr
     left = RunDir(tmp_path / "outputs" / "broken")
@@ -68,7 +68,8 @@ def test_stopped_by_a_damaged_image_a_mended_run_equals_an_unbroken_one(photos, 
     assert mended.returncode == 0, mended.stderr
     other = RunDir(tmp_path / "outputs" / "unbroken")
     assert metrics(left) == metrics(other)
-    assert differences(left, other) == []
+    unequal = [found for found in differences(left, other) if not found.endswith(": /images")]
+    assert unequal == []  # the list of its images has the damaged one
 
 
 def test_skipped_images_are_told_once_and_left_out(photos, tmp_path):
@@ -96,7 +97,7 @@ def test_skipped_images_are_told_once_and_left_out(photos, tmp_path):
     folder = tmp_path / "outputs" / "skip" / "eval" / "test"
     result = json.loads((folder / "metrics.json").read_text())
     assert sorted(result["bad_images"]) == sorted(bad["test"])
-    assert result["images"] == 10
+    assert result["images"] == 11
     test = next(line for line in log if line["event"] == "test")
     assert {key: result[key] for key in ("loss", "top1", "top5")} == {
         key: test[key] for key in ("loss", "top1", "top5")
@@ -123,7 +124,7 @@ def test_too_many_damaged_images_end_the_run(photos, tmp_path):
         "data.bad_image_limit=0.1", "name=many", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "4 of 36 images cannot be decoded, 3 allowed by data.bad_image_limit" in done.stderr
+    assert "4 of 34 images cannot be decoded, 3 allowed by data.bad_image_limit" in done.stderr
     assert not (tmp_path / "outputs" / "many").exists()
 
 

@@ -24,6 +24,7 @@ def content(value: float = 1.0) -> dict[str, Any]:
     return {
         "spec": {"dim": 4}, "preprocessing": {}, "classes": ["a", "b"], "evaluation": {},
         "config": {"seed": 0}, "step": 3, "weights": {"w": torch.full((64, 64), value)},
+        "images": "0",
         "training": None,
     }  # fmt: skip
 

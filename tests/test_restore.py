@@ -16,6 +16,7 @@ from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
 from vit.config.compose import to_config
 from vit.config.errors import NoCheckpointError
+from vit.data.manifest import Manifest
 from vit.engine.restore import load_trained
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -29,6 +30,7 @@ def test_every_format_version_has_a_golden_file() -> None:
 
 def test_a_golden_checkpoint_gives_the_logits_it_gave() -> None:
     trained = load_trained(GOLDEN / "v1.pt", CPU, pytest.fail)
+    assert trained.images is None
     logits = trained.model(torch.linspace(-1, 1, 64).view(1, 1, 8, 8))[0]
     expected = [
         -0.088177, -0.005094, -0.191054, 0.001749, 0.112221, 0.042285, 0.026613, 0.058298,
@@ -38,16 +40,22 @@ def test_a_golden_checkpoint_gives_the_logits_it_gave() -> None:
     assert to_config(trained.config).model.dim == 8
 
 
-def test_a_golden_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", range(1, checkpoint.FORMAT_VERSION + 1))
+def test_a_golden_run_goes_on(tmp_path: Path, version: int) -> None:
     folder = RunDir(tmp_path / "outputs" / "golden")
     folder.checkpoints.mkdir(parents=True)
-    shutil.copy(GOLDEN / "v1.pt", folder.step_file(30))
+    shutil.copy(GOLDEN / f"v{version}.pt", folder.step_file(30))
     saved = checkpoint.load(folder.step_file(30))
     folder.write_config(json.dumps(saved["config"]))
     folder.metrics.write_bytes(b" " * saved["training"]["metrics_bytes"])
     done = run("train", "resume=outputs/golden", "trainer.steps=33", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert folder.read_summary()["step"] == 33
+    kept = checkpoint.load(folder.step_file(33))
+    assert kept["config"]["data"]["split_by"] == ("position" if version == 1 else "name")
+    images = Manifest.from_bytes(folder.images.read_bytes())  # made anew: of digits it is known
+    assert kept["images"] == images.digest() == (saved["images"] or images.digest())
+    assert len(images.splits["test"].names) == (359 if version == 1 else 348)
 
 
 def test_a_spec_that_names_no_model_is_refused(tmp_path: Path) -> None:

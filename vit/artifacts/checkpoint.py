@@ -15,13 +15,14 @@ from vit.config.errors import NoCheckpointError, VitError
 from vit.config.resume import upgraded
 from vit.runtime.files import write_atomic
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 IN_SAFETENSORS = "vit"
 """Under which key of its metadata a safetensors file says what a checkpoint does; of several keys,
 the order would be random."""
 
-REQUIRED = ("spec", "preprocessing", "classes", "evaluation", "config", "step", "weights")
+REQUIRED = ("spec", "preprocessing", "classes", "evaluation", "config", "step", "weights",
+            "images")  # fmt: skip
 """What every checkpoint holds; `training` besides, when training can go on from it."""
 
 
@@ -103,6 +104,8 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:
             f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; "
             f"upgrade vit-train"
         )
+    if version < 2:  # whose runs kept no list of their images
+        content = {**content, "images": None}
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise BadCheckpointError(f"{path} lacks {', '.join(missing)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -11,8 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vit.artifacts import console
 from vit.artifacts.run_dir import RunDir
-from vit.runtime.files import disk_errors
+from vit.runtime.files import disk_errors, to_json, write_atomic
 
 VOLATILE = ("time", "seconds", "images_per_second", "mfu")
 """Fields that two runs of the same config may differ in."""
@@ -36,8 +38,8 @@ class Logger(Protocol):
     def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
         """Show settings beside final scores."""
 
-    def durable_bytes(self) -> int:
-        """How much of metrics.jsonl has reached the disk."""
+    def durable(self) -> tuple[int, str]:
+        """Length and digest of metrics.jsonl, all of which has reached the disk."""
 
     def close(self) -> None:
         """Write out what is buffered."""
@@ -61,9 +63,9 @@ class SilentLogger:
     def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
         """Nothing."""
 
-    def durable_bytes(self) -> int:
+    def durable(self) -> tuple[int, str]:
         """Nothing is written."""
-        return 0
+        return 0, ""
 
     def close(self) -> None:
         """Nothing."""
@@ -74,17 +76,22 @@ class RunLogger:
 
     Args:
         run: the run folder.
-        step, metrics_bytes: what a resumed run's checkpoint says; what was logged after it is
-            cut off and will be logged again. Zero for a new run.
+        step, metrics_bytes, metrics_digest: what a resumed run's checkpoint says; what was logged
+            after it is cut off and will be logged again. A damaged file is kept under another
+            name, and its sound lines are gone on from. Zero and None for a new run.
     """
 
-    def __init__(self, run: RunDir, step: int = 0, metrics_bytes: int = 0) -> None:
+    def __init__(
+        self, run: RunDir, step: int = 0, metrics_bytes: int = 0, metrics_digest: str | None = None
+    ) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.path = run.metrics
         with disk_errors(self.path):
+            kept = _until(run, step, metrics_bytes, metrics_digest)
+            self._digest = _hash(kept)
             self._file = open(run.metrics, "ab")  # noqa: SIM115 (closed in close())
-            self._file.truncate(min(metrics_bytes, self._file.tell()))
+            self._file.truncate(len(kept))
             self._file.seek(0, os.SEEK_END)
             purge_step = step + 1 if metrics_bytes else None
             self._board = SummaryWriter(str(run.tensorboard), purge_step=purge_step)
@@ -92,10 +99,11 @@ class RunLogger:
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl, and its numbers to TensorBoard as `event/<key>`."""
         line = {"event": event, "step": step, **values, "time": round(time.time(), 3)}
-        line = {key: _plain(value) for key, value in line.items()}
+        text = to_json(line)
         with disk_errors(self.path):
-            self._file.write((json.dumps(line) + "\n").encode())
+            self._file.write(text)
             self._file.flush()
+            self._digest.update(text)
             for key, value in values.items():
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(f"{event}/{key}", value, step)
@@ -124,12 +132,12 @@ class RunLogger:
         }
         self._board.add_hparams(plain, scores, run_name=".", global_step=step)
 
-    def durable_bytes(self) -> int:
-        """The length of metrics.jsonl after it has reached the disk."""
+    def durable(self) -> tuple[int, str]:
+        """Length and digest of metrics.jsonl, after it has reached the disk."""
         with disk_errors(self.path):
             os.fsync(self._file.fileno())
             self._board.flush()
-        return self._file.tell()
+        return self._file.tell(), self._digest.hexdigest()
 
     def close(self) -> None:
         """Write out what is buffered."""
@@ -147,6 +155,32 @@ def image_grid(images: Tensor, columns: int = 8, min_side: int = 64) -> Tensor:
     return torch.nn.functional.interpolate(grid[None], scale_factor=scale)[0]
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _until(run: RunDir, step: int, length: int, digest: str | None) -> bytes:
+    """What metrics.jsonl held when the checkpoint of `step` was written."""
+    content = run.metrics.read_bytes() if length and run.metrics.is_file() else b""
+    kept = content[:length]
+    whole = len(kept) == length and kept.endswith(b"\n" * bool(length))
+    if whole and digest in (None, _hash(kept).hexdigest()):
+        return kept
+    sound = [line for line in content.splitlines(keepends=True) if _is_sound(line, step)]
+    aside = run.path / f"metrics-damaged-{step}.jsonl"
+    write_atomic(aside, content)
+    write_atomic(run.metrics, b"".join(sound))
+    console.warn(
+        f"{run.metrics} is not as it was at step {step}: {len(content):,} bytes, {length:,} then; "
+        f"the run goes on behind its {len(sound):,} sound lines, and {aside.name} is what was there"
+    )
+    return b"".join(sound)
+
+
+def _is_sound(line: bytes, step: int) -> bool:
+    """Whether this is a whole line of a run up to `step`, before its final scores."""
+    try:
+        values = json.loads(line)
+        return line.endswith(b"\n") and values["event"] != "test" and values["step"] <= step
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _hash(data: bytes) -> hashlib.blake2b:
+    return hashlib.blake2b(data, digest_size=16)

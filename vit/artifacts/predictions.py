@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vit.config.errors import ConfigError
-from vit.runtime.files import write_atomic
+from vit.runtime.files import to_json, write_atomic
 
 
 class Scored(Protocol):
@@ -62,7 +62,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     Raises:
         DiskFullError: no space.
     """
-    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+    write_atomic(path, to_json(values, 2))
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

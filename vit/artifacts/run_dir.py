@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vit.config.errors import ConfigError, InUseError
-from vit.runtime.files import TEMPORARY, disk_errors, write_atomic
+from vit.runtime.files import TEMPORARY, disk_errors, to_json, write_atomic
 
 _STEP = re.compile(r"step-(\d{9})\.pt")
 
@@ -19,13 +19,14 @@ _STEP = re.compile(r"step-(\d{9})\.pt")
 class RunDir:
     """One run's folder.
 
-    Layout: `config.yaml`, `metrics.jsonl`, `summary.json`, `checkpoints/`, `tensorboard/`,
-    `eval/`, `explain/`, `export/`.
+    Layout: `config.yaml`, `images.json.gz`, `metrics.jsonl`, `summary.json`, `checkpoints/`,
+    `tensorboard/`, `eval/`, `explain/`, `export/`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
+        self.images = path / "images.json.gz"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
         self.checkpoints = path / "checkpoints"
@@ -146,7 +147,7 @@ class RunDir:
 
     def write_summary(self, values: dict[str, Any]) -> None:
         """Write `summary.json`."""
-        write_atomic(self.summary, (json.dumps(values, indent=2) + "\n").encode())
+        write_atomic(self.summary, to_json(values, 2))
 
     def read_summary(self) -> dict[str, Any]:
         """The content of `summary.json`; empty when there is none."""

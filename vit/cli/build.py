@@ -16,7 +16,7 @@ from vit.cli.search import Watch
 from vit.config.checks import BROUGHT
 from vit.config.compose import dump_yaml, flatten, to_config, to_plain
 from vit.config.errors import ConfigError, DataError, NoCheckpointError
-from vit.config.resolve import Plan, plan, resolve, resolve_memory
+from vit.config.resolve import Plan, plan, resolve, resolve_memory, with_absolute_paths
 from vit.config.resume import changes, with_saved
 from vit.config.schema import RunConfig
 from vit.data.images import FileImages
@@ -24,6 +24,7 @@ from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reader import Reader, verify
 from vit.data.sources import load_data_set
 from vit.data.types import DataSet
+from vit.engine.images import images_of_new, images_of_resumed
 from vit.engine.loss import Loss
 from vit.engine.parts import Parts, schedule_lr
 from vit.engine.pretrained import Pretrained, features, told
@@ -57,6 +58,7 @@ def build(
         ConfigError, DataError: before anything was changed on disk.
         NoCheckpointError: `resume=<folder>` without an undamaged checkpoint.
     """
+    config = with_absolute_paths(config)
     saved = _saved(config, run)
     device = runtime_device.select_device(
         config.trainer.device, world.local_rank if world.size > 1 else None
@@ -70,8 +72,16 @@ def build(
     data = load_data_set(config.data)
     in_files = isinstance(data.splits["train"].images, FileImages)
     config = resolve_memory(config, sum(map(len, data.splits.values())), in_files=in_files)
-    length = plan(config, len(data.splits["train"]))
+    images = None
+    if saved is not None:
+        images = images_of_resumed(data, run, saved, config.data, leads=world.leads)
     teacher = load_teacher(config, data.classes, device)
+    if images is None:
+        known = [*(pretrained.trained_on if pretrained else ())]
+        known += teacher.images if teacher else ()
+        images = images_of_new(data, run, known, leads=world.leads)
+    data = images.data
+    length = plan(config, len(data.splits["train"]))
     environment = runtime_device.environment(device, world.size)
     if teacher is not None:
         environment["teacher"] = teacher.fingerprint()
@@ -103,14 +113,20 @@ def build(
     if config.trainer.shard == "none":
         state.forward = replicated(trained, world, device)
     train, val, test = _loaders(config, length, data, model, world)
+    for split, loader in (("train", train), ("val", val), ("test", test)):
+        if loader is not None:
+            loader.bad.note(images.gone.get(split, {}))
     if saved is not None:
         train.bad.note(saved["training"].get("bad_images", {}))
     logger: Logger = SilentLogger()
     if world.leads:
-        logger = RunLogger(run, state.step, saved["training"]["metrics_bytes"] if saved else 0)
+        logged = saved["training"] if saved else {}
+        logger = RunLogger(
+            run, state.step, logged.get("metrics_bytes", 0), logged.get("metrics_digest")
+        )
     parts = Parts(
         config, length, state, Loss(config.trainer, config.distill, teacher), train, val, test,
-        data.classes, run, logger, stop, device, world, watch, environment,
+        data.classes, images.digest, run, logger, stop, device, world, watch, environment,
     )  # fmt: skip
     _announce(parts, data, [] if start is None else told(start, config))
     return parts
@@ -168,9 +184,9 @@ def _compare(
     config: RunConfig, saved: dict[str, Any], environment: dict[str, str | int], train_samples: int
 ) -> None:
     """Say what is different from the run so far; refuse what would make it another run."""
-    for line in changes(flatten(saved["config"]), flatten(to_plain(config))):
+    before_config, step = with_absolute_paths(to_config(saved["config"])), saved["step"]
+    for line in changes(flatten(to_plain(before_config)), flatten(to_plain(config))):
         console.say(f"changed: {line}")
-    before_config, step = to_config(saved["config"]), saved["step"]
     before_plan, now_plan = plan(before_config, train_samples), plan(config, train_samples)
     if now_plan.steps < before_plan.steps:
         raise ConfigError(

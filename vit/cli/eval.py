@@ -18,6 +18,7 @@ from vit.runtime.memory import keep_memory
 
 if TYPE_CHECKING:
     from vit.data.loader import EvalLoader
+    from vit.data.types import Samples
     from vit.engine.evaluate import Predictions
     from vit.engine.evaluator import Evaluator
     from vit.engine.restore import Trained
@@ -43,8 +44,10 @@ def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
     job, *others = (Evaluator.of(Path(place), config, device) for place in config.checkpoints)
     trained = job.trained
     samples, what = job.find(config)
+    trained_on = tell_trained_on(job, samples)
     for other in others:
         check_comparable(job, other, samples, config)
+        tell_trained_on(other, samples)
     loader = job.open(samples, what)
     without, predictions = job.predict(loader)
     temperature = fit(config, job, what, predictions)
@@ -62,6 +65,7 @@ def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
         "data": what,
         "image_size": trained.preprocessing["image_size"],
         "images": len(predictions.index),
+        "trained_on": trained_on,
         "bad_images": loader.bad.named(),
         "tta": config.tta,
         "merge": config.merge,
@@ -109,6 +113,25 @@ def deliver(
         *written,
         sep="\n  ",
     )
+
+
+def tell_trained_on(job: Evaluator, samples: Samples) -> int | None:
+    """How many of the images the weights were trained on, which is warned of; None: not known."""
+    from vit.artifacts import console
+
+    count = job.trained_on(samples)
+    place = job.trained.path
+    if count is None:
+        console.warn(
+            f"which images {place} was trained on is not known (its run folder has no list of "
+            f"them): if there are such among these, scores are too high"
+        )
+    elif count:
+        console.warn(
+            f"{count:,} of the {len(samples):,} images were trained on by {place}: scores on them "
+            f"say little about new ones"
+        )
+    return count
 
 
 def fit(config: EvalConfig, job: Evaluator, what: str, predictions: Predictions) -> Temperature:
@@ -175,6 +198,7 @@ def facts(trained: Trained, metrics: dict[str, Any]) -> list[str]:
         *(["mean of the probabilities of image and mirror image"] * ("without_tta" in metrics)),
         *([f"{merge} patches merged away in each block (none in the overlays)"] * (merge > 0)),
         *([f"{bad} damaged images left out"] * (bad > 0)),
+        *([f"{metrics['trained_on']:,} of them trained on"] * bool(metrics["trained_on"])),
     ]
 
 

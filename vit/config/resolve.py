@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -135,4 +136,23 @@ def plan(config: RunConfig, train_samples: int) -> Plan:
         log_every=in_steps(trainer.log_every),
         save_every=in_steps(trainer.save_every),
         ema_decay=None if trainer.ema is None else math.exp(-1 / (trainer.ema * float(per_epoch))),
+    )
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Paths that hold in every working folder, where they are paths of this one."""
+
+    def there(place: str | None) -> str | None:
+        """A place that may also be the name of something to download."""
+        return place if place is None or not os.path.exists(place) else os.path.abspath(place)
+
+    def always(place: str | None) -> str | None:
+        return None if place is None else os.path.abspath(place)
+
+    data, distill = config.data, config.distill
+    return replace(
+        config,
+        data=replace(data, root=always(data.root), cache_dir=always(data.cache_dir)),
+        model=replace(config.model, weights=there(config.model.weights)),
+        distill=replace(distill, teacher=there(distill.teacher), weights=there(distill.weights)),
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+MOST_NAMES = 12
+"""Names that a message lists."""
+
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice that `word` was probably meant to be, compared whole and by its last part."""
@@ -20,7 +23,7 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     return None
 
 
-def shortened(names: Sequence[str], most: int = 12) -> str:
+def shortened(names: Sequence[str], most: int = MOST_NAMES) -> str:
     """The names with commas between them; of many the first `most`, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -33,7 +33,7 @@ def load(config: DataConfig, naming: Naming = as_they_are) -> DataSet:
     assert config.root is not None
     root = Path(config.root)
     if not root.is_dir():
-        raise DataError(f"data.root={root} is no folder; check the path")
+        raise DataError(f"data.root={root} is no folder; give data.root=<where it is>")
     found = sub_folders(root)
     if found and found <= set(SPLITS) and "train" not in found:
         raise DataError(f"data.root={root} has {sorted(found)} but no train folder; add it")

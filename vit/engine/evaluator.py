@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from vit.artifacts import console
+from vit.artifacts.run_dir import RunDir
 from vit.config.commands import EvalConfig
 from vit.config.compose import to_config
 from vit.config.errors import ConfigError, DataError
 from vit.config.schema import DataConfig
+from vit.data.images import FileImages
 from vit.data.loader import EvalLoader
+from vit.data.manifest import Manifest, Restored, changed, known_among, restore
 from vit.data.pool import WorkerPool
 from vit.data.reader import POOL_FROM, Reader
 from vit.data.sources import load_data_set, load_images
 from vit.data.types import DataSet, Samples
 from vit.engine.evaluate import Predictions, predict, with_mirror_images
-from vit.engine.restore import Trained, load_trained
+from vit.engine.images import tell_changes
+from vit.engine.restore import Trained, check_classes, load_trained, read_manifest
 from vit.model.merging import merged
 
 
@@ -76,6 +82,7 @@ class Evaluator:
         if config.images is not None:
             folder, classes = Path(config.images), self.trained.classes
             return load_images(folder, classes, self.data), f"images-{folder.resolve().name}"
+        self._tell(config.split)
         splits = self.splits()
         if config.split not in splits:
             raise DataError(
@@ -85,18 +92,73 @@ class Evaluator:
         return splits[config.split], config.split
 
     def splits(self) -> dict[str, Samples]:
-        """The splits of the run's data.
+        """The splits of the run: its own images, as far as they are there.
 
         Raises:
-            DataError: it is missing, or the classes are not the checkpoint's.
+            DataError: the data is missing, or the classes are not the checkpoint's.
         """
+        if self._own is None:
+            return self._listed.splits
+        here = {
+            split: samples.take(np.setdiff1d(np.arange(len(samples)), self._own.gone[split]))
+            for split, samples in self._own.data.splits.items()
+        }
+        return {split: samples for split, samples in here.items() if len(samples)}
+
+    def trained_on(self, samples: Samples) -> int | None:
+        """How many of the images the weights were trained on; None: not known."""
+        manifest = self._manifest
+        if manifest is None:
+            try:
+                manifest = Manifest.of(self._listed)
+            except ConfigError:
+                return None
+            in_files = isinstance(self._listed.splits["train"].images, FileImages)
+            if in_files and manifest.digest() != self.trained.images:
+                return None
+        return int(known_among(samples, manifest.trained()).sum())
+
+    @cached_property
+    def _manifest(self) -> Manifest | None:
+        return read_manifest(RunDir.of(self.trained.path), self.trained.images, console.warn)
+
+    @cached_property
+    def _listed(self) -> DataSet:
+        """The run's data set as it is now."""
         found = load_data_set(self.data)
-        if found.classes != self.trained.classes:
-            raise DataError(
-                f"{self.data.root or self.data.name} has the classes {found.classes}, the "
-                f"checkpoint {self.trained.classes}; give the data it was trained on"
+        check_classes(
+            found.classes, self.trained.classes, str(self.data.root or self.data.name),
+            "give the data it was trained on",
+        )  # fmt: skip
+        return found
+
+    @cached_property
+    def _own(self) -> Restored | None:
+        """The run's own images in it; None: which they are is not known, or it is another one."""
+        if self._manifest is None:
+            return None
+        own = restore(self._manifest, self._listed)
+        here = any(len(own.gone[split]) < len(own.data.splits[split]) for split in own.gone)
+        return own if here else None
+
+    def _tell(self, split: str) -> None:
+        """What is not as it was when the run started."""
+        own, manifest = self._own, self._manifest
+        if manifest is None:
+            return
+        if own is None:
+            console.warn(
+                f"{self.data.root} holds none of the images that the run was started with: its "
+                f"{split} images as they are now are scored"
             )
-        return found.splits
+        if own is None or split not in own.data.splits:
+            return
+        names = own.data.splits[split].names
+        gone = [names[i] for i in own.gone[split].tolist()]
+        others = changed(manifest, own, split)
+        tell_changes(f"of {split} gone since the run started, not scored", gone)
+        tell_changes("that came after the run started, left out", own.added)
+        tell_changes(f"of {split} changed since the run started", others)
 
     def open(self, samples: Samples, what: str) -> EvalLoader:
         """The images as the model wants them; few of them are decoded without workers.

@@ -94,6 +94,7 @@ def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
             "run": run.path.name if run else None,
             "checkpoint": trained.path.name,
             "step": trained.step,
+            "images": trained.images,
             "vit-train": version("vit-train"),
         },
     }

@@ -25,7 +25,8 @@ class Parts:
 
     `val` and `test` may be None; `classes` are the names of the logits; `watch` is told (epoch,
     validation top-1) after each evaluation and ends the run by answering True; `environment` is
-    what the bits of the result depend on besides the settings.
+    what the bits of the result depend on besides the settings; `images` is the digest of the list
+    of the run's images.
     """
 
     config: RunConfig
@@ -36,6 +37,7 @@ class Parts:
     val: EvalLoader | None
     test: EvalLoader | None
     classes: list[str]
+    images: str
     run: RunDir
     logger: Logger
     stop: StopRequest

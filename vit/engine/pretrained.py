@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from vit.config.checks import OF_FILES
 from vit.config.errors import ConfigError
 from vit.config.schema import RunConfig
+from vit.data.manifest import Manifest
 from vit.model.start import SAME, MismatchError, Start, differs, spec_of, start_from
 from vit.model.vit import VisionTransformer
 from vit.runtime.device import autocast
@@ -33,6 +35,7 @@ class Pretrained:
         spec: what is known of the model's spec besides what the weights say.
         classes: names of the logits; None: not known.
         mean, std: of each channel, what the model's images were normalised with; None: not known.
+        trained_on: images of a run of ours.
     """
 
     place: str
@@ -41,6 +44,7 @@ class Pretrained:
     classes: list[str] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    trained_on: Sequence[Manifest] = ()
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
         """Settings of the run `config` that the weights decide, keys of `checks.BROUGHT`.

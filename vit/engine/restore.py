@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from vit.artifacts import checkpoint
+from vit.artifacts import checkpoint, console
 from vit.artifacts.run_dir import RunDir
 from vit.config.checks import nearest_multiples
 from vit.config.compose import to_plain
-from vit.config.errors import ConfigError, NoCheckpointError
+from vit.config.errors import ConfigError, DataError, NoCheckpointError
 from vit.config.schema import RunConfig
+from vit.config.suggest import MOST_NAMES, shortened
+from vit.data.manifest import Manifest
 from vit.engine.state import TrainState, weights_of
 from vit.model.vit import VisionTransformer
 from vit.model.weights import resized
@@ -34,6 +36,7 @@ class Trained:
         config: the run's settings as plain values.
         step: the optimiser step of the weights.
         path: the file.
+        images: digest of the list of the run's images; None: an earlier version kept none.
     """
 
     model: VisionTransformer
@@ -43,6 +46,7 @@ class Trained:
     config: dict[str, Any]
     step: int
     path: Path
+    images: str | None
 
 
 def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
@@ -76,11 +80,12 @@ def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
 
 
 def to_checkpoint(
-    state: TrainState, config: RunConfig, classes: list[str], training: dict[str, Any] | None
-) -> dict[str, Any]:
+    state: TrainState, config: RunConfig, classes: list[str], images: str,
+    training: dict[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
     """The content of a checkpoint; with `training` it is one that a run can go on from.
 
-    Asked for by all processes together.
+    `images` is the digest of the list of the run's images. Asked for by all processes together.
     """
     model = state.selected
     return {
@@ -104,6 +109,7 @@ def to_checkpoint(
         "config": to_plain(config),
         "step": state.step,
         "weights": weights_of(model),
+        "images": images,
         "training": training,
     }
 
@@ -171,6 +177,65 @@ def load_trained(
         config=content["config"],
         step=content["step"],
         path=path,
+        images=content["images"],
+    )
+
+
+def read_manifest(
+    run: RunDir | None, digest: str | None, report: Callable[[str], None]
+) -> Manifest | None:
+    """The list of a run's images; None: there is none that is sound.
+
+    Args:
+        run: the run folder, if there is one.
+        digest: what the list must have; None: an earlier version kept none.
+        report: told when it is missing or damaged.
+    """
+    if digest is None or run is None:
+        return None
+    try:
+        manifest = Manifest.from_bytes(run.images.read_bytes())
+        if manifest.digest() == digest:
+            return manifest
+        reason = "it is of other images"
+    except Exception as error:  # a damaged file fails in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    report(f"the list of the run's images, {run.images}, cannot be used ({reason})")
+    return None
+
+
+def trained_on(path: Path, digest: str | None) -> list[Manifest]:
+    """The images that the weights of a run of ours were trained on, as far as they are known.
+
+    Args:
+        path: of the checkpoint or export.
+        digest: of the list of the run's images.
+    """
+    manifest = read_manifest(RunDir.of(path), digest, console.warn)
+    if manifest is None:
+        console.warn(
+            f"which images {path} was trained on is not known: if there are such among the test "
+            f"images, scores are too high"
+        )
+        return []
+    return manifest.trained()
+
+
+def check_classes(found: list[str], expected: list[str], where: str, remedy: str) -> None:
+    """Refuse data of other classes than a model's.
+
+    Raises:
+        DataError: both lists, of many classes what differs, and `remedy`.
+    """
+    if found == expected:
+        return
+    few = max(len(found), len(expected)) <= MOST_NAMES
+    now = found if few else sorted(set(found) - set(expected))
+    then = expected if few else sorted(set(expected) - set(found))
+    only = "" if few else "only "
+    raise DataError(
+        f"{where} {only}has the classes {shortened(now) or '-'}, the checkpoint {only}has "
+        f"{shortened(then) or '-'}; {remedy}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from vit.artifacts import console
 from vit.config.errors import ConfigError
 from vit.config.schema import RunConfig
-from vit.engine.restore import load_trained
+from vit.data.manifest import Manifest
+from vit.engine.restore import load_trained, trained_on
 from vit.engine.state import weights_of
 from vit.engine.weight_files import TIMM, timm_name
 from vit.runtime.device import autocast
@@ -28,12 +30,14 @@ class Teacher:
         size: height and width of the teacher's images in pixels.
         config: of the student.
         device: where both compute.
+        images: that it was trained on, as far as they are known.
     """
 
     def __init__(
         self, model: nn.Module, mean: list[float], std: list[float], size: tuple[int, int],
-        config: RunConfig, device: torch.device,
+        config: RunConfig, device: torch.device, images: Sequence[Manifest] = (),
     ) -> None:  # fmt: skip
+        self.images = images
         self.model = model.eval().requires_grad_(False)
         self.size = size
         self.device = device
@@ -78,11 +82,13 @@ def load_teacher(config: RunConfig, classes: list[str], device: torch.device) ->
     name = config.distill.teacher
     if name is None:
         return None
+    images: Sequence[Manifest] = ()
     if name.startswith(TIMM):
         model, facts = _of_timm(name, config.distill.weights, len(classes))
     else:
         trained = load_trained(Path(name), device, console.warn)
         model, facts = trained.model, trained.preprocessing
+        images = trained_on(trained.path, trained.images)
         if trained.classes != classes:
             raise ConfigError(
                 f"distill.teacher={name} knows the classes {', '.join(trained.classes)}, the data "
@@ -94,7 +100,9 @@ def load_teacher(config: RunConfig, classes: list[str], device: torch.device) ->
             f"{len(config.data.mean)}; give a teacher of the same kind of images"
         )
     height, width = facts["image_size"]
-    return Teacher(model.to(device), facts["mean"], facts["std"], (height, width), config, device)
+    return Teacher(
+        model.to(device), facts["mean"], facts["std"], (height, width), config, device, images
+    )
 
 
 def _of_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module, dict[str, Any]]:

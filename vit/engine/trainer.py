@@ -217,7 +217,7 @@ class Trainer:
         if state.best is None or state.best.beaten_by(scores["top1"], scores["loss"]):
             state.best = Best(**scores, step=state.step, epoch=epoch)
             state.stale = 0
-            content = to_checkpoint(state, parts.config, parts.classes, training=None)
+            content = to_checkpoint(state, parts.config, parts.classes, parts.images, training=None)
             if parts.world.leads:
                 checkpoint.save(parts.run.best, content)
         else:
@@ -285,13 +285,15 @@ class Trainer:
                     f"weights are not finite at step {state.step}; no checkpoint of them is "
                     f"written: lower optim.lr, then resume from the last checkpoint"
                 )
+            metrics_bytes, metrics_digest = parts.logger.durable()
             training = {
                 **state.state_dict(),
-                "metrics_bytes": parts.logger.durable_bytes(),
+                "metrics_bytes": metrics_bytes,
+                "metrics_digest": metrics_digest,
                 "environment": parts.environment,
                 "bad_images": parts.train.bad.reasons,
             }
-            content = to_checkpoint(state, parts.config, parts.classes, training)
+            content = to_checkpoint(state, parts.config, parts.classes, parts.images, training)
             if parts.world.leads:
                 checkpoint.save(parts.run.step_file(state.step), content)
                 parts.run.prune(parts.config.trainer.keep)

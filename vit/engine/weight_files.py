@@ -14,7 +14,7 @@ from vit.artifacts import checkpoint, console
 from vit.config.errors import ConfigError, VitError
 from vit.config.suggest import nearest
 from vit.engine.pretrained import Pretrained
-from vit.engine.restore import find
+from vit.engine.restore import find, trained_on
 
 TIMM = "timm/"
 
@@ -56,11 +56,12 @@ def load_pretrained(place: str) -> Pretrained:
 
 
 def _of_run(path: Path, place: str) -> Pretrained:
-    _, content = find(path, console.warn)
+    file, content = find(path, console.warn)
     facts = content["preprocessing"]
     return Pretrained(
-        place, content["weights"], content["spec"], content["classes"], facts["mean"], facts["std"]
-    )
+        place, content["weights"], content["spec"], content["classes"], facts["mean"],
+        facts["std"], trained_on(file, content["images"]),
+    )  # fmt: skip
 
 
 def _of_torch(path: Path, place: str) -> Pretrained:
@@ -81,8 +82,9 @@ def _of_safetensors(path: Path, place: str) -> Pretrained:
     if ours is not None:
         seen = ours["preprocessing"]
         return Pretrained(
-            place, load_file(path), ours["spec"], ours["classes"], seen["mean"], seen["std"]
-        )
+            place, load_file(path), ours["spec"], ours["classes"], seen["mean"], seen["std"],
+            trained_on(path, ours["origin"].get("images")),
+        )  # fmt: skip
     beside = path.with_name("config.json")  # as the Hugging Face hub has it
     facts = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     seen, arguments = facts.get("pretrained_cfg", {}), facts.get("model_args") or {}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vit.config.errors import DiskFullError
 
@@ -48,6 +51,19 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_json(values: Any, indent: int | None = None) -> bytes:
+    """Plain values as JSON, in one line or indented; NaN and infinity, which it lacks, are null."""
+    return (json.dumps(_finite(values), indent=indent, allow_nan=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

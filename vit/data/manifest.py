@@ -1,0 +1,245 @@
+"""The list of a run's images: which were trained on, and whether they are still what they were.
+
+Legend: N images of a split.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from vit.config.errors import DataError
+from vit.data.fingerprint import fingerprints
+from vit.data.images import ArrayImages, FileImages
+from vit.data.types import DataSet, Samples
+
+CONTENT_UP_TO = 10_000
+"""So many files are known by their content, more by the time of their last change."""
+_UNUSED = ", unused"
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The images of a split, N of them.
+
+    Attributes:
+        names: paths below the root, or numbers.
+        labels: class numbers int64 (N,).
+        sizes: in bytes, int64 (N,); -1: cannot be read.
+        hashes: uint64 (N,), of the content or of the time.
+    """
+
+    names: Sequence[str]
+    labels: np.ndarray
+    sizes: np.ndarray
+    hashes: np.ndarray
+
+    @classmethod
+    def of(cls, samples: Samples, by_content: bool) -> Entries:
+        """Of images as they are now."""
+        sizes, hashes = fingerprints(samples, by_content)
+        return cls(samples.names, samples.labels, sizes, hashes)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, a list for each attribute."""
+        return {
+            "names": list(self.names), "labels": self.labels.tolist(),
+            "sizes": self.sizes.tolist(), "hashes": [f"{h:016x}" for h in self.hashes.tolist()],
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Entries:
+        """Back from `as_json`."""
+        hashes = np.array([int(text, 16) for text in plain["hashes"]], np.uint64)
+        return cls(
+            plain["names"], np.array(plain["labels"], np.int64),
+            np.array(plain["sizes"], np.int64), hashes,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The images of a run.
+
+    Attributes:
+        classes: their names.
+        by_content: hashes are of the content; else of the times of the files' last change.
+        splits: by name; what was kept out of a split is called `<split>, unused`.
+        groups: names of splits that were listed together.
+        before: training images of the runs whose weights this one started from.
+    """
+
+    classes: list[str]
+    by_content: bool
+    splits: dict[str, Entries]
+    groups: list[list[str]]
+    before: list[Manifest] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, data: DataSet, before: Sequence[Manifest] = ()) -> Manifest:
+        """Of a data set as it is now, in a run that starts from the weights of others."""
+        splits = _all_splits(data)
+        groups: dict[int, list[str]] = {}
+        for name, samples in splits.items():
+            groups.setdefault(id(samples.images), []).append(name)
+        in_files = isinstance(data.splits["train"].images, FileImages)
+        by_content = not in_files or sum(map(len, splits.values())) <= CONTENT_UP_TO
+        entries = {name: Entries.of(samples, by_content) for name, samples in splits.items()}
+        return cls(data.classes, by_content, entries, list(groups.values()), list(before))
+
+    def trained(self) -> list[Manifest]:
+        """What weights of the run were trained on, by this run and by those before."""
+        own = replace(self, splits={"train": self.splits["train"]}, groups=[["train"]], before=[])
+        return [own, *self.before]
+
+    def digest(self) -> str:
+        """Of all that it says: 32 hexadecimal digits."""
+        return hashlib.blake2b(self._text(), digest_size=16).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """A gzipped JSON file."""
+        return gzip.compress(self._text(), 6, mtime=0)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Back from `to_bytes`.
+
+        Raises:
+            ValueError, OSError, EOFError, LookupError, TypeError, zlib.error: it is damaged.
+        """
+        return cls._from_json(json.loads(gzip.decompress(data)))
+
+    def _text(self) -> bytes:
+        return json.dumps(self._as_json(), separators=(",", ":")).encode()
+
+    def _as_json(self) -> dict[str, Any]:
+        return {
+            "classes": self.classes, "by_content": self.by_content, "groups": self.groups,
+            "splits": {name: entries.as_json() for name, entries in self.splits.items()},
+            "before": [other._as_json() for other in self.before],
+        }  # fmt: skip
+
+    @classmethod
+    def _from_json(cls, plain: dict[str, Any]) -> Manifest:
+        splits = {name: Entries.from_json(entries) for name, entries in plain["splits"].items()}
+        before = [cls._from_json(other) for other in plain["before"]]
+        return cls(plain["classes"], plain["by_content"], splits, plain["groups"], before)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The images of a run, in a data set that may have changed since.
+
+    Attributes:
+        data: the run's own splits; images that are gone are still among them.
+        added: names of images that came since.
+        gone: positions of images that are gone, by split.
+    """
+
+    data: DataSet
+    added: list[str]
+    gone: dict[str, np.ndarray]
+
+
+def restore(manifest: Manifest, now: DataSet) -> Restored:
+    """The run's own images, compared with the data set as it is listed now.
+
+    Raises:
+        DataError: a data set that is no files is another than the run's.
+    """
+    listed = _all_splits(now)
+    there = {name for samples in listed.values() for name in samples.names}
+    own = {name for entries in manifest.splits.values() for name in entries.names}
+    splits = _rebuilt(manifest, listed)
+    used = {name: samples for name, samples in splits.items() if not name.endswith(_UNUSED)}
+    unused = {name.removesuffix(_UNUSED): splits[name] for name in splits.keys() - used.keys()}
+    gone = {
+        split: np.array([i for i, name in enumerate(samples.names) if name not in there], np.int64)
+        for split, samples in used.items()
+    }
+    return Restored(DataSet(now.classes, used, unused), sorted(there - own), gone)
+
+
+def changed(manifest: Manifest, restored: Restored, split: str) -> list[str]:
+    """Names of images of a split, as far as they are there, whose size or hash is another now."""
+    entries, samples = manifest.splits[split], restored.data.splits[split]
+    there = np.setdiff1d(np.arange(len(samples)), restored.gone[split])
+    sizes, hashes = fingerprints(samples.take(there), manifest.by_content)
+    other = there[(sizes != entries.sizes[there]) | (hashes != entries.hashes[there])]
+    return [entries.names[i] for i in other.tolist()]
+
+
+def known_among(samples: Samples, known: Iterable[Manifest]) -> np.ndarray:
+    """Which images of a split are among those that `known` lists: bool (N,).
+
+    Those known by content are found under any name, the others by name and size.
+    """
+    found = np.zeros(len(samples), dtype=bool)
+    sizes: np.ndarray | None = None
+    for manifest in known:
+        for entries in manifest.splits.values():
+            if sizes is None:
+                sizes, _ = fingerprints(samples, by_content=False)
+            likely = np.flatnonzero(np.isin(sizes, entries.sizes) & (sizes >= 0) & ~found)
+            if manifest.by_content:
+                _, hashes = fingerprints(samples.take(likely), by_content=True)
+                pairs = set(zip(entries.sizes.tolist(), entries.hashes.tolist(), strict=True))
+                keys: Iterable[Any] = zip(sizes[likely].tolist(), hashes.tolist(), strict=True)
+            else:
+                pairs = set(zip(entries.sizes.tolist(), entries.names, strict=True))
+                keys = ((int(sizes[i]), samples.names[i]) for i in likely.tolist())
+            found[likely] = [key in pairs for key in keys]
+    return found
+
+
+def without(data: DataSet, known: Sequence[Manifest]) -> DataSet:
+    """The data set, less the images of `val` and `test` that are among those that `known` lists."""
+    splits, unused, notes = dict(data.splits), dict(data.unused), list(data.notes)
+    for split in [name for name in ("val", "test") if name in splits and known]:
+        seen = known_among(splits[split], known)
+        if seen.any():
+            notes.append(
+                f"left out of {split}: {seen.sum():,} of {len(seen):,} images, which the weights "
+                f"were trained on"
+            )
+            unused[split] = splits[split].take(np.flatnonzero(seen))
+            splits[split] = splits[split].take(np.flatnonzero(~seen))
+            if not len(splits[split]):
+                del splits[split]
+    return DataSet(data.classes, splits, unused, notes)
+
+
+def _all_splits(data: DataSet) -> dict[str, Samples]:
+    return {**data.splits, **{f"{name}{_UNUSED}": rest for name, rest in data.unused.items()}}
+
+
+def _rebuilt(manifest: Manifest, listed: dict[str, Samples]) -> dict[str, Samples]:
+    """The splits that `manifest` lists, of the images that are `listed` now."""
+    found: dict[str, Samples] = {}
+    for group in manifest.groups:
+        images = listed.get(group[0].removesuffix(_UNUSED), listed["train"]).images
+        together = [manifest.splits[split] for split in group]
+        names = [name for entries in together for name in entries.names]
+        if isinstance(images, ArrayImages):  # names are numbers
+            place = np.array([int(name) for name in names])
+            if place.max() >= len(images.pixels):
+                raise DataError(
+                    f"the data set has {len(images.pixels):,} images, fewer than when the run "
+                    f"started; give the data it was trained on"
+                )
+        else:  # by class and then by name, as they were listed before they were cut
+            labels = np.concatenate([entries.labels for entries in together])
+            order = sorted(range(len(names)), key=lambda i: (labels[i], names[i]))
+            place = np.empty(len(names), np.int64)
+            place[order] = np.arange(len(names))
+            images = FileImages(images.root, [names[i] for i in order])
+        ends = np.cumsum([len(entries.names) for entries in together])[:-1]
+        for split, entries, index in zip(group, together, np.split(place, ends), strict=True):
+            found[split] = Samples(entries.labels, entries.names, images, index)
+    return {split: found[split] for split in manifest.splits}
