@@ -22,8 +22,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 MAX_PIXELS = 100_000_000
 _ERRORS_ONLY = 3
 
@@ -102,6 +102,8 @@ def decode(file: str, channels: int, height: float, width: float) -> np.ndarray:
 
 def flat(image: Image.Image) -> Image.Image:
     """8 bits a channel, and white where the image is transparent."""
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits a value; save it with 8 or 16")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     if image.has_transparency_data:

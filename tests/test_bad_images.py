@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from vit.engine.evaluate import predict
 from vit.model.vit import VisionTransformer
 from vit.runtime.dist import World
 
-NO_IMAGE = "the content is not JPEG, PNG, WEBP or BMP"
+NO_IMAGE = "the content is not JPEG, PNG, WEBP, BMP, TIFF, GIF or AVIF"
 PHOTO = encoded(noise(64, 48), "JPEG", quality=90)
 DAMAGED = {
     "truncated.jpg": (PHOTO[: len(PHOTO) // 2], "Premature end of JPEG"),
@@ -48,9 +49,10 @@ DAMAGED = {
     "nothing.jpg": (b"", "the file is empty"),
     "page.jpg": (
         b"<!DOCTYPE html><html>404 Not Found</html>",
-        "the content is not JPEG, PNG, WEBP or BMP",
+        NO_IMAGE,
     ),
-    "gif.png": (encoded(noise(8, 8, "L"), "GIF"), NO_IMAGE),
+    "ico.png": (encoded(noise(8, 8, "L"), "ICO"), NO_IMAGE),
+    "float.tif": (encoded(Image.new("F", (8, 8)), "TIFF"), "32 bits a value"),
     "bomb.png": (claims_to_be(20_000, 10_000), "decompression bomb"),
 }
 
@@ -103,7 +105,18 @@ def test_palette_png_with_alpha_lies_on_white(tmp_path):
     assert is_colour(pixels(path)[..., 16:], (255, 255, 255))
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "AVIF", "MPO", "WEBP"])
+def test_the_first_of_several_frames_is_read_whatever_the_name(form, tmp_path):
+    first, second = stripes(RED, BLUE), stripes(GREEN, GREEN)
+    content = encoded(first, form, save_all=True, append_images=[second])
+    with Image.open(io.BytesIO(content)) as file:
+        assert (file.format, file.n_frames) == (form, 2)
+    found = pixels(write(tmp_path / "x.png", content))
+    assert is_colour(found[..., :14], RED, within=8)
+    assert is_colour(found[..., 18:], BLUE, within=8)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "avif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_rotated_images_are_upright(ending, orientation, tmp_path):
     upright = stripes(RED, GREEN, BLUE)

@@ -137,7 +137,7 @@ def test_images_are_resized(tmp_path, size):
 def bad_files(root):
     whole = save(root / "whole.jpg", noise(64, 64)).read_bytes()
     (root / "whole.jpg").unlink()
-    renamed = save(root / "renamed.gif")
+    renamed = save(root / "renamed.ico")
     return [
         write(root / "truncated.jpg", whole[: len(whole) // 2]),
         write(root / "nothing.png", b""),

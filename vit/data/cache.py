@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from vit.config.errors import DataError
 from vit.data.decode import decode, decode_bytes, reason
+from vit.data.formats import FORMATS
 from vit.data.images import FileImages
 from vit.data.pool import WorkerPool, announce
 from vit.data.views import resize
@@ -179,9 +180,9 @@ def _shards(images: FileImages, folder: Path, recipe: Recipe) -> list[Shard]:
 
 def _shard(images: FileImages, part: Sequence[int], folder: Path, recipe: Recipe) -> Shard:
     files = tuple(images.path(i) for i in part)
-    content = hashlib.blake2b(repr((_VERSION, recipe)).encode(), digest_size=16)
+    content = hashlib.blake2b(repr((_VERSION, FORMATS, recipe)).encode(), digest_size=16)
     for i, file in zip(part, files, strict=True):
-        status = os.stat(file)
+        status = os.stat(file, follow_symlinks=os.path.exists(file))  # else of the link itself
         text = f"{images.names[i]}\0{status.st_size}\0{status.st_mtime_ns}\0"
         content.update(text.encode("utf-8", "surrogateescape"))
     return Shard(str(folder / content.hexdigest()), files, recipe)

@@ -12,9 +12,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vit.data.formats import FORMATS
 from vit.data.views import MAX_PIXELS, REDUCTIONS
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 LYING = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
 
@@ -70,10 +70,11 @@ def decode_bytes(data: bytes, channels: int, enough: Enough = whole) -> np.ndarr
         warnings.simplefilter("ignore", UserWarning)  # of EXIF that is damaged: pixels are not
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            orientation = file.getexif().get(0x0112, 1)
+            # Pillow turns TIFF upright itself.
+            orientation = 1 if file.format == "TIFF" else file.getexif().get(0x0112, 1)
             lies = orientation in LYING
             rows, columns = enough(*(file.size if lies else file.size[::-1]))
-            if file.format == "JPEG" and file.mode in ("RGB", "L"):
+            if file.format in ("JPEG", "MPO") and file.mode in ("RGB", "L"):
                 rows, columns = (columns, rows) if lies else (rows, columns)
                 image = Image.fromarray(_decode_jpeg(data, file.height, file.width, rows, columns))
             else:
@@ -116,7 +117,12 @@ def _with_channels(rgb: np.ndarray, channels: int) -> np.ndarray:
 def flatten(image: Image.Image) -> Image.Image:
     """8 bits a channel and no transparency: of 16-bit values the high byte is kept, what is
     transparent is laid on white.
+
+    Raises:
+        ValueError: 32 bits a value, of which nobody knows the range.
     """
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits a value; save it with 8 or 16")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     if image.has_transparency_data:
@@ -129,5 +135,6 @@ def reason(error: Exception) -> str:
     """Why an image cannot be decoded, in a few words of one line."""
     if isinstance(error, UnidentifiedImageError):
         return f"the content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.replace(repr(error.filename), "it") if isinstance(error, OSError) else text
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
