@@ -48,7 +48,7 @@ def test_classes_are_sorted_and_names_are_relative(tmp_path):
 
 def test_only_visible_image_files_are_listed(tmp_path):
     two_classes(tmp_path)
-    for name in (".DS_Store", "._1.png", "Thumbs.db", "notes.txt", "1.png.part", "movie.gif"):
+    for name in (".DS_Store", "._1.png", "Thumbs.db", "notes.txt", "1.png.part", "movie.mp4"):
         write(tmp_path / "a" / name, b"no image")
     save(tmp_path / ".git" / "x.png")
     write(tmp_path / "README.md", b"hello")
@@ -65,13 +65,14 @@ def test_hidden_folders_are_not_listed(tmp_path):
 
 def test_every_format_and_its_pixels(tmp_path):
     for i, (ending, colour) in enumerate([("jpg", RED), ("jpeg", GREEN), ("png", BLUE),
-                                          ("webp", WHITE), ("bmp", (10, 20, 30))]):  # fmt: skip
+                                          ("webp", WHITE), ("bmp", (10, 20, 30)), ("gif", RED),
+                                          ("tif", GREEN), ("avif", WHITE)]):  # fmt: skip
         save(tmp_path / f"class{i}" / f"x.{ending}", colour)
     data = folder.load(folder_config(tmp_path))
     pixels = pixels_of(data.splits["train"])
     assert pixels.dtype == np.uint8
-    for i, colour in enumerate([RED, GREEN, BLUE, WHITE, (10, 20, 30)]):
-        assert is_colour(pixels[i], colour, within=0 if i in (2, 4) else 6), i
+    for i, colour in enumerate([RED, GREEN, BLUE, WHITE, (10, 20, 30), RED, GREEN, WHITE]):
+        assert is_colour(pixels[i], colour, within=0 if i in (2, 4, 5, 6) else 6), i
 
 
 def test_named_splits(tmp_path):

@@ -175,18 +175,41 @@ def test_home_and_absolute_paths(tree: Path) -> None:
     assert list_images("~/p/i*/*") == [str(tree / "p" / "in" / "c.webp")]
 
 
+@pytest.mark.parametrize("given", ["p", "p/**", ["p/in", "p/*"]])
+def test_what_is_left_out_is_said_once(given: str | list[str], tree: Path) -> None:
+    os.mkfifo(tree / "p" / "pipe.jpg")
+    write(tree / "p" / "in" / "x.heic", b"")
+    write(tree / "p" / "in" / "__MACOSX" / "x.jpg", b"")
+    save(tree / "p" / "photo.png").rename(tree / "p" / "photo")
+    (tree / "p" / "gone.jpg").symlink_to("gone")  # which the decoder names
+    said: list[str] = []
+    found = list_images(given, said.append)
+    assert found == [f"p/{name}" for name in
+                     ("[x].png", "a.jpg", "b.PNG", "gone.jpg", "in/c.webp", "photo")]  # fmt: skip
+    assert said == ["left out: 1 .heic, 1 .txt, 1 special (a pipe, device or the like)"]
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ("q", "q does not exist; give a file, a folder, or a pattern"),
-        ("p/*.gif", r"matches nothing; images end in \.bmp"),
+        ("p/*.gif", "matches nothing; images are JPEG, PNG"),
         ("p/*.txt", "matches 1 files and folders, no image"),
-        ("p/folder.png", r"holds no image \(\.bmp"),
+        ("p/folder.png", "holds no image, nor do its sub-folders"),
+        ("pipe.jpg", "images=pipe.jpg is a pipe, a device or the like"),
+        ("link.jpg", "images=link.jpg is a pipe, a device or the like"),
+        ("/dev/null", "images=/dev/null is a pipe, a device or the like"),
+        ("circle.jpg", "circle.jpg does not exist"),
+        ("gone.jpg", "gone.jpg does not exist"),
+        ("pi*", "matches 1 files and folders, no image"),
         (["p/a.jpg", "q"], "q does not exist"),
         ([], "names nothing"),
     ],
 )
 def test_nothing_found_is_an_error(given: str | list[str], words: str, tree: Path) -> None:
+    os.mkfifo("pipe.jpg")
+    for name, to in (("link.jpg", "pipe.jpg"), ("circle.jpg", "circle.jpg"), ("gone.jpg", "no")):
+        Path(name).symlink_to(to)
     with pytest.raises(DataError, match=words):
         list_images(given)
 

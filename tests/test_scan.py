@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,10 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import write
+from pictures import encoded, noise, write
 
+from vit.config.errors import DataError
+from vit.data import formats
 from vit.data import scan as scan_module
-from vit.data.scan import EXTENSIONS, scan, sub_folders
+from vit.data.formats import FORMATS, IS_IMAGE
+from vit.data.scan import SPECIAL, scan, sub_folders
 
 OLD = 10**18
 """A modification time long ago, in nanoseconds."""
@@ -33,13 +39,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that are read, as they are."""
     names: list[str] = []
-    read = scan_module._list
+    read = scan_module.list_folder
 
-    def spy(path: Path) -> tuple[list[str], list[str]]:
+    def spy(path: Path) -> tuple[list[str], list[str], dict[str, int], bool]:
         names.append(str(path))
         return read(path)
 
-    monkeypatch.setattr(scan_module, "_list", spy)
+    monkeypatch.setattr(scan_module, "list_folder", spy)
     return names
 
 
@@ -52,7 +58,7 @@ def walked(root: Path, tops: list[str]) -> dict[str, list[str]]:
             below[:] = [name for name in below if not name.startswith(".")]
             for name in files:
                 path = Path(folder) / name
-                if not name.startswith(".") and path.suffix.lower() in EXTENSIONS:
+                if not name.startswith(".") and IS_IMAGE.get(path.suffix.lower()):
                     names.append(os.path.relpath(path, root))
         found[top] = sorted(names)
     return found
@@ -70,9 +76,13 @@ def settle(root: Path) -> None:
         os.utime(folder, ns=(OLD + number, OLD + number))
 
 
+def files_of(root: Path, tops: list[str]) -> dict[str, list[str]]:
+    return {top: below.files for top, below in scan(root, tops).items()}
+
+
 def assert_right(root: Path) -> dict[str, list[str]]:
     tops = sorted(sub_folders(root))
-    found = scan(root, tops)
+    found = files_of(root, tops)
     assert found == walked(root, tops)
     return found
 
@@ -81,7 +91,7 @@ NAMES = ["a/1.jpg", "a/2.PNG", "a/deep/er/3.webp", "b/4.bmp", "b/x/5.jpeg", "b/y
 
 
 def test_nested_folders_and_hidden_ones(tmp_path):
-    tree(tmp_path, *NAMES, "a/.hidden.jpg", "a/.git/7.jpg", ".h/8.jpg", "a/notes.txt", "a/x.gif",
+    tree(tmp_path, *NAMES, "a/.hidden.jpg", "a/.git/7.jpg", ".h/8.jpg", "a/notes.txt", "a/x.heic",
          "b/9.jpg.part", "a/folder.jpg/10.jpg", "a/noending")  # fmt: skip
     assert sub_folders(tmp_path) == {"a", "b"}
     found = assert_right(tmp_path)
@@ -90,18 +100,97 @@ def test_nested_folders_and_hidden_ones(tmp_path):
     assert list(scan(tmp_path, ["b", "a"])) == ["b", "a"]
 
 
-def test_links_to_folders_are_followed_at_the_top_alone(tmp_path):
+def test_links_to_folders_are_followed_but_never_in_a_circle(tmp_path, listed):
     elsewhere = tree(tmp_path / "elsewhere", "x/1.jpg", "2.jpg")
-    root = tree(tmp_path / "root", "a/3.jpg", "b/4.jpg")
-    (root / "link").symlink_to(elsewhere, target_is_directory=True)
-    (root / "a" / "deep").symlink_to(elsewhere, target_is_directory=True)
-    (root / "a" / "loop").symlink_to(root, target_is_directory=True)
-    (root / "a" / "dir.jpg").symlink_to(elsewhere, target_is_directory=True)
-    (root / "a" / "file.jpg").symlink_to(elsewhere / "2.jpg")
-    found = scan(root, sorted(sub_folders(root)))
-    assert found == {"a": ["a/3.jpg", "a/file.jpg"], "b": ["b/4.jpg"],
-                     "link": ["link/2.jpg", "link/x/1.jpg"]}  # fmt: skip
-    assert scan(root, sorted(found)) == found
+    root = tree(tmp_path / "root", "a/3.jpg", "a/in/4.jpg", "b/5.jpg")
+    for link, to in (
+        ("link", elsewhere), ("a/deep", elsewhere), ("a/dir.jpg", elsewhere), ("a/loop", root),
+        ("a/up", tmp_path), ("a/in/again", root / "a"), ("b/a", root / "a"),
+        ("a/file.jpg", elsewhere / "2.jpg"),
+    ):  # fmt: skip
+        (root / link).symlink_to(to)
+    (elsewhere / "x" / "back").symlink_to(elsewhere)
+    of_a = ["a/3.jpg", "a/deep/2.jpg", "a/deep/x/1.jpg", "a/dir.jpg/2.jpg", "a/dir.jpg/x/1.jpg",
+            "a/file.jpg", "a/in/4.jpg"]  # fmt: skip
+    found = {"a": of_a, "b": ["b/5.jpg", *(f"b/{name}" for name in of_a)],
+             "link": ["link/2.jpg", "link/x/1.jpg"]}  # fmt: skip
+    for _ in range(2):  # listed, then remembered
+        assert files_of(root, ["a", "b", "link"]) == found
+    (root / "a" / "deep").unlink()
+    assert "b/a/deep/2.jpg" not in files_of(root, ["a", "b"])["b"]
+
+
+def test_a_link_to_a_folder_that_changes_is_seen(tmp_path):
+    root = tree(tmp_path / "root", "a/1.jpg", "b/2.jpg")
+    (root / "a" / "later").symlink_to(tmp_path / "later")
+    settle(root)
+    assert files_of(root, ["a"])["a"] == ["a/1.jpg"]
+    tree(tmp_path / "later", "3.jpg")
+    assert files_of(root, ["a"])["a"] == ["a/1.jpg", "a/later/3.jpg"]
+
+
+def test_a_class_link_to_nothing_is_an_error_by_name(tmp_path):
+    tree(tmp_path, *NAMES)
+    for name in ("readme.txt", "x.jpg", ".hidden"):  # no class
+        (tmp_path / name).symlink_to("missing")
+    assert sub_folders(tmp_path) == {"a", "b"}
+    for target in ("missing", "rose"):  # the second leads in a circle
+        (tmp_path / "rose").symlink_to(target)
+        with pytest.raises(DataError, match=rf"{tmp_path}/rose is a link to {target}"):
+            sub_folders(tmp_path)
+        (tmp_path / "rose").unlink()
+
+
+MADE_BY_SYSTEMS = ["__MACOSX", "@eaDir", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found",
+                   "System Volume Information"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MADE_BY_SYSTEMS)
+def test_folders_that_systems_make_are_as_if_not_there(tmp_path, name):
+    tree(tmp_path, *NAMES, f"{name}/1.jpg", f"a/{name}/2.jpg", f"b/x/{name.lower()}/3.txt")
+    assert sub_folders(tmp_path) == {"a", "b"}
+    found = scan(tmp_path, ["a", "b"])
+    assert {top: below.files for top, below in found.items()} == {
+        top: [name for name in NAMES if name.startswith(top)] for top in "ab"
+    }
+    assert found["b"].left_out == {}
+
+
+# What is an image
+
+FIRST_BYTES = {form: encoded(noise(20, 20), form) for form in (*FORMATS, "MPO")}
+
+
+@pytest.mark.parametrize("form", FIRST_BYTES)
+@pytest.mark.parametrize("name", ["x", "x.xyz", "x.2024", "Dr. X", "x.", "x.jfif", "x.JPE"])
+def test_content_decides_under_unknown_and_no_endings(tmp_path, form, name):
+    write(tmp_path / "a" / name, FIRST_BYTES[form])
+    write(tmp_path / "a" / "other", b"BM is no bitmap, GIF89 no GIF, II no TIFF")
+    found = scan(tmp_path, ["a"])["a"]
+    assert (found.files, found.left_out) == ([f"a/{name}"], {"": 1})
+
+
+def test_only_files_of_unknown_endings_are_opened(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(formats, "open", lambda path, *_, **__: opened.append(path), raising=False)
+    monkeypatch.setattr(formats, "_FIRST_BYTES", None)
+    tree(tmp_path, *NAMES, *(f"a/x{ending}" for ending in IS_IMAGE))
+    scan(tmp_path, ["a", "b"])
+    assert opened == []
+
+
+def test_pipes_devices_and_circles_are_no_images_and_never_opened(tmp_path):
+    tree(tmp_path, "a/1.jpg", "a/2.heic", "a/3.HEIC")
+    for name in ("pipe.jpg", "pipe"):
+        os.mkfifo(tmp_path / "a" / name)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "a" / "socket.png"))
+    for name, to in (("zero.jpg", "/dev/zero"), ("circle.jpg", "circle.jpg"), ("to.jpg", "pipe")):
+        (tmp_path / "a" / name).symlink_to(to)
+    (tmp_path / "a" / "gone.jpg").symlink_to("gone")  # is told by name when it is read
+    found = scan(tmp_path, ["a"])["a"]
+    assert found.files == ["a/1.jpg", "a/gone.jpg"]
+    assert found.left_out == {".heic": 2, SPECIAL: 6}
 
 
 def test_names_of_any_characters(tmp_path):
@@ -134,6 +223,35 @@ def test_nothing_is_listed_again_without_a_change(tmp_path, listed, cache):
     assert assert_right(tmp_path) == first
     assert listed == []
     assert cache_file(cache).stat() == written  # nor is it written again
+
+
+def test_what_is_left_out_is_remembered_too(tmp_path, listed):
+    settle(tree(tmp_path, *NAMES, "a/1.txt", "a/deep/2.TXT", "b/x/3.heic"))
+    for _ in range(2):
+        found = scan(tmp_path, ["a", "b"])
+        assert [found[top].left_out for top in "ab"] == [{".txt": 2}, {".heic": 1}]
+    assert len(listed) == 6
+
+
+def test_a_file_that_becomes_an_image_is_seen(tmp_path, listed):
+    """Rewriting a file does not change the time of its folder."""
+    settle(tree(tmp_path, *NAMES, "a/file"))
+    assert assert_right(tmp_path)
+    (tmp_path / "a" / "file").write_bytes(FIRST_BYTES["PNG"])
+    listed.clear()
+    assert scan(tmp_path, ["a", "b"])["a"].files[-1] == "a/file"
+    assert listed == [str(tmp_path / "a")]
+
+
+def test_the_cache_of_another_version_is_ignored(tmp_path, listed, cache):
+    settle(tree(tmp_path, *NAMES))
+    assert_right(tmp_path)
+    old = json.dumps({"a": [OLD, [], ["old.jpg"]]}).encode()
+    digest = hashlib.blake2b(old).hexdigest().encode()
+    cache_file(cache).write_bytes(digest + b"\n" + old)
+    listed.clear()
+    assert_right(tmp_path)
+    assert len(listed) == 6
 
 
 def test_small_listings_are_not_remembered(tmp_path, listed, cache, monkeypatch):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit.artifacts import console
 from vit.artifacts.labels import prepare_file
 from vit.cli import front
 from vit.cli.argv import safe_name
@@ -37,12 +38,11 @@ def explain(plain: dict[str, Any], overrides: list[str]) -> None:
     """Draw what the model looked at in each image that the user names; damaged ones are named."""
     keep_memory()
     config = to_explain_config(plain)
-    found = list_images(config.images)
+    found = list_images(config.images, console.warn)
     paths = found[: config.limit]
     # torch is imported here: an error in the settings or the paths is answered without it.
     from tqdm import tqdm
 
-    from vit.artifacts import console
     from vit.artifacts.overlay import grid, png
     from vit.engine import pictures
     from vit.engine.predict import open_images

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from vit.artifacts import console
 from vit.artifacts.labels import Labelled, as_csv, prepare_file, write_labels
 from vit.cli import front
 from vit.config.commands import PredictConfig
@@ -30,11 +31,10 @@ def predict(plain: dict[str, Any], overrides: list[str]) -> None:
     """Label the images that the user names; the damaged ones are named and left out."""
     keep_memory()
     config = to_predict_config(plain)
-    paths = list_images(config.images)
+    paths = list_images(config.images, console.warn)
     # torch is imported here: an error in the settings or the paths is answered without it.
     from tqdm import tqdm
 
-    from vit.artifacts import console
     from vit.engine.predict import classify, open_images
     from vit.engine.restore import load_trained
     from vit.runtime.device import select_device

@@ -11,7 +11,8 @@ import numpy as np
 from vit.config.errors import DataError
 from vit.config.schema import DataConfig
 from vit.data.images import FileImages
-from vit.data.scan import EXTENSIONS, scan, sub_folders
+from vit.data.listing import READ
+from vit.data.scan import reading_folders, scan, sub_folders
 from vit.data.types import DataSet, Samples
 
 SPLITS = ("train", "val", "test")
@@ -87,15 +88,12 @@ def list_samples(root: Path, classes: list[str], naming: Naming, prefix: str = "
             f"{root} does not have the expected class folders: missing {missing}, "
             f"not expected {extra}; expected {classes}"
         )
-    try:
-        files = scan(root, folders)
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from None
+    with reading_folders():
+        files = {folder: below.files for folder, below in scan(root, folders).items()}
     for folder in folders:
         if not files[folder]:
             raise DataError(
-                f"class folder {root / folder} holds no image ({', '.join(sorted(EXTENSIONS))}); "
-                f"fill or remove it"
+                f"class folder {root / folder} holds no image ({READ}); fill or remove it"
             )
     names = [os.path.join(prefix, name) for folder in folders for name in files[folder]]
     labels = np.repeat(np.arange(len(folders)), [len(files[folder]) for folder in folders])
