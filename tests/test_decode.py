@@ -197,3 +197,51 @@ def test_a_pool_gives_the_same_pixels(tmp_path, monkeypatch):
         assert {listed.names[i] for i in damaged} == {str(p.relative_to(tmp_path)) for p in bad}
     finally:
         pools[2].stop()
+
+
+def nearest(box, factor):
+    """The box with its edges at whole pixels of an image that is reduced by `factor`."""
+    if box is None:
+        return None
+    top, left, height, width = box
+    bottom, right = round((top + height) / factor), round((left + width) / factor)
+    top, left = round(top / factor), round(left / factor)
+    return tuple(factor * side for side in (top, left, bottom - top, right - left))
+
+
+def test_a_large_jpeg_is_decoded_small(tmp_path):
+    """At 1/2, 1/4 or 1/8 where that is enough: nearly the same pixels; smaller ones exactly."""
+    view = View(32, 32, 3, 1.0, (0.3, 1.0))
+    smooth = noise(40, 30).resize((1000, 750), Image.Resampling.BICUBIC)
+    path = str(save(tmp_path / "large.jpg", smooth, quality=95))
+    lots = np.random.default_rng(0).random((10, 10, 4))
+    size, whole = (750, 1000), decode(path, 3)
+    assert whole.shape == (*size, 3)
+    for lot in [None, *lots]:
+        box = view.box(*size, lot)
+        small = decode(path, 3, lambda h, w, box=box: view.enough(h, w, box))
+        assert small.shape[0] < 750
+        _, _, rows, columns = box or (0, 0, *size)
+        factor = round(750 / small.shape[0])
+        assert rows / factor >= 32 - 1
+        assert columns / factor >= 32 - 1
+        a, b = view.render(small, box, size), view.render(whole, nearest(box, factor))
+        assert abs(a.astype(int) - b).mean() < 1.5
+    exact = str(save(tmp_path / "exact.jpg", noise(60, 60), quality=95))
+    small = decode(exact, 3, lambda h, w: view.enough(h, w, None))
+    assert np.array_equal(small, decode(exact, 3))
+
+
+def test_a_turned_jpeg_is_decoded_small_too(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    smooth = noise(40, 20).resize((800, 400), Image.Resampling.BICUBIC)
+    path = str(save(tmp_path / "turned.jpg", smooth, exif=turned, quality=95))
+    told = []
+
+    def quarter(height, width):
+        told.append((height, width))
+        return height // 4, width // 4
+
+    assert decode(path, 3, quarter).shape == (200, 100, 3)
+    assert told == [(800, 400)]  # upright: height, width
