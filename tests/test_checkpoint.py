@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,17 @@ def test_file_is_durable_before_it_has_its_name(
     files.write_atomic(tmp_path / "c.pt", b"x")
     assert calls == ["fsync", "replace", "fsync"]  # file, name, folder
     assert (tmp_path / "c.pt").read_bytes() == b"x"
+
+
+def test_what_a_killed_writer_left_goes_with_a_later_one(tmp_path: Path) -> None:
+    """After a day, and nothing else; names may be as long as the disk allows."""
+    name = "n" * 255
+    names = [f"{name[:56]}.0123456{i}.tmp" for i in range(2)] + ["c.pt.tmp", f"{name[:56]}.tmp"]
+    for each in names:
+        (tmp_path / each).write_bytes(b"x")
+        os.utime(tmp_path / each, (0, time.time() - (0 if each == names[1] else 25 * 3600)))
+    files.write_atomic(tmp_path / name, b"x")
+    assert set(os.listdir(tmp_path)) == {name, *names[1:]}
 
 
 @pytest.mark.parametrize("victim", ["open", "fsync", "replace", "sync_folder"])

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from vit.config.errors import DataError, DiskFullError
 from vit.data.formats import IS_IMAGE, ending_of, is_image, is_regular
-from vit.runtime.files import write_atomic
+from vit.runtime.files import remove_stale, write_atomic
 
 CACHE_FROM = 10_000
 """Listings of fewer files are not worth remembering."""
@@ -226,6 +226,7 @@ def _write_cache(root: Path, folders: dict[str, Folder]) -> None:
     file = _cache_file(root)
     with contextlib.suppress(OSError, DiskFullError):
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(file.parent, file.name, age=0)  # whoever still writes does without
         write_atomic(file, _digest(text) + b"\n" + text)
 
 

@@ -7,7 +7,9 @@ import errno
 import json
 import math
 import os
+import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from vit.config.errors import DiskFullError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 TEMPORARY = ".tmp"
+_STALE = 24 * 3600
+"""Seconds after which nobody is still writing a file."""
 
 
 @contextlib.contextmanager
@@ -35,15 +39,17 @@ def disk_errors(path: Path) -> Iterator[None]:
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `path` so that at every instant it holds its old or its new content, whole.
 
-    Written beside, fsynced, renamed over, folder fsynced: also true across a loss of power.
+    Written beside, fsynced, renamed over, folder fsynced: also true across a loss of power, and
+    for several processes that write it at once: the last one's is there.
 
     Raises:
         DiskFullError: no space; nothing has changed.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    start = path.name[:56]  # of at most 4 bytes each: a name has at most 255
+    temporary = path.with_name(f"{start}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with disk_errors(path):
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -64,6 +70,20 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def remove_stale(folder: Path, starts: str, age: float = _STALE) -> None:
+    """Remove what killed `write_atomic`s have left in a folder.
+
+    Args:
+        folder: where they wrote.
+        starts: pattern of the first 56 characters of what they wrote.
+        age: seconds; what is younger stays, for somebody may be writing it.
+    """
+    for leftover in folder.glob(f"{starts}.{'[0-9a-f]' * 8}{TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            if leftover.stat().st_mtime < time.time() - age:
+                leftover.unlink()
 
 
 @contextlib.contextmanager
