@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import random
+import signal
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +16,10 @@ from conftest import SMALL, lines, run
 from pictures import augmentation, data_config, noise, reader, save, write
 from PIL import Image
 
+from vit.config.errors import DataError
 from vit.data import cache
 from vit.data.cache import CachedImages, Recipe
-from vit.data.decode import decode
+from vit.data.decode import decode, reason
 from vit.data.folder import load
 from vit.data.loader import TrainLoader
 from vit.data.pool import WorkerPool
@@ -55,8 +60,8 @@ def images_of(root):
     return load(data_config("folder", root=str(root))).splits["train"].images
 
 
-def kept(root, folder, kind="uint8", size=32, pool=ALONE):
-    return CachedImages(images_of(root), folder, Recipe(kind, size, 3), pool)
+def kept(root, folder, kind="uint8", size=32, pool=ALONE, report=warnings.warn):
+    return CachedImages(images_of(root), folder, Recipe(kind, size, 3), pool, report)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "jpeg"])
@@ -96,7 +101,7 @@ def test_workers_make_the_same_and_nothing_is_made_twice(photos, tmp_path, monke
     pool.stop()
     one, two = (sorted((tmp_path / folder).iterdir()) for folder in ("one", "two"))
     assert [f.name for f in one] == [f.name for f in two]
-    assert len(one) == 2 * 3  # shards of 5, 5 and 2 images
+    assert len(one) == 3  # shards of 5, 5 and 2 images
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
     times = [f.stat().st_mtime_ns for f in one]
     kept(photos, tmp_path / "one")
@@ -125,16 +130,141 @@ def test_only_what_changed_is_made_anew(photos, tmp_path, monkeypatch, change):
     assert np.array_equal(after.source(11).open(), expected)
 
 
-def test_half_a_shard_is_no_shard(photos, tmp_path, monkeypatch):
-    """Killed between its two files, or in the middle of one, a shard is made again."""
-    images = kept(photos, tmp_path / "cache")
-    good = {f.name: f.read_bytes() for f in (tmp_path / "cache").iterdir()}
-    index = next((tmp_path / "cache").glob("*.json"))
-    index.unlink()
-    index.with_suffix(".bin").write_bytes(b"half")
-    again = kept(photos, tmp_path / "cache")
-    assert {f.name: f.read_bytes() for f in (tmp_path / "cache").iterdir()} == good
-    assert again.source(0) == images.source(0)
+def contents(images):
+    """Of every image, in what shape it is and its pixels, or why there are none."""
+    found = []
+    for i in range(len(images.names)):
+        try:
+            image = images.source(i).open()
+            found.append((image.shape, image.tobytes()))
+        except Exception as error:
+            found.append(reason(error))
+    return found
+
+
+def flip(content, bit):
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def damages(good):
+    """A shard's content with single bits flipped, all over and in its checksum and index, cut
+    short, blank, and prolonged.
+    """
+    rng, size = random.Random(0), len(good)
+    bits = [*rng.sample(range(8 * size), 12), 0, 31, *range(8 * size - 32, 8 * size, 6)]
+    yield from (flip(good, bit) for bit in bits)
+    yield from (good[:length] for length in (0, 1, 3, 4, 7, 8, size // 2, size - 4, size - 1))
+    yield from (bytes(size), bytes(8), good + b"?", b"[]")
+
+
+@pytest.mark.parametrize("kind", ["uint8", "jpeg"])
+def test_damage_is_found_at_the_start_and_mended(photos, tmp_path, kind):
+    images, told = kept(photos, tmp_path / "cache", kind), []
+    expected = contents(images)
+    (file,) = (tmp_path / "cache").iterdir()
+    good, count = file.read_bytes(), 0
+    for count, bad in enumerate(damages(good), start=1):
+        file.write_bytes(bad)
+        again = kept(photos, tmp_path / "cache", kind, report=told.append)
+        assert (
+            told
+            == [f"damaged shards of the image cache in {tmp_path}/cache are made anew (1 of 1)"]
+            * count
+        )
+        assert contents(again) == expected
+        assert file.read_bytes() == good
+    assert count > 30
+    kept(photos, tmp_path / "cache", kind, report=told.append)
+    assert len(told) == count
+
+
+@pytest.mark.parametrize("kind", ["uint8", "jpeg"])
+@pytest.mark.parametrize("loss", ["removed", "emptied", "cut short"])
+def test_what_is_lost_after_the_start_is_read_from_the_photos(photos, tmp_path, kind, loss):
+    images = kept(photos, tmp_path / "cache", kind)
+    expected = contents(images)
+    (file,) = (tmp_path / "cache").iterdir()
+    if loss == "removed":
+        file.unlink()
+    else:
+        os.truncate(file, 0 if loss == "emptied" else file.stat().st_size // 2)
+    assert contents(images) == expected
+
+
+def test_a_photo_that_is_gone_is_a_damaged_image_until_it_is_back(photos, tmp_path):
+    """Gone before its shard is named, or after."""
+    images, photo = images_of(photos), photos / "b" / "0.jpg"
+    recipe = Recipe("uint8", 32, 3)
+    expected = contents(CachedImages(images, tmp_path / "whole", recipe, ALONE))
+    shards = cache._shards(images, tmp_path / "late", recipe)
+    photo.rename(tmp_path / "away")
+    early = CachedImages(images, tmp_path / "early", recipe, ALONE)
+    (tmp_path / "late").mkdir()
+    cache.make_shard(shards[0])
+    (at,) = (i for i, found in enumerate(contents(early)) if found != expected[i])
+    assert images.names[at] == "b/0.jpg"
+    assert contents(early)[at] == "[Errno 2] No such file or directory: it"
+    (tmp_path / "away").rename(photo)
+    for folder in ("early", "late"):
+        assert contents(CachedImages(images, tmp_path / folder, recipe, ALONE)) == expected
+
+
+def building(root, folder):
+    """A process that makes a cache."""
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover
+        try:
+            kept(root, folder)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return pid
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_that_make_one_cache_at_once_do_not_disturb_each_other(
+    photos, tmp_path, monkeypatch, killed
+):
+    monkeypatch.setattr(cache, "_IMAGES", 2)
+    start = time.monotonic()
+    expected = contents(kept(photos, tmp_path / "alone"))
+    lasts, rng = time.monotonic() - start, random.Random(0)
+    for pair in range(8):
+        folder = tmp_path / f"cache{pair}"
+        pids = [building(photos, folder) for _ in range(2)]
+        if killed:
+            time.sleep(rng.uniform(0, 2 * lasts))
+            os.kill(pids[0], signal.SIGKILL)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        assert codes[1] == 0
+        assert codes[0] in ((0, -signal.SIGKILL) if killed else (0,))
+        assert contents(kept(photos, folder)) == expected
+        assert sum(f.suffix == ".shard" for f in folder.iterdir()) == 6
+
+
+def test_leftovers_of_the_killed_go_after_a_day(photos, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    shard = "0123456789abcdef" * 2
+    old, new = (write(folder / f"{shard}.shard.0000000{i}.tmp", b"half") for i in range(2))
+    other = write(folder / "mine.tmp", b"")
+    for file in (old, other):
+        os.utime(file, (0, time.time() - 25 * 3600))
+    kept(photos, folder)
+    assert not old.exists()
+    assert new.exists()
+    assert other.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(photos, tmp_path, monkeypatch):
+    def refuse(path, data):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(cache, "write_atomic", refuse)
+    with pytest.raises(DataError, match=r"data\.cache_dir=.*/cache cannot be written \(Permission"):
+        kept(photos, tmp_path / "cache")
 
 
 def test_a_folder_that_cannot_be_made_is_named(photos, tmp_path):
@@ -166,6 +296,7 @@ def test_batches_of_kept_images_are_held_or_streamed_alike(photos, tmp_path, kin
 
 
 def test_a_run_from_the_cache_and_its_evaluation_agree(photos, tmp_path):
+    """Also where the evaluation finds the cache damaged, which it says."""
     for name in ("a/1.jpg",):
         (photos / name).unlink()
     done = run(
@@ -176,7 +307,12 @@ def test_a_run_from_the_cache_and_its_evaluation_agree(photos, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     tested = lines(Path(tmp_path / "outputs/kept/metrics.jsonl"))[-1]
+    (shard,) = (tmp_path / "cache").iterdir()
+    shard.write_bytes(flip(shard.read_bytes(), 9999))
     scored = run("eval", "checkpoint=outputs/kept", cwd=tmp_path)
     assert scored.returncode == 0, scored.stderr
+    assert scored.stderr == (
+        f"warning: damaged shards of the image cache in {tmp_path}/cache are made anew (1 of 1)\n"
+    )
     assert f"loss {tested['loss']:.4f}" in scored.stdout
     assert "data.memory: stream" not in done.stdout

@@ -207,7 +207,7 @@ def _loaders(
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
     device = model.head.weight.device
     reader = Reader.of(config.data, model.spec["patch_size"], device, world)
-    data = reader.keeping(data, config.data)
+    data = reader.keeping(data, config.data, console.warn)
     if config.data.verify:
         _verify(data, reader)
     train = TrainLoader(

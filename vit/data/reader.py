@@ -5,6 +5,7 @@ Legend: B images of a batch, C channels, N images of a split.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,10 +155,13 @@ class Reader:
             bad_images=config.bad_image_limit if config.on_bad_image == "skip" else None,
         )
 
-    def keeping(self, data: DataSet, config: DataConfig) -> DataSet:
+    def keeping(
+        self, data: DataSet, config: DataConfig, report: Callable[[str], None] = warnings.warn
+    ) -> DataSet:
         """The data set, read from small versions of its images where `data.cache` wants them.
 
-        What is missing is made here, by one process of each machine.
+        What is missing or damaged is made here, by one process of each machine; `report` is told
+        of damage.
 
         Raises:
             DataError: a worker died or hangs, or the folder cannot be written.
@@ -175,7 +179,9 @@ class Reader:
                     images = samples.images
                     if isinstance(images, FileImages):
                         if id(images) not in kept:
-                            kept[id(images)] = CachedImages(images, folder, recipe, self.pool)
+                            kept[id(images)] = CachedImages(
+                                images, folder, recipe, self.pool, report, check=turn
+                            )
                         samples = replace(samples, images=kept[id(images)])
                     splits[split] = samples
             if self.world.size > 1:

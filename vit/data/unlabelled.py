@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from vit.data.cache import Recipe, made_small
-from vit.data.decode import Kept, decode_bytes
+from vit.data.cache import MadeSmall, Recipe
+from vit.data.decode import Kept
 from vit.data.images import FileImages
 from vit.data.types import Samples
-
-
-@dataclass(frozen=True)
-class MadeSmall:
-    """An image as `data.cache` keeps it, made anew instead of kept: it is used once."""
-
-    file: str
-    recipe: Recipe
-
-    def __str__(self) -> str:
-        return self.file
-
-    def open(self) -> np.ndarray:
-        """The image: uint8 (H, W, channels).
-
-        Raises:
-            OSError, ValueError, SyntaxError: see `decode.decode`.
-        """
-        data, height, width = made_small(self.file, self.recipe)
-        if self.recipe.kind == "jpeg":
-            return decode_bytes(data, self.recipe.channels)
-        pixels = np.frombuffer(bytearray(data), np.uint8)  # torch wants to be allowed to write
-        return pixels.reshape(height, width, self.recipe.channels)
 
 
 class PathImages(FileImages):

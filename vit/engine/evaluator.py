@@ -169,7 +169,8 @@ class Evaluator:
         reader = self.reader
         if len(samples) < POOL_FROM:
             reader = replace(reader, pool=WorkerPool(0, self.data.timeout))
-        kept = reader.keeping(DataSet(self.trained.classes, {what: samples}), self.data)
+        data = DataSet(self.trained.classes, {what: samples})
+        kept = reader.keeping(data, self.data, console.warn)
         return EvalLoader(kept.splits[what], self.trained.evaluation["batch_size"], reader)
 
     def predict(self, loader: EvalLoader) -> tuple[Predictions, Predictions]:
