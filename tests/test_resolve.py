@@ -151,6 +151,22 @@ def test_durations_of_a_plan_by_hand():
 
 
 def test_steps_are_taken_as_they_are():
-    plain = changed(trainer__epochs=None, trainer__steps=17, schedule__warmup="3ep")
+    plain = changed(trainer__epochs=None, trainer__steps=17, schedule__warmup="1ep")
     made = plan(to_config(plain), 640)
-    assert (made.steps, made.warmup, made.ema_decay) == (17, 17, None)
+    assert (made.steps, made.warmup, made.ema_decay) == (17, 10, None)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "legal"),
+    [(40, True), (41, False), ("2ep", True), ("2.1ep", False), ("100%", True), (0, True)],
+)
+def test_a_warm_up_fits_into_the_run(warmup, legal):
+    """Of 40 steps, which are two epochs of 20."""
+    config = to_config(changed(trainer__epochs=2, schedule__warmup=warmup))
+    if legal:
+        assert plan(config, 20 * 64).warmup <= 40
+        return
+    with pytest.raises(ConfigError) as raised:
+        plan(config, 20 * 64)
+    assert f"schedule.warmup={warmup} " in str(raised.value)
+    assert "the run of 40; try schedule.warmup=5%" in str(raised.value)

@@ -113,7 +113,12 @@ def resolve_memory(config: RunConfig, images: int, *, in_files: bool) -> RunConf
 
 
 def plan(config: RunConfig, train_samples: int) -> Plan:
-    """All durations of `config` in optimiser steps, for `train_samples` training images."""
+    """All durations of `config` in optimiser steps, for `train_samples` training images.
+
+    Raises:
+        ConfigError: the warm-up is longer than the run, which would never reach its learning rate.
+            Whatever else does not end within the run holds, or falls due, until its end.
+    """
     trainer = config.trainer
     per_epoch = Fraction(train_samples, trainer.batch_size)
     if trainer.steps is not None:
@@ -125,10 +130,16 @@ def plan(config: RunConfig, train_samples: int) -> Plan:
     def in_steps(text: int | str) -> Fraction:
         return duration_in_steps(text, per_epoch, steps)
 
+    warmup = in_steps(config.schedule.warmup)
+    if warmup > steps:
+        raise ConfigError(
+            f"schedule.warmup={config.schedule.warmup} is {float(warmup):,g} steps, longer than "
+            f"the run of {steps:,}; try schedule.warmup=5%"
+        )
     return Plan(
         steps=steps,
         steps_per_epoch=per_epoch,
-        warmup=min(float(in_steps(config.schedule.warmup)), float(steps)),
+        warmup=float(warmup),
         patch_dropout_end=float(in_steps(config.schedule.patch_dropout_end)),
         mix_end=float(in_steps(config.schedule.mix_end)),
         small_images_end=float(in_steps(config.schedule.small_images_end)),
