@@ -36,7 +36,7 @@ class NoCheckpointError(VitError):
 
 
 class DivergedError(VitError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+    """Training or a trained model came to numbers that are not finite."""
 
     exit_code = 4
 

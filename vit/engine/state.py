@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ class Best:
     epoch: float
 
     def beaten_by(self, top1: float, loss: float) -> bool:
-        """Whether a new score is better."""
-        return (top1, -loss) > (self.top1, -self.loss)
+        """Whether a new score is better; one that is not finite never is."""
+        return math.isfinite(top1 + loss) and (top1, -loss) > (self.top1, -self.loss)
 
 
 class TrainState:
@@ -73,13 +74,16 @@ class TrainState:
         return averaged
 
     def since(self, mark: str, *, move: bool) -> dict[str, float]:
-        """Means since a mark: loss, top1 (percent) and grad_norm; `move` sets the mark to now."""
+        """Means since a mark: loss, top1 (percent) and grad_norm; `move` sets the mark to now.
+
+        Of no finite step at all they are not a number.
+        """
         now = self.odometer.tolist()
         before = self.marks[mark]
         if move:
             self.marks[mark] = now
         loss, correct, images, norms, steps = (a - b for a, b in zip(now, before, strict=True))
-        images, steps = max(images, 1), max(steps, 1)
+        images, steps = images or math.nan, steps or math.nan
         return {"loss": loss / images, "top1": 100 * correct / images, "grad_norm": norms / steps}
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,8 +119,21 @@ class TrainState:
         self.images = saved["images"]
 
     def is_finite(self) -> bool:
-        """Whether every weight is a finite number; asked by all processes together."""
-        return all(bool(whole(p.isfinite().all())) for p in self.model.parameters())
+        """Whether every weight, also of the average, is a finite number; asked by all processes
+        together."""
+        models = dict.fromkeys((self.model, self.selected))
+        return all(bool(whole(p.isfinite().all())) for m in models for p in m.parameters())
+
+    def diverged(self, scores: dict[str, float]) -> str | None:
+        """Why a run with these final scores is no finished work, in words; None: it is."""
+        in_row, _, bad, _ = self.bad.tolist()
+        if nan := [key for key, value in scores.items() if not math.isfinite(value)]:
+            return f"{nan[0]} is not finite"
+        if 2 * bad > self.step:
+            return f"{bad:,} of {self.step:,} steps had no finite loss and gradient"
+        if in_row and not scores:
+            return "its last step, its only score, had no finite loss and gradient"
+        return None
 
     def _load_optimizer(self, saved: dict[str, Any]) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

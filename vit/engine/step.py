@@ -31,8 +31,8 @@ def train_step(
 ) -> None:
     """Train on `batch`, our share of the global batch, and advance `state` by one step.
 
-    A batch in `config.accumulate` parts gives the gradient of the whole batch. A step whose
-    gradient is not finite changes no weight: the flag reaches a fused optimiser on the device.
+    A batch in `config.accumulate` parts gives the gradient of the whole batch. A step whose loss
+    or gradient is not finite changes no weight: the flag reaches a fused optimiser on the device.
     """
     optimizer = state.optimizer
     state.model.train()
@@ -54,7 +54,9 @@ def train_step(
 
     limit = clip_norm or math.inf
     norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit))
-    is_bad = ~norm.isfinite()
+    one = torch.ones((), device=device)
+    sums = world.sum(as_tensor(total_loss, correct, one * len(batch.labels)))
+    is_bad = ~(norm.isfinite() & sums[0].isfinite())
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version
     if optimizer.defaults.get("fused"):
@@ -65,8 +67,6 @@ def train_step(
     if state.ema is not None:
         state.ema.update(state.model, state.step)
 
-    one = torch.ones((), device=device)
-    sums = world.sum(as_tensor(total_loss, correct, one * len(batch.labels)))
     travelled = torch.cat([sums, as_tensor(norm, one)])
     state.odometer += travelled.where(~is_bad, 0.0)
     _count_bad(state, is_bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
 from fractions import Fraction
 
@@ -27,6 +28,8 @@ from vit.engine.step import train_step
 from vit.model.vit import VisionTransformer
 from vit.runtime.device import matrix_rate
 from vit.runtime.dist import Agreement, is_sharded
+
+START_AGAIN = "start again with a lower optim.lr, optim.clip_norm=1.0 or trainer.precision=fp32"
 
 
 class Trainer:
@@ -55,7 +58,7 @@ class Trainer:
         Raises:
             InterruptedRun: a signal came; the state was saved.
             DataError: a damaged image, or a worker that failed; the state was saved.
-            DivergedError: too many steps in a row were not finite.
+            DivergedError: too many steps in a row, or most of all, or final scores were not finite.
         """
         self.parts.stop.defer()
         with contextlib.closing(self.bar):
@@ -197,24 +200,28 @@ class Trainer:
         )
         self._tell_damaged(self.parts.train.bad, "replaced by the next ones")
         if most >= config.trainer.max_bad_steps:
-            norm = means["grad_norm"]
             ids = [self.parts.train.names[i] for i in self.parts.train.indices_at(last)[:8]]
             raise DivergedError(
-                f"{most} steps in a row without a finite gradient, the last of them step {last} "
-                f"(lr {self.lr(last):g}, mean finite gradient norm {norm:g}, images "
-                f"{', '.join(ids)}, ...); lower optim.lr, set optim.clip_norm=1.0 or "
-                f"trainer.precision=fp32, then resume from the last checkpoint"
+                f"{most} steps in a row without a finite loss and gradient, the last of them step "
+                f"{last} (lr {self.lr(last):g}, mean norm of the finite gradients before "
+                f"{means['grad_norm']:g}, images {', '.join(ids)}, ...); {START_AGAIN}"
             )
         state.bad[1] = in_row
 
     def _evaluate(self) -> None:
-        """Score the selected weights on validation and keep them if they are the best so far."""
+        """Score the selected weights on validation and keep them if they are the best so far.
+
+        What is not finite is never the best, and has no pictures.
+        """
         parts, state = self.parts, self.state
         assert parts.val is not None
         predictions = self._predict(state.selected, parts.val)
         scores = predictions.scores()
         epoch = float(parts.plan.epoch_at(state.step))
-        if state.best is None or state.best.beaten_by(scores["top1"], scores["loss"]):
+        is_finite = math.isfinite(scores["loss"]) and state.is_finite()
+        if is_finite and (
+            state.best is None or state.best.beaten_by(scores["top1"], scores["loss"])
+        ):
             state.best = Best(**scores, step=state.step, epoch=epoch)
             state.stale = 0
             content = to_checkpoint(state, parts.config, parts.classes, parts.images, training=None)
@@ -226,7 +233,7 @@ class Trainer:
         self.val_scores = scores
         weights = "model" if state.ema is None else "ema"
         parts.logger.log("val", state.step, {"epoch": epoch, **scores, "weights": weights})
-        if parts.world.leads and not is_sharded(state.model):
+        if parts.world.leads and is_finite and not is_sharded(state.model):
             self._show(predictions)
 
     def _show(self, predictions: Predictions) -> None:
@@ -282,8 +289,8 @@ class Trainer:
         with self.clock.paused():
             if not state.is_finite():
                 raise DivergedError(
-                    f"weights are not finite at step {state.step}; no checkpoint of them is "
-                    f"written: lower optim.lr, then resume from the last checkpoint"
+                    f"weights are not finite at step {state.step}, and no checkpoint of them is "
+                    f"written; {START_AGAIN}"
                 )
             metrics_bytes, metrics_digest = parts.logger.durable()
             training = {
@@ -319,6 +326,9 @@ class Trainer:
         if state.best is not None:
             best = state.best
             scores = {"val_loss": best.loss, "val_top1": best.top1, "val_top5": best.top5}
+        elif parts.val is not None:
+            scores = {"val_loss": math.nan}
+        self._check_finished(scores)
         state.seconds = self.clock.seconds
         if parts.test is not None:
             parts.world.wait()  # until the best checkpoint is written
@@ -328,10 +338,16 @@ class Trainer:
                 "test", state.step, {"epoch": float(parts.plan.epoch_at(state.step)), **test}
             )
             scores |= {f"test_{key}": value for key, value in test.items()}
+            self._check_finished(scores)
         settings = flatten(to_plain(parts.config))
         final = {f"hparam/{key}": value for key, value in scores.items()}
         parts.logger.hparams(state.step, settings, final)
         return scores
+
+    def _check_finished(self, scores: dict[str, float]) -> None:
+        why = self.state.diverged(scores)
+        if why is not None:
+            raise DivergedError(f"the run ended, but {why}; {START_AGAIN}")
 
     def _open_bar(self) -> None:
         """A new bar at the start of an epoch, or where a resumed run is."""
