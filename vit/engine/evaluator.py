@@ -178,12 +178,16 @@ class Evaluator:
 
         Raises:
             DataError: an image is damaged and may not be, or a worker failed.
+            DivergedError: an answer is not finite.
         """
         trained, flips = self.trained, self.tta == "flip"
         precision = trained.evaluation["precision"]
         predictions = predict(
             self.model, loader, self.reader.device, precision, logits=True, mirrored=flips
         )
+        for answers in (predictions.losses, predictions.logits, predictions.mirrored):
+            if answers is not None:
+                trained.check(torch.from_numpy(answers))
         for name, why in loader.bad.news().items():
             console.warn(f"damaged images are left out of the scores: {name} ({why})")
         return predictions, with_mirror_images(predictions) if flips else predictions

@@ -91,6 +91,7 @@ def export(
     Raises:
         ConfigError: the format cannot hold the model.
         ExportError: what was written answers otherwise.
+        DivergedError: an answer of the checkpoint is not finite.
         DataError: an image is damaged and may not be, or a worker failed.
         DiskFullError: no space.
     """
@@ -101,6 +102,7 @@ def export(
         _put(content, staged)
         answer = writer.run(staged)
         agreement, pixels = compare(source.model, answer, job.open(samples, what))
+        job.trained.check(torch.from_numpy(agreement.logits[0]))
         bounds = BOUNDS[config.precision]
         if config.merge and config.precision == "fp32":
             bounds = MERGING

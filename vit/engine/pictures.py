@@ -97,6 +97,9 @@ def explain(
         loader: the images, a few in a batch: all attention of a batch is held at once.
         methods: keys of METHODS.
         wanted: the class whose relevance is shown; None: the most probable one of each image.
+
+    Raises:
+        DivergedError: an answer is not finite.
     """
     for k in range(len(loader)):
         images, _, index, mask = loader.batch(k)
@@ -104,6 +107,7 @@ def explain(
             continue
         with torch.no_grad(), autocast(device, trained.evaluation["precision"]):
             logits = trained.model.forward(images, mask)
+        trained.check(logits)
         chances = logits.float().softmax(dim=-1).cpu().numpy()
         best = logits.argmax(dim=-1)
         classes = best if wanted is None else torch.full_like(best, wanted)

@@ -60,6 +60,7 @@ def classify(
 
     Raises:
         DataError: a worker failed.
+        DivergedError: an answer is not finite.
     """
     for k in range(len(loader)):
         images, _, index, mask = loader.batch(k)
@@ -68,6 +69,7 @@ def classify(
         with autocast(device, trained.evaluation["precision"]):
             logits = trained.model.forward(images, mask)
         logits = logits.float()
+        trained.check(logits)
         best = logits.topk(min(top, logits.shape[1])).indices
         chances = logits.softmax(dim=-1).gather(1, best)
         for position, numbers, share in zip(index, best.tolist(), chances.tolist(), strict=True):

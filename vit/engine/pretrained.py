@@ -15,6 +15,7 @@ from vit.config.schema import RunConfig
 from vit.data.manifest import Manifest
 from vit.model.start import SAME, MismatchError, Start, differs, spec_of, start_from
 from vit.model.vit import VisionTransformer
+from vit.model.weights import not_finite
 from vit.runtime.device import autocast
 
 HEAD = 64
@@ -45,6 +46,14 @@ class Pretrained:
     mean: list[float] | None = None
     std: list[float] | None = None
     trained_on: Sequence[Manifest] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: a weight is not finite."""
+        if name := not_finite(self.weights):
+            raise ConfigError(
+                f"model.weights={self.place} holds numbers that are not finite ({name}); give "
+                f"other weights"
+            )
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
         """Settings of the run `config` that the weights decide, keys of `checks.BROUGHT`.

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vit.artifacts import checkpoint, console
 from vit.artifacts.run_dir import RunDir
 from vit.config.checks import nearest_multiples
 from vit.config.compose import to_plain
-from vit.config.errors import ConfigError, DataError, NoCheckpointError
+from vit.config.errors import ConfigError, DataError, DivergedError, NoCheckpointError
 from vit.config.schema import RunConfig
 from vit.config.suggest import MOST_NAMES, shortened
 from vit.data.manifest import Manifest
 from vit.engine.state import TrainState, weights_of
 from vit.model.vit import VisionTransformer
-from vit.model.weights import resized
+from vit.model.weights import not_finite, resized
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,18 @@ class Trained:
     step: int
     path: Path
     images: str | None
+
+    def check(self, answers: Tensor) -> None:
+        """Look at logits of the model, or at what was computed from them.
+
+        Raises:
+            DivergedError: one is not finite.
+        """
+        if not answers.isfinite().all():
+            raise DivergedError(
+                f"{self.path} gives answers that are not finite, its training diverged; give "
+                f"another checkpoint, or train again with a lower optim.lr"
+            )
 
 
 def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
@@ -154,12 +167,17 @@ def load_trained(
         size: height and width of the images that it is for; None: of those it was trained on.
 
     Raises:
-        NoCheckpointError: nothing there, or nothing undamaged.
+        NoCheckpointError: nothing there, nothing undamaged, or weights that are not finite.
         ConfigError: `size` is not whole patches.
     """
     path, content = find(where, report)
     try:
         weights, spec = content["weights"], content["spec"]
+        if name := not_finite(weights):
+            raise checkpoint.BadCheckpointError(
+                f"{path} holds weights that are not finite ({name}), its training diverged; "
+                f"give another checkpoint"
+            )
         if size is not None:
             _check_size(size, spec["patch_size"])
             weights, spec = resized(weights, spec, size)

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.artifacts import console
-from vit.config.errors import ConfigError
+from vit.config.errors import ConfigError, NoCheckpointError
 from vit.config.schema import RunConfig
 from vit.data.manifest import Manifest
 from vit.engine.restore import load_trained, trained_on
 from vit.engine.state import weights_of
 from vit.engine.weight_files import TIMM, timm_name
+from vit.model.weights import not_finite
 from vit.runtime.device import autocast
 
 
@@ -76,8 +77,8 @@ def load_teacher(config: RunConfig, classes: list[str], device: torch.device) ->
         device: where it goes.
 
     Raises:
-        ConfigError: it does not exist, or was trained on other classes or channels.
-        NoCheckpointError: the run folder has no undamaged checkpoint.
+        ConfigError: it does not exist, is damaged or not finite, or was trained on other classes or
+            channels.
     """
     name = config.distill.teacher
     if name is None:
@@ -86,7 +87,10 @@ def load_teacher(config: RunConfig, classes: list[str], device: torch.device) ->
     if name.startswith(TIMM):
         model, facts = _of_timm(name, config.distill.weights, len(classes))
     else:
-        trained = load_trained(Path(name), device, console.warn)
+        try:
+            trained = load_trained(Path(name), device, console.warn)
+        except NoCheckpointError as error:
+            raise ConfigError(f"distill.teacher={name} cannot be used: {error}") from None
         model, facts = trained.model, trained.preprocessing
         images = trained_on(trained.path, trained.images)
         if trained.classes != classes:
@@ -122,6 +126,10 @@ def _of_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module, d
         raise ConfigError(
             f"distill.weights={weights} holds no weights of {name} for {classes} classes ({reason})"
         ) from None
+    if tensor := not_finite(model.state_dict()):
+        raise ConfigError(
+            f"distill.weights={weights} holds weights that are not finite ({tensor}); give others"
+        )
     facts = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     size = facts["input_size"][1:]
     return model, {"mean": [*facts["mean"]], "std": [*facts["std"]], "image_size": size}

@@ -10,6 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def not_finite(weights: Mapping[str, Any]) -> str | None:
+    """The name of the first tensor that holds a number that is not finite; None: all are finite."""
+    tensors = ((name, w) for name, w in weights.items() if isinstance(w, Tensor))
+    return next((name for name, w in tensors if not w.isfinite().all()), None)
+
+
 def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with which `timm.models.VisionTransformer` reads our state dict as it is.
 
