@@ -324,13 +324,16 @@ def test_what_vit_export_writes_can_be_started_from(form: str, tmp_path: Path) -
         ("w.safetensors", b"x" * 20, "cannot be read"),
         ("w.pth", b"x" * 20, "cannot be read"),
         ("w.npz", b"x" * 20, "cannot be read"),
+        ("w/model.safetensors", b"x" * 20, "w cannot be read"),
+        ("w/checkpoints/x", b"x", r"w cannot be read \(no checkpoint in .*\); give a run folder"),
     ],
 )
 def test_what_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
     if content is not None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=words):
-        load_pretrained(str(tmp_path / name))
+        load_pretrained(str(tmp_path / Path(name).parts[0]))
 
 
 def test_another_npz_is_refused(tmp_path: Path) -> None:

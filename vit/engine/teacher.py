@@ -90,7 +90,10 @@ def load_teacher(config: RunConfig, classes: list[str], device: torch.device) ->
         try:
             trained = load_trained(Path(name), device, console.warn)
         except NoCheckpointError as error:
-            raise ConfigError(f"distill.teacher={name} cannot be used: {error}") from None
+            reason = str(error).partition("; ")[0]
+            raise ConfigError(
+                f"distill.teacher={name} cannot be used ({reason}); give a run folder or a file"
+            ) from None
         model, facts = trained.model, trained.preprocessing
         images = trained_on(trained.path, trained.images)
         if trained.classes != classes:

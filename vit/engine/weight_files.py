@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vit.artifacts import checkpoint, console
-from vit.config.errors import ConfigError, VitError
+from vit.config.errors import ConfigError
 from vit.config.suggest import nearest
 from vit.engine.pretrained import Pretrained
 from vit.engine.restore import find, trained_on
@@ -29,19 +30,18 @@ def load_pretrained(place: str) -> Pretrained:
 
     Raises:
         ConfigError: there is no such thing, or it cannot be read.
-        NoCheckpointError: the run folder has no undamaged checkpoint.
     """
     if place.startswith(TIMM):
         return _of_timm(place)
     path = Path(place)
-    if path.is_dir():
-        inside = path / "model.safetensors"
-        return _of_safetensors(inside, place) if inside.is_file() else _of_run(path, place)
+    inside = path / "model.safetensors"
     if not path.exists():
         raise ConfigError(
             f"model.weights={place} does not exist; give a run folder, a file or timm/<model>"
         )
     read = READERS.get(path.suffix.lower())
+    if path.is_dir():
+        read, path = (_of_safetensors, inside) if inside.is_file() else (_of_run, path)
     if read is None:
         raise ConfigError(
             f"model.weights={place} is of no known kind; give a run folder, one of "
@@ -49,10 +49,13 @@ def load_pretrained(place: str) -> Pretrained:
         )
     try:
         return read(path, place)
-    except VitError:
+    except ConfigError:
         raise
     except Exception as error:  # a damaged file fails in many ways
-        raise ConfigError(f"model.weights={place} cannot be read ({_short(error)})") from None
+        raise ConfigError(
+            f"model.weights={place} cannot be read ({_short(error)}); give a run folder, a file or "
+            f"timm/<model>"
+        ) from None
 
 
 def _of_run(path: Path, place: str) -> Pretrained:
@@ -168,8 +171,8 @@ def timm_name(place: str, key: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    """The first sentence of a message."""
-    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+    """The first sentence of a message, without its remedy."""
+    return re.split(r"\. |; ", (str(error) or type(error).__name__).splitlines()[0])[0]
 
 
 def _floats(values: Any) -> list[float] | None:
