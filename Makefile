@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format tensorboard kill-resume two-hosts bench bench-gpu clean
+.PHONY: help setup train test lint format tensorboard kill-resume two-hosts try-settings bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ kill-resume: setup  ## kill a run with SIGKILL 20 times, resume it, compare to t
 
 two-hosts: setup  ## kill a process of one of two hosts (network namespaces), compare; needs root
 	PYTHONPATH=scripts $(BIN)/python scripts/two_hosts.py
+
+try-settings: setup  ## 1,000 random settings, 100 of them trained: each is answered
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/try_settings.py
 
 bench: setup  ## measure speed against the peers: PHOTOS=<folder of classes> CIFAR=<train/, val/>
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
