@@ -105,7 +105,7 @@ class RunLogger:
             self._file.flush()
             self._digest.update(text)
             for key, value in values.items():
-                if isinstance(_plain(value), (int, float)):
+                if isinstance(value, (int, float)) and math.isfinite(value):
                     self._board.add_scalar(f"{event}/{key}", value, step)
 
     def images(self, tag: str, grid: Tensor, step: int) -> None:
