@@ -32,7 +32,7 @@ def trained(path: Path = Path("x.pt"), spread: float = 0.3, **changes: Any) -> T
         "exif_rotation": "applied", "transparency": "on white",
     }  # fmt: skip
     evaluation = {"batch_size": 4, "precision": "bf16"}
-    return Trained(model, CLASSES, preprocessing, evaluation, {}, 7, path)
+    return Trained(model, CLASSES, preprocessing, evaluation, {}, 7, path, None)
 
 
 def pixels(count: int, channels: int = 3) -> np.ndarray:
