@@ -152,6 +152,7 @@ def test_complaints_about_optional_values_are_english(key, value):
         ({"data__mean": [0.5] * 3}, "1 (gray) or 3"),
         ({"data__mean": [], "data__std": []}, "1 (gray) or 3"),
         ({"data__name": "folder", "data__root": None}, "data.root=<folder"),
+        ({"data__root": "/photos"}, "data=folder data.root=/photos"),
         (
             {"trainer__epochs": None, "trainer__steps": 50, "schedule__warmup": 51},
             "try schedule.warmup=5%",
@@ -296,7 +297,9 @@ TEXT = st.text(min_size=1)
 @UNHURRIED
 @given(root=TEXT, outputs=TEXT, lr=st.floats(0, 1e12), seed=st.integers(0, 2**63))
 def test_what_is_saved_is_what_is_loaded(root, outputs, lr, seed):
-    config = to_config(changed(data__root=root, outputs=outputs, optim__lr=lr, seed=seed))
+    config = to_config(
+        changed(data__name="folder", data__root=root, outputs=outputs, optim__lr=lr, seed=seed)
+    )
     assert to_config(load_yaml(dump_yaml(to_plain(config)), "memory")) == config
 
 

@@ -73,6 +73,17 @@ MISTAKES = {
     ),
     "channels": (["data.mean=[0.5,0.5]"], ["data.mean=[0.5, 0.5]", "data.std", "1 (gray) or 3"]),
     "folder without root": (["data=folder"], ["data.root=<folder with one sub-folder per class>"]),
+    "a root that is not read": (
+        ["data.root=/photos"],
+        ["data.root=/photos", "try data=folder data.root=/photos"],
+    ),
+    "a path for data": (["data=~/photos"], ["data=~/photos", "data=folder data.root=~/photos"]),
+    "a path with a space": (["data=./my photos"], ["data=folder data.root=./my photos"]),
+    "a path for model": (["model=outputs/run"], ["model=outputs/run", "model.weights=outputs/run"]),
+    "a path for an experiment": (
+        ["experiment=/x/mine.yaml"],
+        ["experiment=/x/mine.yaml", "--config-dir <folder> experiment=mine"],
+    ),
     "no such folder": (
         ["data=folder", "data.root=/no/such (place)"],
         ["data.root=/no/such (place)", "no folder", "check the path"],
@@ -195,6 +206,16 @@ def test_options_of_ones_own(flags, tmp_path):
     assert (model["name"], model["dim"], model["depth"]) == ("mine", 32, 3)
     assert model["patch_size"] == "auto"  # from our _base.yaml
     assert [path.name for path in tmp_path.iterdir()] == ["my own"]
+
+
+def test_an_option_in_a_folder_of_a_group_is_no_path(tmp_path):
+    (tmp_path / "mine" / "experiment" / "team").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "team" / "a.yaml").write_text(
+        "# @package _global_\nseed: 7\n"
+    )
+    done, _ = command("--config-dir", "mine", "experiment=team/a", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["seed"] == 7
 
 
 def test_a_group_of_ones_own(tmp_path):

@@ -148,6 +148,8 @@ def test_eval_errors_are_one_line(finished: Path, tmp_path: Path) -> None:
         (["chekpoint=x"], 2, "did you mean checkpoint?"),
         ([f"checkpoint={finished}", "split=all"], 2, "val, test"),
         ([f"checkpoint={finished}", "images=nowhere"], 2, "nowhere is no folder"),
+        ([f"checkpoint={finished}", "data.root=/x"], 2, "try images=/x"),
+        ([f"checkpoint={finished}", "data=/x"], 2, "try images=/x"),
         ([], 2, "checkpoint"),
     ):
         done = run("eval", *args, cwd=tmp_path)

@@ -97,10 +97,13 @@ def test_with_saved_leaves_what_is_not_automatic(values):
     assert all(kept[key] == value for key, value in values.items() if value != "auto")
 
 
+CHANGED = {"model__dim": 32, "data__name": "folder", "data__root": "/ä b"}
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A run folder as far as its settings go."""
-    plain = changed(model__dim=32, data__root="/ä b", name=None)
+    plain = changed(**CHANGED, name=None)
     (tmp_path / "config.yaml").write_text(dump_yaml(plain), encoding="utf-8")
     return tmp_path
 
@@ -121,7 +124,7 @@ def test_a_saved_run_takes_the_users_values(folder):
 
 def test_a_saved_run_without_overrides_is_itself(folder):
     plain = saved_settings(folder, [])
-    assert plain == {**changed(model__dim=32, data__root="/ä b"), "resume": str(folder)}
+    assert plain == {**changed(**CHANGED), "resume": str(folder)}
 
 
 @pytest.mark.parametrize("override", ["model=small", "experiment=cifar10_quick", "~optim.lr"])

@@ -38,6 +38,8 @@ OPTIONS = [(group, option) for group, options in GROUPS.items() for option in op
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
 def test_every_option_composes_and_survives_the_round_trip(group, option):
     plain = composed(f"{group}={option}", "data.root=/images", "model.weights=/weights.pth")
+    if plain["data"]["name"] == "digits":
+        plain["data"]["root"] = None
     config = to_config(plain)
     assert to_config(to_plain(config)) == config
     assert load_yaml(dump_yaml(to_plain(config)), "memory") == to_plain(config)

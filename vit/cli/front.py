@@ -45,7 +45,7 @@ def run(command: str, job: Job) -> int:
             raise ConfigError(f"vit-{command} takes no -m; run it once for each checkpoint")
         if is_sweep(argv) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("torchrun runs one training, not a sweep; leave out -m and sweep=")
-        _check_groups(argv, groups)
+        _check_groups(command, argv, groups)
         _compose_and_run(command, job, argv, configs)
     return outcome[0]
 
@@ -115,22 +115,38 @@ def _groups(configs: Path, argv: list[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _check_groups(argv: list[str], groups: dict[str, list[str]]) -> None:
-    """Refuse `data=cifar`, naming what there is; what is no plain name is left to Hydra."""
+def _check_groups(command: str, argv: list[str], groups: dict[str, list[str]]) -> None:
+    """Refuse `data=cifar`, naming what there is, and `data=~/photos`; the rest is Hydra's."""
     problems = []
     for group, options in groups.items():
         value = value_of(argv, group)
-        if value is None or not re.fullmatch(r"[\w.-]*(,[\w.-]*)*", value):
+        if value is None:
             continue
         legal = [*options, *(["null"] if group in ("experiment", "sweep") else [])]
-        for name in value.split(","):
-            if name not in legal:
+        is_plain = re.fullmatch(r"[\w./-]*(,[\w./-]*)*", value)
+        for name in value.split(",") if is_plain else [value]:
+            if name in legal:
+                continue
+            if "/" in name or name.startswith(("~", ".")) or os.path.exists(name):
+                problems.append(f"{group}={name} is a path; try {_for_path(command, group, name)}")
+            elif is_plain:
                 close = nearest(name, options)
                 hint = f" (did you mean {close}?)" if close else ""
                 listed = ", ".join(options)
                 problems.append(f"{group}={name} does not exist; choose one of {listed}{hint}")
     if problems:
         raise ConfigError(problems)
+
+
+def _for_path(command: str, group: str, path: str) -> str:
+    """What takes the path that was given to a group."""
+    is_yaml = path.endswith((".yaml", ".yml"))
+    if group == "data" and not is_yaml:
+        return f"data=folder data.root={path}" if command == "train" else f"images={path}"
+    if group == "model" and not is_yaml:
+        return f"model.weights={path}" if command == "train" else f"checkpoint={path}"
+    name = Path(path).stem
+    return f"--config-dir <folder> {group}={name}, with the file as <folder>/{group}/{name}.yaml"
 
 
 def _after(argv: list[str], flag: str) -> str | None:

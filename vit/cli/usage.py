@@ -59,7 +59,11 @@ ABOUT = {
 def groups_in(folder: Path) -> dict[str, list[str]]:
     """The config groups below `folder`, each with the names of its options."""
     found = {
-        group.name: sorted(f.stem for f in group.glob("*.yaml") if not f.name.startswith("_"))
+        group.name: sorted(
+            f.relative_to(group).with_suffix("").as_posix()
+            for f in (*group.glob("*.yaml"), *group.glob("*/*.yaml"))
+            if not f.name.startswith("_")
+        )
         for group in sorted(folder.iterdir())
         if group.is_dir() and not group.name.startswith((".", "_"))
     }

@@ -154,3 +154,10 @@ def _folder_needs_root(name: str, root: str | None, _: int | None) -> str | None
     if name not in OF_FILES or root:
         return None
     return f"data={name} needs data.root=<folder with one sub-folder per class>"
+
+
+@check("data.name", "data.root")
+def _digits_have_no_root(name: str, root: str | None, _: int | None) -> str | None:
+    if name != "digits" or root is None:
+        return None
+    return f"data.root={root} is not read by data={name}; try data=folder data.root={root}"

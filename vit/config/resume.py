@@ -129,4 +129,7 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
         entries = plain.setdefault(section, {})
         if isinstance(entries, dict):
             entries.setdefault(name, value)
+    data = plain["data"]
+    if isinstance(data, dict) and data.get("name") == "digits":  # which once ignored a root
+        data["root"] = None
     return plain

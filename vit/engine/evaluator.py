@@ -66,6 +66,9 @@ class Evaluator:
                 f"merge={config.merge}: {trained.path} pads its images (data.aspect=native), and "
                 f"padding does not merge; leave merge out"
             )
+        if config.data.root and trained.config["data"].get("name") == "digits":
+            root = config.data.root
+            raise ConfigError(f"data.root={root} is not read by data=digits; try images={root}")
         # Every image is used once or a few times, so files are streamed.
         data = replace(to_config(trained.config).data, workers=config.data.workers, memory="stream")
         data = _with_enough_pixels(replace(data, root=config.data.root or data.root), trained)
