@@ -1,5 +1,7 @@
 """Image files: every kind is upright and 8 bits deep, every damaged one is named."""
 
+import zlib
+
 import numpy as np
 import pytest
 from pictures import (
@@ -129,6 +131,85 @@ def test_images_are_resized(tmp_path, size):
     if size == 16:
         assert is_colour(pixels[:, :, :8], RED)
         assert is_colour(pixels[:, :, 8:], BLUE)
+
+
+def chunk(kind, content):
+    checked = kind + content
+    return len(content).to_bytes(4, "big") + checked + zlib.crc32(checked).to_bytes(4, "big")
+
+
+LONG = zlib.compress(bytes(2_000_000))
+ODD_CHUNKS = {
+    "a compressed text": [chunk(b"zTXt", b"Comment\0\0" + LONG)],
+    "a compressed international text": [chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG)],
+    "megabytes of texts": [chunk(b"iTXt", b"XMP\0\0\0\0\0" + b"x" * 12_000_000)] * 6,
+    "a compressed colour profile": [chunk(b"iCCP", b"Printer\0\0" + LONG)],
+}
+
+
+@pytest.mark.parametrize("place", ["before the pixels", "behind the pixels"])
+@pytest.mark.parametrize("kind", ODD_CHUNKS)
+def test_what_stands_beside_the_pixels_of_a_png_does_not_count(tmp_path, kind, place):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = half_red_half_blue(16)
+    path = save(tmp_path / "x.png", upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    content = path.read_bytes()
+    at = content.index(b"IDAT" if place == "before the pixels" else b"IEND") - 4
+    path.write_bytes(content[:at] + b"".join(ODD_CHUNKS[kind]) + content[at:])
+    with pytest.raises(ValueError, match="MAX_TEXT"), Image.open(path) as file:
+        file.load()  # Pillow's own limits are in force
+    np.testing.assert_array_equal(decode(str(path), 3), np.asarray(upright))
+
+
+def test_the_limit_is_of_what_is_decoded(tmp_path):
+    photo = noise(64, 64)
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    paths = [
+        save(tmp_path / "x.jpg", photo),
+        save(tmp_path / "rotated.jpg", photo, exif=rotated),
+        save(tmp_path / "gray.jpg", noise(64, 64, "L")),
+    ]
+    for path in map(str, paths):
+        seen = decode(path, 3, lambda height, width: (16, 16), max_pixels=300)
+        assert seen.shape == (16, 16, 3)
+        assert decode(path, 3, max_pixels=64 * 64).shape == (64, 64, 3)
+        with pytest.raises(Image.DecompressionBombError):
+            decode(path, 3, max_pixels=64 * 64 - 1)
+    whole = [
+        save(tmp_path / "progressive.jpg", photo, progressive=True),
+        save(tmp_path / "x.png", photo),
+        save(tmp_path / "x.webp", photo),
+        save(tmp_path / "cmyk.jpg", noise(64, 64, "CMYK")),
+    ]
+    for path in map(str, whole):
+        assert decode(path, 3, max_pixels=64 * 64).shape == (64, 64, 3)
+        for most in (64 * 64 - 1, 300):
+            with pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
+                decode(path, 3, lambda height, width: (16, 16), max_pixels=most)
+
+
+@pytest.mark.parametrize("changes", [{}, {"memory": "stream"}, {"cache": "jpeg", "cache_size": 16}])
+def test_the_limit_is_a_setting(tmp_path, changes):
+    for name in ("a", "b"):
+        for i in range(2):
+            save(tmp_path / "photos" / name / f"{i}.png", noise(40, 40, seed=i))
+    limits = {}
+    for most in (1599, 1600):
+        config = uncut(
+            tmp_path / "photos", max_pixels=most, cache_dir=str(tmp_path / "kept"), **changes
+        )
+        reader = Reader.of(config, 4, CPU)
+        data = reader.keeping(load_data_set(config), config)
+        try:
+            loader = EvalLoader(data.splits["train"], 4, reader)
+            limits[most] = len(loader.batch(0)[2])
+        except DataError as error:
+            limits[most] = str(error)
+    assert "4 of 4 images cannot be decoded" in limits[1599]
+    assert "data.max_pixels" in limits[1599]
+    assert limits[1600] == 4
 
 
 # Bad files

@@ -26,7 +26,7 @@ OTHER = {
     "trainer.early_stop": 4, "data.root": "/elsewhere", "data.workers": 2,
     "outputs": "elsewhere", "name": "other", "resume": "outputs/run", "data.timeout": 5.0,
     "data.verify": True, "data.cache_dir": "elsewhere", "data.on_bad_image": "skip",
-    "data.bad_image_limit": 0.5,
+    "data.bad_image_limit": 0.5, "data.max_pixels": 7,
     "trainer.checkpoint_activations": True, "trainer.shard": "fsdp",
     "distill.teacher": "elsewhere", "distill.weights": "elsewhere",
 }  # fmt: skip

@@ -13,7 +13,7 @@ MAY_CHANGE = frozenset(
         "trainer.checkpoint_activations", "trainer.shard", "trainer.histograms",
         "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
         "data.root", "data.workers", "data.timeout", "data.on_bad_image", "data.bad_image_limit",
-        "data.verify", "data.cache_dir", "distill.teacher", "distill.weights",
+        "data.verify", "data.max_pixels", "data.cache_dir", "distill.teacher", "distill.weights",
         "outputs", "name", "resume",
     }
 )  # fmt: skip
@@ -32,6 +32,7 @@ ADDED = {
     "data.on_bad_image": "error",
     "data.bad_image_limit": 0.01,
     "data.verify": False,
+    "data.max_pixels": 100_000_000,
     "augment.crop": "padded",
     "augment.crop_scale": [0.08, 1.0],
     "augment.policy": "none",

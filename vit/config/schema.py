@@ -56,6 +56,7 @@ class DataConfig:
     timeout: Positive
     on_bad_image: Literal["error", "skip"]
     bad_image_limit: Fraction
+    max_pixels: Count
     verify: bool
 
     @property

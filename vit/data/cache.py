@@ -30,7 +30,7 @@ from vit.data.decode import decode, decode_bytes, reason
 from vit.data.formats import FORMATS
 from vit.data.images import FileImages
 from vit.data.pool import WorkerPool, announce
-from vit.data.views import resize
+from vit.data.views import MAX_PIXELS, resize
 from vit.runtime.files import remove_stale, write_atomic
 
 _IMAGES = 256
@@ -56,11 +56,13 @@ class Recipe:
         kind: `jpeg` (quality 95, colours at half the size) or `uint8` (as it is).
         size: the shorter side in pixels; smaller images stay as they are.
         channels: 3 (RGB) or 1 (gray).
+        max_pixels: what would be decoded to more is refused.
     """
 
     kind: str
     size: int
     channels: int
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def made_small(file: str, recipe: Recipe) -> tuple[bytes, int, int]:
         share = recipe.size / min(height, width)
         return (height, width) if share >= 1 else (int(height * share), int(width * share))
 
-    image = decode(file, recipe.channels, enough)
+    image = decode(file, recipe.channels, enough, recipe.max_pixels)
     height, width, _ = image.shape
     short = min(height, width)
     if short > recipe.size:

@@ -92,7 +92,7 @@ def _read(source: str | Kept, view: View, lots: np.ndarray | None) -> np.ndarray
         size, box = (height, width), view.box(height, width, lots)
         return view.enough(height, width, box)
 
-    image = open_image(source, view.channels, enough)
+    image = open_image(source, view.channels, enough, view.max_pixels)
     return view.render(image, box, size)
 
 

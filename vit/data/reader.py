@@ -146,7 +146,14 @@ class Reader:
         height, width = config.size
         whole = patch if config.aspect == "native" else None
         return cls(
-            view=View(height, width, len(config.mean), config.center_crop, patch=whole),
+            view=View(
+                height,
+                width,
+                len(config.mean),
+                config.center_crop,
+                patch=whole,
+                max_pixels=config.max_pixels,
+            ),
             normalise=Normalise(config.mean, config.std, device),
             device=device,
             held=config.memory == "device",
@@ -169,7 +176,7 @@ class Reader:
         """
         if config.cache == "none":
             return data
-        recipe = Recipe(config.cache, config.cache_size, self.view.channels)
+        recipe = Recipe(config.cache, config.cache_size, self.view.channels, config.max_pixels)
         folder = Path(config.cache_dir) if config.cache_dir else cache_home() / "images"
         kept: dict[int, CachedImages] = {}
         splits = {}

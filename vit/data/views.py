@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 MAX_PIXELS = 100_000_000
-"""Larger images are refused, before they are decoded."""
+"""What would be decoded to more is refused before, unless a setting says otherwise."""
 REDUCTIONS = (8, 4, 2, 1)
 """By which of these an image may be reduced before it is rendered."""
 CROP_ASPECT = (3 / 4, 4 / 3)
@@ -32,6 +32,7 @@ class View:
             crop, the centre.
         patch: images keep their own aspect ratio, fit into `height` and `width` and stand at the
             top left, each side whole patches of so many pixels; None: they fill the frame.
+        max_pixels: what would be decoded to more is refused.
     """
 
     height: int
@@ -40,6 +41,7 @@ class View:
     center_crop: float = 1.0
     crop_scale: tuple[float, float] | None = None
     patch: int | None = None
+    max_pixels: int = MAX_PIXELS
 
     @property
     def shape(self) -> tuple[int, int, int]:

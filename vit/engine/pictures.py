@@ -6,6 +6,7 @@ Legend: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -141,7 +142,8 @@ def contact_sheet(images: Sequence[Labelled]) -> np.ndarray:
         images: named by their paths; at least one.
     """
     samples = unlabelled([name for name, _ in images])
-    pixels, _ = decode_all(samples, View(_THUMBNAIL, _THUMBNAIL, 3), WorkerPool(0, 60))
+    view = View(_THUMBNAIL, _THUMBNAIL, 3, max_pixels=sys.maxsize)  # the model has seen them
+    pixels, _ = decode_all(samples, view, WorkerPool(0, 60))
     tiles = [
         titled(thumbnail.transpose(1, 2, 0), _caption(*labels[0]))
         for thumbnail, (_, labels) in zip(pixels, images, strict=True)

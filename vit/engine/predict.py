@@ -45,7 +45,7 @@ def open_images(
     reader = replace(Reader.of(data, trained.model.spec["patch_size"], device), bad_images=1.0)
     recipe = None
     if data.cache != "none":
-        recipe = Recipe(data.cache, data.cache_size, len(data.mean))
+        recipe = Recipe(data.cache, data.cache_size, len(data.mean), data.max_pixels)
     size = batch_size or trained.evaluation["batch_size"]
     return EvalLoader(unlabelled(paths, recipe), size, reader)
 
