@@ -18,7 +18,7 @@ from vit.data import imagenet
 from vit.data.images import ArrayImages
 from vit.data.order import Order, class_weights
 from vit.data.sources import load_data_set, load_images
-from vit.data.splits import limit
+from vit.data.splits import Cutter
 from vit.data.types import Samples
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any)
@@ -122,7 +122,7 @@ def listed(counts: list[int], seed: int = 0) -> Samples:
 @given(counts=COUNTS, per_class=st.integers(1, 20), more=st.integers(0, 20), seed=st.integers(0, 5))
 def test_limits_are_nested_and_exact(counts, per_class, more, seed):
     samples = listed(counts)
-    small, large = (limit(samples, n, seed) for n in (per_class, per_class + more))
+    small, large = (Cutter(seed).limit(samples, n)[0] for n in (per_class, per_class + more))
     for found, n in ((small, per_class), (large, per_class + more)):
         taken = np.bincount(found.labels, minlength=len(counts))
         assert taken.tolist() == [min(n, count) for count in counts]
@@ -168,7 +168,7 @@ def test_names_of_any_language_go_through_training_and_evaluation(tmp_path):
     done = run("eval", "checkpoint=outputs/blumen", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = predictions(tmp_path / "outputs" / "blumen" / "eval" / "test")
-    assert len(rows) == 12
+    assert len(rows) == 19
     assert {row["label"] for row in rows} == set(classes)
     assert {row["prediction"] for row in rows} <= set(classes)
     assert all(row["image"].startswith(f"{row['label']}/größe ") for row in rows)
@@ -208,8 +208,11 @@ def test_classes_are_in_the_order_of_their_folders(tmp_path):
     for samples in data.splits.values():
         for name, label in zip(samples.names, samples.labels, strict=True):
             assert sorted(folders)[label] == Path(name).parent.name
-    flat = load_images(tmp_path / "val", data.classes, imagenet_config(tmp_path))
+    flat = load_images(tmp_path / "val", data.classes, imagenet_config(tmp_path)).splits["images"]
     assert flat.labels.tolist() == data.splits["test"].labels.tolist()
+    photos(tmp_path / "one", [CRANE_BIRD])  # alone, its name would need no folder behind it
+    alone = load_images(tmp_path / "one", data.classes, imagenet_config(tmp_path)).splits["images"]
+    assert {sorted(folders)[label] for label in alone.labels} == {CRANE_BIRD}
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

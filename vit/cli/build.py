@@ -19,6 +19,7 @@ from vit.config.errors import ConfigError, DataError, NoCheckpointError
 from vit.config.resolve import Plan, plan, resolve, resolve_memory, with_absolute_paths
 from vit.config.resume import changes, with_saved
 from vit.config.schema import RunConfig
+from vit.config.suggest import shortened
 from vit.data.images import FileImages
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reader import Reader, verify
@@ -248,6 +249,12 @@ def _announce(parts: Parts, data: DataSet, start: list[str]) -> None:
     """The header: what this run is, and where."""
     config, device = parts.config, parts.device
     versions = console.versions()
+    notes = list(data.notes)
+    if data.small:
+        notes.append(
+            f"{shortened(data.small)}: too few images for an exact share, so which one is held out "
+            f"may change when images come or go"
+        )
     commit = console.commit()
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     model = parts.state.model
@@ -261,7 +268,7 @@ def _announce(parts: Parts, data: DataSet, start: list[str]) -> None:
         f"{config.trainer.precision}",
         f"data     {config.data.name}: {sizes}; {len(data.classes)} classes, "
         f"{'x'.join(map(str, spec['image_size']))} px",
-        *(f"         {note}" for note in data.notes),
+        *(f"note     {note}" for note in notes),
         f"model    {config.model.name}: patch {spec['patch_size']}, dim {spec['dim']}, depth "
         f"{spec['depth']}, heads {spec['heads']}; {parameter_count(model):,} parameters, "
         f"{flops_per_image(model) / 1e9:.3g} GFLOPs per image",

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
-from vit.config.errors import DataError
 from vit.config.schema import DataConfig
 from vit.data import folder
-from vit.data.scan import sub_folders
 from vit.data.types import DataSet
 
 
 def load(config: DataConfig) -> DataSet:
-    """List `<root>/{train,val}/<synset>/...`; see `folder.load`.
-
-    Raises:
-        DataError: also where `val` is as downloaded, 50,000 images without class folders.
-    """
-    assert config.root is not None
-    for split in ("val", "test"):
-        place = Path(config.root) / split
-        if place.is_dir() and not sub_folders(place):
-            raise DataError(
-                f"{place} has no class folders; sort its images into one folder per synset "
-                f"(the well-known valprep.sh does), or move it away"
-            )
+    """List `<root>/{train,val}/<synset>/...`; see `folder.load`."""
     return folder.load(config, readable)
 
 

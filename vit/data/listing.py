@@ -113,12 +113,6 @@ def counted(left_out: Mapping[str, int]) -> str:
     return f"left out: {told}" + (f" and {more:,} more" if more else "")
 
 
-def some(names: Sequence[str]) -> str:
-    """Names for an error, a dozen at most."""
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return f"{list(names[:_NAMED])}{more}"
-
-
 def printable(name: str) -> str:
     """A name in one line: what a terminal would act on, and what is no UTF-8, as codes."""
     return "".join(

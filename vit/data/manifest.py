@@ -212,7 +212,7 @@ def without(data: DataSet, known: Sequence[Manifest]) -> DataSet:
             splits[split] = splits[split].take(np.flatnonzero(~seen))
             if not len(splits[split]):
                 del splits[split]
-    return DataSet(data.classes, splits, unused, notes)
+    return replace(data, splits=splits, unused=unused, notes=notes)
 
 
 def _all_splits(data: DataSet) -> dict[str, Samples]:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vit.config.schema import DataConfig
-from vit.config.suggest import shortened
 from vit.data import cifar, digits, folder, imagenet
 from vit.data.splits import Cutter
-from vit.data.types import DataSet, Samples
+from vit.data.types import DataSet
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
     "digits": digits.load,
@@ -24,8 +23,9 @@ NAMINGS: dict[str, folder.Naming] = {"imagenet": imagenet.readable}
 """How sources in folders name their classes, where not as the folders."""
 
 
-def load_images(root: Path, classes: list[str], config: DataConfig) -> Samples:
-    """Every image of a folder with one sub-folder for each of `classes`, named as in `config`.
+def load_images(root: Path, classes: list[str], config: DataConfig) -> DataSet:
+    """Every image of a folder with one sub-folder for each of `classes`, named as in `config`,
+    as a split `images`.
 
     Raises:
         DataError: the folder is missing, or its classes are others.
@@ -45,16 +45,5 @@ def load_data_set(config: DataConfig) -> DataSet:
     unused = {}
     if config.limit_per_class is not None:
         splits["train"], unused["train"] = cutter.limit(splits["train"], config.limit_per_class)
-    return DataSet(listed.classes, splits, unused, _told(cutter, listed.classes))
-
-
-def _told(cutter: Cutter, classes: list[str]) -> list[str]:
-    """Which classes are too small for their share."""
-    small = sorted({classes[label] for _, label in cutter.small})
-    if not small:
-        return []
-    parts = " and ".join(dict.fromkeys(part for part, _ in cutter.small))
-    return [
-        f"{shortened(small)}: too few images for an exact share of {parts}; which one is held out "
-        f"may change when images come or go"
-    ]
+    small = sorted({listed.classes[label] for _, label in cutter.small})
+    return DataSet(listed.classes, splits, unused, listed.notes, small)

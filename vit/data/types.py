@@ -47,13 +47,15 @@ class DataSet:
         classes: names of the classes.
         splits: `train`, and `val` and `test` where there are any.
         unused: what was listed and kept out of the split of that name.
-        notes: what a person should know of how it was cut, a line each.
+        notes: what a person should know of how it was listed, a line each.
+        small: classes that are too small for an exact share of a part.
     """
 
     classes: list[str]
     splits: dict[str, Samples]
     unused: dict[str, Samples] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    small: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,10 @@ class Evaluator:
         """
         if config.images is not None:
             folder, classes = Path(config.images), self.trained.classes
-            return load_images(folder, classes, self.data), f"images-{folder.resolve().name}"
+            found = load_images(folder, classes, self.data)
+            self._note(found)
+            return found.splits["images"], f"images-{folder.resolve().name}"
+        self._note(self._listed)
         self._tell(config.split)
         splits = self.splits()
         if config.split not in splits:
@@ -143,6 +146,11 @@ class Evaluator:
         own = restore(self._manifest, self._listed)
         here = any(len(own.gone[split]) < len(own.data.splits[split]) for split in own.gone)
         return own if here else None
+
+    @staticmethod
+    def _note(data: DataSet) -> None:
+        for note in data.notes:
+            console.warn(note)
 
     def _tell(self, split: str) -> None:
         """What is not as it was when the run started."""
