@@ -18,9 +18,10 @@ from vit.artifacts.labels import as_csv, as_json_lines, prepare_file, write_labe
 from vit.cli.predict import damaged
 from vit.config.compose import config_dir, load_yaml, to_predict_config
 from vit.config.errors import ConfigError, DataError
+from vit.config.suggest import printable
 from vit.data.cache import CachedImages, Recipe
 from vit.data.images import FileImages
-from vit.data.listing import list_images, printable
+from vit.data.listing import list_images
 from vit.data.pool import WorkerPool
 from vit.data.reader import decode_all
 from vit.data.types import Samples

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vit.artifacts.overlay import typeface
+from vit.config.suggest import printable
 
 LABELLED = 30
 """Up to so many classes a confusion matrix has names and numbers."""
@@ -42,7 +43,8 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         side = max(1, 800 // len(classes))
         return rgb.repeat(side, axis=0).repeat(side, axis=1)
     font = typeface(12)
-    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in classes]
+    names = [printable(name) for name in classes]
+    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
     margin = 12 + max(int(font.getlength(name)) for name in names)
     side = margin + _CELL * len(classes)
     sheet = Image.new("RGB", (side, side), "white")

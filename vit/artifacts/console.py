@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from vit.config.errors import VitError
+from vit.config.suggest import printable
 
 _MUTED = [False]
 
@@ -22,7 +27,7 @@ def say(text: str) -> None:
     """Print a line without tearing a progress bar."""
     if _MUTED[0]:
         return
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -30,7 +35,26 @@ def warn(text: str) -> None:
     """Print a warning to standard error."""
     if _MUTED[0]:
         return
-    tqdm.write(f"warning: {text}", file=sys.stderr)
+    tqdm.write(f"warning: {printable(text)}", file=sys.stderr)
+
+
+class OnlyWarned:
+    """Lets what is only looked at fail: a warning for the first of each kind, and all goes on."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Around what makes `what`; errors that the user must see are not held up."""
+        try:
+            yield
+        except VitError:
+            raise
+        except Exception as error:
+            if what not in self._told:
+                self._told.add(what)
+                warn(f"{what} cannot be made ({type(error).__name__}: {error}); all else goes on")
 
 
 def versions() -> dict[str, str]:

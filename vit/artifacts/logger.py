@@ -6,16 +6,23 @@ import hashlib
 import json
 import math
 import os
+import threading
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vit.artifacts import console
 from vit.artifacts.run_dir import RunDir
+from vit.config.suggest import printable
 from vit.runtime.files import disk_errors, to_json, write_atomic
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+_BOARD = "TensorBoard's curves and pictures"
 VOLATILE = ("time", "seconds", "images_per_second", "mfu")
 """Fields that two runs of the same config may differ in."""
 
@@ -93,6 +100,10 @@ class RunLogger:
             self._file = open(run.metrics, "ab")  # noqa: SIM115 (closed in close())
             self._file.truncate(len(kept))
             self._file.seek(0, os.SEEK_END)
+        self._only_warned = console.OnlyWarned()
+        self._board: SummaryWriter | None = None
+        threading.excepthook = _without_writers
+        with self._only_warned(_BOARD):
             purge_step = step + 1 if metrics_bytes else None
             self._board = SummaryWriter(str(run.tensorboard), purge_step=purge_step)
 
@@ -104,46 +115,57 @@ class RunLogger:
             self._file.write(text)
             self._file.flush()
             self._digest.update(text)
-            for key, value in values.items():
-                if isinstance(value, (int, float)) and math.isfinite(value):
-                    self._board.add_scalar(f"{event}/{key}", value, step)
+        numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
+        self.scalars({tag: v for tag, v in numbers.items() if math.isfinite(v)}, step)
 
     def images(self, tag: str, grid: Tensor, step: int) -> None:
         """Show a picture (C, height, width) with values in [0, 1] in TensorBoard."""
-        with disk_errors(self.path):
-            self._board.add_image(tag, grid.expand(3, -1, -1), step)
+        self._draw(lambda board: board.add_image(tag, grid.expand(3, -1, -1), step))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Draw one point of each curve {tag: value} in TensorBoard, beside metrics.jsonl."""
-        with disk_errors(self.path):
+
+        def draw(board: SummaryWriter) -> None:
             for tag, value in values.items():
-                self._board.add_scalar(tag, value, step)
+                board.add_scalar(tag, value, step)
+
+        self._draw(draw)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Draw the distribution of `values`, of any shape, in TensorBoard."""
-        with disk_errors(self.path):
-            self._board.add_histogram(tag, values, step)
+        self._draw(lambda board: board.add_histogram(tag, values, step))
 
     def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
         """Fill TensorBoard's HPARAMS page with a run's settings and its final scores."""
         plain = {
-            key: value if isinstance(value, (bool, int, float, str)) else str(value)
+            key: value if isinstance(value, (bool, int, float)) else printable(str(value))
             for key, value in settings.items()
         }
-        self._board.add_hparams(plain, scores, run_name=".", global_step=step)
+        self._draw(lambda board: board.add_hparams(plain, scores, run_name=".", global_step=step))
 
     def durable(self) -> tuple[int, str]:
         """Length and digest of metrics.jsonl, after it has reached the disk."""
         with disk_errors(self.path):
             os.fsync(self._file.fileno())
-            self._board.flush()
+        self._draw(lambda board: board.flush())
         return self._file.tell(), self._digest.hexdigest()
 
     def close(self) -> None:
         """Write out what is buffered."""
         self._file.close()
-        with disk_errors(self.path):
-            self._board.close()
+        self._draw(lambda board: board.close())
+
+    def _draw(self, draw: Callable[[SummaryWriter], object]) -> None:
+        """Have TensorBoard draw something, whose failure ends no run."""
+        if self._board is not None:
+            with self._only_warned(_BOARD):
+                draw(self._board)
+
+
+def _without_writers(failed: threading.ExceptHookArgs) -> None:
+    """What TensorBoard's writer dies of is raised where it is next called, and told there."""
+    if type(failed.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failed)
 
 
 def image_grid(images: Tensor, columns: int = 8, min_side: int = 64) -> Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vit.config.suggest import printable
+
 _COLOURS = "plasma"
 """A map of matplotlib: even steps for every kind of colour vision; its yellow peaks in purple rings
 stand out on white, on black and on photos."""
@@ -102,7 +104,7 @@ def png(image: np.ndarray) -> bytes:
 
 def _cut(label: str, width: float, font: ImageFont.FreeTypeFont) -> str:
     """The label in one line of at most `width` px."""
-    line = " ".join(label.split())
+    line = printable(" ".join(label.split()))
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "...") > width:

@@ -15,6 +15,10 @@ from vit.config.errors import ConfigError
 from vit.runtime.files import to_json, write_atomic
 
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
+"""Characters that HTML may not hold, as codes."""
+
+
 class Scored(Protocol):
     """Predictions for N samples; see `engine.evaluate.Predictions`."""
 
@@ -83,7 +87,7 @@ def write_page(folder: Path, html: str) -> Path:
     """
     path = folder / "report" / "index.html"
     _make(path.parent)
-    write_atomic(path, html.encode("utf-8", "replace"))
+    write_atomic(path, html.translate(_CONTROL).encode("utf-8", "backslashreplace"))
     return path
 
 

@@ -85,7 +85,7 @@ def safe_name(text: str) -> str:
 
 def short_hash(text: str) -> str:
     """Eight hexadecimal digits that stand for `text`."""
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=4).hexdigest()
 
 
 def quoted(value: str) -> str:

@@ -87,6 +87,7 @@ def deliver(
     typed: str,
 ) -> None:
     """Write what came of an evaluation, and say it."""
+    from vit.artifacts import console
     from vit.artifacts.predictions import write_evaluation, write_json, write_page
     from vit.engine.review import page
 
@@ -104,8 +105,9 @@ def deliver(
     if config.report:
         compared = compare(config, trained, what, metrics)
         shown = facts(trained, metrics)
-        html = page(result, trained, loader, what, shown, compared, typed)
-        written.append(write_page(folder, html))
+        with console.OnlyWarned()("the report"):
+            html = page(result, trained, loader, what, shown, compared, typed)
+            written.append(write_page(folder, html))
     print(
         f"{label}: top-1 {metrics['top1']:.2f}  top-5 {metrics['top5']:.2f}  loss "
         f"{metrics['loss']:.4f}  ({len(names):,} images, step {trained.step})",

@@ -14,8 +14,8 @@ from vit.cli.predict import damaged
 from vit.config.commands import ExplainConfig
 from vit.config.compose import to_explain_config
 from vit.config.errors import ConfigError, DataError
-from vit.config.suggest import nearest
-from vit.data.listing import list_images, printable
+from vit.config.suggest import nearest, printable
+from vit.data.listing import list_images
 from vit.runtime.files import write_atomic
 from vit.runtime.memory import keep_memory
 

@@ -17,7 +17,7 @@ from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config.compose import config_dir, legal_keys
 from vit.config.errors import ConfigError, DataError, InterruptedRun, VitError
-from vit.config.suggest import nearest
+from vit.config.suggest import nearest, printable
 
 Job = Callable[[dict[str, Any], list[str]], object]
 """Runs on plain settings and the overrides that led to them; raises typed errors."""
@@ -170,8 +170,8 @@ def _errors_to_exit_code(command: str) -> Iterator[list[int]]:
         shared = isinstance(error, (ConfigError, InterruptedRun))
         if rank == 0 or not shared or isinstance(error, DataError):
             who = f"vit-{command}" if rank == 0 else f"vit-{command}, process {rank}"
-            for line in str(error).splitlines():
-                print(f"{who}: {line}", file=sys.stderr)
+            for line in getattr(error, "problems", [str(error)]):
+                print(f"{who}: {printable(line)}", file=sys.stderr)
         outcome[0] = error.exit_code
     except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,8 @@ from vit.cli import front
 from vit.config.commands import PredictConfig
 from vit.config.compose import to_predict_config
 from vit.config.errors import DataError
-from vit.data.listing import list_images, printable
+from vit.config.suggest import printable
+from vit.data.listing import list_images
 from vit.runtime.memory import keep_memory
 
 ON_SHEET = 200
@@ -69,8 +70,10 @@ def deliver(output: str | None, images: Iterable[Labelled], top: int) -> None:
     if output is not None:
         write_labels(Path(output), images, top)
         return
+    shows = sys.stdout.isatty()  # which would act on escapes in names
     for line in as_csv(images, top):
-        sys.stdout.buffer.write(line)
+        text = printable(line.decode(errors="surrogateescape").rstrip("\n"))
+        sys.stdout.buffer.write(f"{text}\n".encode() if shows else line)
     sys.stdout.buffer.flush()
 
 
@@ -101,9 +104,10 @@ def conclude(config: PredictConfig, on_sheet: list[Labelled], count: int) -> Non
     if config.output is not None:
         said.append(f"  {config.output}")
     if config.sheet is not None:
-        write_atomic(Path(config.sheet), png(contact_sheet(on_sheet)))
-        some = f" (the first {len(on_sheet)} images)" if len(on_sheet) < count else ""
-        said.append(f"  {config.sheet}{some}")
+        with console.OnlyWarned()("the sheet"):
+            write_atomic(Path(config.sheet), png(contact_sheet(on_sheet)))
+            some = f" (the first {len(on_sheet)} images)" if len(on_sheet) < count else ""
+            said.append(f"  {config.sheet}{some}")
     if len(said) > 1:
         print("\n".join(said), file=sys.stderr if config.output is None else sys.stdout)
 

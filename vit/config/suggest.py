@@ -23,7 +23,14 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     return None
 
 
+def printable(name: str) -> str:
+    """A name in one line: what a terminal would act on, and what is no UTF-8, as codes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name
+    )
+
+
 def shortened(names: Sequence[str], most: int = MOST_NAMES) -> str:
     """The names with commas between them; of many the first `most`, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(printable, names[:most])) + more

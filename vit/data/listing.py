@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vit.config.errors import DataError
+from vit.config.suggest import printable
 from vit.data.formats import FORMATS, ending_of, is_image, is_regular
 from vit.data.scan import SPECIAL, Below, is_hidden, reading_folders, scan
 
@@ -111,10 +112,3 @@ def counted(left_out: Mapping[str, int]) -> str:
     told = ", ".join(f"{kinds[kind]:,} {kind}" for kind in ranked[:_NAMED])
     more = sum(kinds[kind] for kind in ranked[_NAMED:])
     return f"left out: {told}" + (f" and {more:,} more" if more else "")
-
-
-def printable(name: str) -> str:
-    """A name in one line: what a terminal would act on, and what is no UTF-8, as codes."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name
-    )

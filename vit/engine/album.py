@@ -11,6 +11,7 @@ from torch import Tensor
 from vit.artifacts.board import confusion_picture, similarity_picture
 from vit.artifacts.logger import Logger, image_grid
 from vit.artifacts.overlay import grid, overlay
+from vit.config.suggest import printable
 from vit.data.loader import EvalLoader
 from vit.data.native import unpadded
 from vit.engine.evaluate import Predictions
@@ -68,7 +69,7 @@ class Album:
         self._picture("val/confusion", confusion_picture(counts, self.classes), step)
         there = np.flatnonzero(counts.sum(axis=1))[:MOST_CURVES]
         recalls = 100 * counts.diagonal()[there] / counts.sum(axis=1)[there]
-        tags = [f"val_recall/{self.classes[k]}" for k in there]
+        tags = [f"val_recall/{printable(self.classes[k])}" for k in there]
         self.logger.scalars(dict(zip(tags, recalls.tolist(), strict=True)), step)
 
     @torch.no_grad()

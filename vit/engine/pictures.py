@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vit.artifacts.labels import Labelled
 from vit.artifacts.overlay import grid, overlay
-from vit.data.listing import printable
+from vit.config.suggest import printable
 from vit.data.loader import EvalLoader
 from vit.data.native import unpadded
 from vit.data.pool import WorkerPool

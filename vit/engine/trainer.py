@@ -48,6 +48,7 @@ class Trainer:
         self.val_scores: dict[str, float] = {}
         self.agreement = Agreement(parts.world)
         self.album: Album | None = None
+        self.only_warned = console.OnlyWarned()
 
     def fit(self) -> dict[str, float]:
         """Train, then evaluate the selected weights on the test set.
@@ -139,13 +140,17 @@ class Trainer:
         """What falls due after a step: evaluation, the line of the epoch, a checkpoint."""
         plan = self.parts.plan
         evaluates = self._evaluation_is_due()
+        seen = None
         if evaluates:
             with self.clock.paused():
-                self._evaluate()
+                seen = self._evaluate()
         if self._due(plan.steps_per_epoch) or evaluates:
             self._epoch_line()
         if self._due(plan.save_every):
             self._save()
+        if seen is not None:  # after what must not be lost
+            with self.clock.paused(), self.only_warned("pictures of the validation"):
+                self._show(seen)
         if evaluates:
             self._ask_search()
 
@@ -208,10 +213,13 @@ class Trainer:
             )
         state.bad[1] = in_row
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> Predictions | None:
         """Score the selected weights on validation and keep them if they are the best so far.
 
-        What is not finite is never the best, and has no pictures.
+        What is not finite is never the best.
+
+        Returns:
+            What can be shown in pictures by this process, if anything.
         """
         parts, state = self.parts, self.state
         assert parts.val is not None
@@ -233,8 +241,8 @@ class Trainer:
         self.val_scores = scores
         weights = "model" if state.ema is None else "ema"
         parts.logger.log("val", state.step, {"epoch": epoch, **scores, "weights": weights})
-        if parts.world.leads and is_finite and not is_sharded(state.model):
-            self._show(predictions)
+        shows = parts.world.leads and is_finite and not is_sharded(state.model)
+        return predictions if shows else None
 
     def _show(self, predictions: Predictions) -> None:
         """Pictures of the selected weights, as far as there is time for them."""
@@ -362,5 +370,6 @@ class Trainer:
         """The first images as the model sees them, in TensorBoard."""
         caches = self.parts.config.trainer.cache_features
         if self.state.step == 0 and self.parts.world.leads and not caches:
-            images = self.parts.train.normalise.undo(self.parts.train.batch_at(0).images[:32])
-            self.parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
+            with self.only_warned("a picture of the first batch"):
+                images = self.parts.train.normalise.undo(self.parts.train.batch_at(0).images[:32])
+                self.parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
