@@ -20,7 +20,7 @@ ARGS = [
     *(a for a in SMALL if not a.startswith(("trainer.batch_size", "data.workers"))),
     "data=folder", "data.root=photos", "data.image_size=24", "data.memory=stream",
     "data.workers=2", "data.val_fraction=0.2", "data.test_fraction=0.2", "trainer.batch_size=8",
-    "trainer.epochs=3", "trainer.log_every=1", "augment.policy=randaugment",
+    "trainer.epochs=3", "trainer.log_every=1", "augment.policy=randaugment", "data.verify=false",
 ]  # fmt: skip
 TORN = b"\xff\xd8\xff\xe0 no photo"
 
@@ -128,12 +128,13 @@ def test_too_many_damaged_images_end_the_run(photos, tmp_path):
     assert not (tmp_path / "outputs" / "many").exists()
 
 
-def test_verify_names_all_before_training(photos, tmp_path):
+@pytest.mark.parametrize("verify", ["true", "auto"])
+def test_verify_names_all_before_training(photos, tmp_path, verify):
     names = [samples.names[2] for samples in splits(photos).values()]
     names += [splits(photos)["train"].names[i] for i in (7, 30)]
     for name in names:
         (photos / name).write_bytes(TORN)
-    done = run("train", *ARGS, "data.verify=true", "name=verified", cwd=tmp_path)
+    done = run("train", *ARGS, f"data.verify={verify}", "name=verified", cwd=tmp_path)
     assert done.returncode == 2
     for name in names:
         assert name in done.stderr

@@ -14,7 +14,6 @@ import numpy as np
 from vit.config.errors import ConfigError
 from vit.runtime.files import to_json, write_atomic
 
-
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """Characters that HTML may not hold, as codes."""
 

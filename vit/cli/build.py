@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +18,18 @@ from vit.config.errors import ConfigError, DataError, NoCheckpointError
 from vit.config.resolve import Plan, plan, resolve, resolve_memory, with_absolute_paths
 from vit.config.resume import changes, with_saved
 from vit.config.schema import RunConfig
-from vit.config.suggest import shortened
 from vit.data.images import FileImages
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reader import Reader, verify
 from vit.data.sources import load_data_set
 from vit.data.types import DataSet
+from vit.engine.header import announce, doubts
 from vit.engine.images import images_of_new, images_of_resumed
 from vit.engine.loss import Loss
 from vit.engine.parts import Parts, schedule_lr
 from vit.engine.pretrained import Pretrained, features, told
 from vit.engine.restore import build_model
-from vit.engine.state import TrainState, flops_per_image, parameter_count
+from vit.engine.state import TrainState
 from vit.engine.teacher import load_teacher
 from vit.engine.weight_files import load_pretrained
 from vit.model.heads import HeadAlone
@@ -41,6 +40,9 @@ from vit.runtime import device as runtime_device
 from vit.runtime.dist import World, replicated, shard
 from vit.runtime.seeding import reseed
 from vit.runtime.signals import StopRequest
+
+VERIFIED = 2000
+"""Up to so many files are decoded before the first step, where that is not done to hold them."""
 
 
 def build(
@@ -129,7 +131,9 @@ def build(
         config, length, state, Loss(config.trainer, config.distill, teacher), train, val, test,
         data.classes, images.digest, run, logger, stop, device, world, watch, environment,
     )  # fmt: skip
-    _announce(parts, data, [] if start is None else told(start, config))
+    announce(parts, data, [] if start is None else told(start, config))
+    for problem in doubts(config, data) if saved is None else []:
+        console.warn(problem)
     return parts
 
 
@@ -209,7 +213,8 @@ def _loaders(
     device = model.head.weight.device
     reader = Reader.of(config.data, model.spec["patch_size"], device, world)
     data = reader.keeping(data, config.data, console.warn)
-    if config.data.verify:
+    few = sum(map(len, data.splits.values())) <= VERIFIED and not reader.held
+    if config.data.verify is True or (config.data.verify == "auto" and few):
         _verify(data, reader)
     train = TrainLoader(
         data.splits["train"], len(data.classes), config.trainer.batch_size, config.augment,
@@ -243,48 +248,3 @@ def _verify(data: DataSet, reader: Reader) -> None:
             problems += error.problems
     if problems:
         raise DataError(problems)
-
-
-def _announce(parts: Parts, data: DataSet, start: list[str]) -> None:
-    """The header: what this run is, and where."""
-    config, device = parts.config, parts.device
-    versions = console.versions()
-    notes = list(data.notes)
-    if data.small:
-        notes.append(
-            f"{shortened(data.small)}: too few images for an exact share, so which one is held out "
-            f"may change when images come or go"
-        )
-    commit = console.commit()
-    sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
-    model = parts.state.model
-    spec = model.spec
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    processes = f"{parts.world.size} x " if parts.world.size > 1 else ""
-    lines = [
-        f"vit-train {versions['vit-train']}{f' ({commit})' if commit else ''}, "
-        f"torch {versions['torch']}, python {versions['python']}",
-        f"device   {processes}{runtime_device.describe(device)}{threads}, "
-        f"{config.trainer.precision}",
-        f"data     {config.data.name}: {sizes}; {len(data.classes)} classes, "
-        f"{'x'.join(map(str, spec['image_size']))} px",
-        *(f"note     {note}" for note in notes),
-        f"model    {config.model.name}: patch {spec['patch_size']}, dim {spec['dim']}, depth "
-        f"{spec['depth']}, heads {spec['heads']}; {parameter_count(model):,} parameters, "
-        f"{flops_per_image(model) / 1e9:.3g} GFLOPs per image",
-        f"plan     {parts.plan.steps:,} steps of {config.trainer.batch_size} images, "
-        f"{float(parts.plan.epoch_at(parts.plan.steps)):g} epochs",
-        f"folder   {_relative(parts.run.path)}",
-    ]
-    lines[-1:-1] = start
-    if config.distill.teacher is not None:
-        lines.insert(-1, f"teacher  {config.distill.teacher}")
-    if parts.state.step:
-        lines.append(f"resumed  at step {parts.state.step}")
-    console.say("\n".join(lines))
-
-
-def _relative(path: Path) -> Path:
-    """The path as seen from here, where it lies below."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path

@@ -120,7 +120,10 @@ def load_yaml(text: str, where: str) -> dict[str, Any]:
         ConfigError: the text is not YAML or not a mapping; names `where`.
     """
     try:
-        plain = yaml.load(text, _SafeLoader)
+        try:
+            plain = yaml.load(text, _SafeLoader)
+        except yaml.YAMLError:  # of the two only the slow one knows bytes that are no UTF-8
+            plain = yaml.load(text, yaml.SafeLoader)
     except yaml.YAMLError as error:
         line = str(error).splitlines()[0]
         raise ConfigError(f"{where} is not readable YAML ({line}); restore it") from None

@@ -57,7 +57,7 @@ class DataConfig:
     on_bad_image: Literal["error", "skip"]
     bad_image_limit: Fraction
     max_pixels: Count
-    verify: bool
+    verify: bool | Literal["auto"]
 
     @property
     def size(self) -> tuple[int, int]:

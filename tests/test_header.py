@@ -1,0 +1,66 @@
+"""What a run says of its data before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from composing import composed
+from pictures import data_config, noise, save
+
+from vit.config.compose import to_config
+from vit.data.sources import load_data_set
+from vit.data.types import DataSet
+from vit.engine.header import _about, doubts
+
+
+def photos(root: Path, **counts: int) -> DataSet:
+    for number, (name, count) in enumerate(counts.items()):
+        for i in range(count):
+            save(root / name / f"{i:03}.png", noise(8 + 2 * (i % 3), 8, seed=1000 * number + i))
+    return load_data_set(data_config("folder", root=str(root), image_size=8))
+
+
+def settings(*overrides: str):
+    return to_config(composed("data=folder", "data.root=x", *overrides))
+
+
+def test_a_usual_set_raises_no_doubt(tmp_path: Path) -> None:
+    data = photos(tmp_path, a=60, b=60)
+    assert doubts(settings("trainer.batch_size=16"), data) == []
+
+
+DOUBTS = {
+    "batch": ({"a": 20, "b": 20}, ["trainer.batch_size=64"], "a step shows some of them again"),
+    "single": ({"a": 60, "b": 1}, ["data.balance=loss"], "one training image alone: b"),
+    "uneven": ({"a": 100, "b": 5}, [], "try data.balance=sampler"),
+}
+
+
+@pytest.mark.parametrize("kind", DOUBTS)
+def test_what_makes_data_doubtful_is_told(tmp_path: Path, kind: str) -> None:
+    counts, overrides, words = DOUBTS[kind]
+    data = photos(tmp_path, **counts)
+    (told,) = doubts(settings("trainer.batch_size=16", *overrides), data)
+    assert words in told
+
+
+def test_missing_splits_are_told(tmp_path: Path) -> None:
+    data = photos(tmp_path, a=60, b=60)
+    alone = replace(data, splits={"train": data.splits["train"]})
+    told = doubts(settings("trainer.batch_size=16"), alone)
+    assert [line.split(" images")[0] for line in told] == ["no validation", "no test"]
+
+
+def test_the_header_has_counts_sizes_and_notes(tmp_path: Path) -> None:
+    data = photos(tmp_path, **{f"class{i:02}": 12 for i in range(15)})
+    counts = [int((data.splits["train"].labels == k).sum()) for k in range(15)]
+    classes, files, *notes = _about(settings("data.memory=stream"), data)
+    assert classes.startswith(f"classes  class00 {counts[0]}, class01 {counts[1]}, ")
+    assert classes.endswith(f"class11 {counts[11]} and 3 more")
+    assert files == "files    8x10 px (8x8 to 8x12); streamed"
+    assert len(notes) == bool(data.small)
+    for i in range(12):
+        (tmp_path / "class00" / f"{i:03}.png").write_bytes(b"damaged")
+    assert "class00" in _about(settings("data.memory=device"), data)[0]
