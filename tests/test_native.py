@@ -327,7 +327,10 @@ def test_the_padding_needs_memory_too():
         ({"augment__crop": "resized"}, "augment.crop=resized cuts .*; try augment.crop=none"),
         ({"schedule__small_images": 64}, "=64 does not go .*; try schedule.small_images=null"),
         ({"distill__teacher": "r"}, "distill.teacher=r knows no padding.*; try .*aspect=crop"),
-        ({"data__name": "digits"}, "data=digits are all of one shape; try data.aspect=crop"),
+        (
+            {"data__name": "digits", "data__root": None},
+            "data=digits are all of one shape; try data.aspect=crop",
+        ),
         ({"data__aspect": "nativ"}, "must be one of crop, native"),
     ],
 )

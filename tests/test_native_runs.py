@@ -136,7 +136,7 @@ def test_another_size_is_another_box(
 ) -> None:
     monkeypatch.chdir(folder)
     found = evaluated(whole.path, size, tmp_path)
-    assert (found["image_size"], found["images"]) == (size, 18)
+    assert (found["image_size"], found["images"]) == (size, 14)
 
 
 def probabilities(file: Path) -> dict[str, dict[str, float]]:
@@ -203,7 +203,7 @@ def test_any_size_is_trained_and_evaluated(
         "trainer.steps=1", "trainer.epochs=null", f"outputs={tmp_path}", "name=one",
     ]  # fmt: skip
     train(composed(*NATIVE, *args), [])
-    assert evaluated(tmp_path / "one", other, tmp_path / "eval")["images"] == 18
+    assert evaluated(tmp_path / "one", other, tmp_path / "eval")["images"] == 14
 
 
 def test_padding_does_not_merge(whole: RunDir, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_resolving_changes_nothing_but_auto_and_only_once():
     after = resolve(before, bf16=True)
     old, new = flatten(to_plain(before)), flatten(to_plain(after))
     assert all(old[key] == "auto" for key in KEYS if old[key] != new[key])
-    later = {"trainer.device", "data.workers", "data.memory"}
+    later = {"trainer.device", "data.workers", "data.memory", "data.verify"}
     assert {key for key in KEYS if new[key] == "auto"} == later
     assert resolve(after, bf16=False) == after
     assert to_config(to_plain(after)) == after

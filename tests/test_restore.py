@@ -138,7 +138,7 @@ def test_a_folder_trains_and_evaluates_elsewhere(photos: Path, tmp_path: Path) -
     (moved / "val" / "dark").rename(moved / "val" / "night")
     done = run("eval", "checkpoint=outputs/p", f"images={moved / 'val'}", cwd=tmp_path)
     assert done.returncode == 2
-    assert "missing ['dark']" in done.stderr
+    assert "missing dark, not expected night" in done.stderr
     assert "night" in done.stderr
 
 

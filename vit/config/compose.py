@@ -123,7 +123,7 @@ def load_yaml(text: str, where: str) -> dict[str, Any]:
         try:
             plain = yaml.load(text, _SafeLoader)
         except yaml.YAMLError:  # of the two only the slow one knows bytes that are no UTF-8
-            plain = yaml.load(text, yaml.SafeLoader)
+            plain = yaml.safe_load(text)
     except yaml.YAMLError as error:
         line = str(error).splitlines()[0]
         raise ConfigError(f"{where} is not readable YAML ({line}); restore it") from None
