@@ -140,7 +140,7 @@ def test_a_failed_job_is_recorded_and_run_again(tmp_path: Path) -> None:
     assert "1 of 2 jobs did not finish" in first.stdout
     assert "Traceback" not in first.stdout
     folder = tmp_path / "outputs" / "s"
-    found = {found.config["data.root"]: found for found in read_runs(folder)}
+    found = {Path(found.config["data.root"]).name: found for found in read_runs(folder)}
     assert {name: one.state for name, one in found.items()} == {
         "here": "finished", "there": "failed",
     }  # fmt: skip
