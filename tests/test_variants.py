@@ -178,4 +178,4 @@ def test_runs_of_earlier_versions_get_the_keys_they_lack():
     assert new["model"]["registers"] == ADDED["model.registers"] == 0
     assert new["model"]["mlp"] == "swiglu"
     assert "registers" not in old["model"]
-    assert FORMAT_VERSION == 1
+    assert FORMAT_VERSION == 2  # a key more is no other format
