@@ -12,10 +12,12 @@ from vit.artifacts import console
 from vit.artifacts.run_dir import RunDir, is_run
 from vit.cli import front
 from vit.cli.search import Watch
+from vit.config.checks import OF_FILES
 from vit.config.compose import load_yaml, to_config
 from vit.config.errors import ConfigError, InterruptedRun, NoCheckpointError, PrunedRun, VitError
 from vit.config.resume import upgraded
 from vit.config.schema import RunConfig
+from vit.data.layout import check_folder
 from vit.runtime.dist import World, joined, world
 from vit.runtime.memory import keep_memory
 from vit.runtime.signals import StopRequest
@@ -44,6 +46,8 @@ def train(plain: dict[str, Any], overrides: list[str], watch: Watch = unwatched)
         if plain["resume"] not in (None, "auto"):
             plain = saved_settings(Path(plain["resume"]), overrides)
         config = to_config(plain, together.size, complete=False)
+        if config.data.name in OF_FILES:  # a slip in the path is answered without torch, too
+            check_folder("data.root", Path(str(config.data.root)))
         with joined(together, lambda: _takes_cuda(config)):
             if not together.leads:
                 console.mute()
