@@ -25,7 +25,7 @@ def trained(path: Path = Path("x.pt"), spread: float = 0.3, **changes: Any) -> T
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * spread)
-    channels = model.spec["channels"]
+    channels = model.config.channels
     preprocessing = {
         "image_size": list(SIZE), "channels": channels, "mean": [0.5, 0.4, 0.3][:channels],
         "std": [0.2, 0.3, 0.25][:channels], "center_crop": 0.8, "interpolation": "bilinear",

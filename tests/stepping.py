@@ -33,7 +33,7 @@ def trainer(**changes):
 def model(**changes):
     """A small model whose head and class token do not start at zero."""
     torch.manual_seed(0)
-    built = VisionTransformer(8, 4, num_classes=CLASSES, dim=16, depth=2, heads=2, **changes)
+    built = VisionTransformer(8, 4, CLASSES, dim=16, depth=2, heads=2, **changes)
     torch.nn.init.normal_(built.head.weight)
     torch.nn.init.normal_(built.cls_token)
     return built

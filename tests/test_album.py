@@ -20,6 +20,7 @@ import torch
 from conftest import SMALL, run
 
 from vit.artifacts.board import LABELLED, confusion_picture, similarity_picture
+from vit.engine import insight
 from vit.engine.album import SHARE, Album, in_turn
 from vit.engine.insight import attention_distance, patch_filters, position_similarity
 from vit.model.positions import POSITIONS
@@ -68,7 +69,7 @@ def test_distance_is_in_pixels(monkeypatch):
     for n in range(24):
         ahead[0, 0, n, n] = 1
         ahead[0, 1, n, n + 1 if n % 6 < 5 else n - 1] = 1
-    monkeypatch.setattr(built, "attention_maps", lambda images, mask: [ahead])
+    monkeypatch.setattr(insight, "attention_maps", lambda model, images, mask: [ahead])
     assert attention_distance(built, torch.zeros(1, 3, 16, 24)).tolist() == [[0.0, 4.0]]
 
 

@@ -12,6 +12,7 @@ import torch
 
 import vit
 from vit.artifacts.run_dir import RunDir
+from vit.config import model as config
 from vit.config.errors import NoCheckpointError
 from vit.engine import restore
 from vit.model import attention, pooling
@@ -20,6 +21,7 @@ from vit.model import vit as transformer
 PUBLIC = {
     "Attention": attention.Attention,
     "AttentionPool": pooling.AttentionPool,
+    "ViTConfig": config.ViTConfig,
     "VisionTransformer": transformer.VisionTransformer,
     "load_run": restore.load_run,
 }
@@ -66,12 +68,12 @@ def test_positional_notation():
     named = vit.VisionTransformer(
         image_size=32, patch_size=4, num_classes=10, dim=192, depth=6, heads=3, mlp_dim=768
     )
-    assert model.spec == named.spec
+    assert model.config == named.config
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     hidden = {(b.mlp.fc1.out_features, b.mlp.fc2.in_features) for b in model.blocks}
     assert hidden == {(768, 768)}
     assert (len(model.blocks), model.blocks[0].attn.heads) == (6, 3)
-    assert vit.VisionTransformer(32, 4, 10, 192, 6, 3).spec["mlp_dim"] == 768  # 4 * 192
+    assert vit.VisionTransformer(32, 4, 10, 192, 6, 3).config.mlp_dim == 768  # 4 * 192
 
 
 @pytest.mark.parametrize("kind", [str, Path])

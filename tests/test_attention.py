@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from vit import Attention, AttentionPool, VisionTransformer
-from vit.model.attention import SelfAttention
-from vit.model.block import Block
+from vit import Attention, AttentionPool, VisionTransformer, ViTConfig
+from vit.engine.explain import attention_maps
+from vit.model.attention import SCORES, SelfAttention, over_keys
 from vit.model.pooling import POOLINGS, ClassToken, MeanPool
 from vit.model.positions import POSITIONS
-from vit.model.scores import ATTENTIONS
+from vit.model.vit import Block
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-WHOLE_MODELS = list(itertools.product(POSITIONS, POOLINGS, ATTENTIONS))
+WHOLE_MODELS = list(itertools.product(POSITIONS, POOLINGS, SCORES))
 
 
 def randomised(module, std=1.0):
@@ -31,7 +31,7 @@ def randomised(module, std=1.0):
 def vit(**changes):
     """A small model of 16x16 images, 16 patches and three prefix tokens (two without a class)."""
     knobs = {"dim": 16, "depth": 2, "heads": 2, "registers": 2, **changes}
-    return randomised(VisionTransformer(16, 4, num_classes=5, **knobs), std=0.2).eval()
+    return randomised(VisionTransformer(16, 4, 5, **knobs), std=0.2).eval()
 
 
 def images(*size):
@@ -48,20 +48,20 @@ def lengths(*counts, total):
 
 def logit(layer, head, query, key):
     """How a query scores a key, from the papers, in numpy."""
-    if isinstance(layer, ATTENTIONS["scaled_dot"]):
+    if isinstance(layer, SCORES["scaled_dot"]):
         return query @ key / math.sqrt(len(key))
-    if isinstance(layer, ATTENTIONS["cosine"]):
+    if isinstance(layer, SCORES["cosine"]):
         temperature = math.exp(-layer.log_scale[head].item())
         return query @ key / np.linalg.norm(query) / np.linalg.norm(key) / temperature
-    if isinstance(layer, ATTENTIONS["additive"]):
+    if isinstance(layer, SCORES["additive"]):
         return layer.vector[head].detach().numpy() @ np.tanh(query + key)
     return query @ key
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize("kind", SCORES)
 def test_each_kind_is_its_formula(kind, masked):
-    layer = randomised(ATTENTIONS[kind](2, 5)).double().requires_grad_(False)
+    layer = randomised(SCORES[kind](2, 5)).double().requires_grad_(False)
     q, k, v = (torch.randn(2, 2, *size).double() for size in ((3, 5), (4, 5), (4, 7)))
     mask = torch.tensor([[True, False, True, True], [False, True, True, False]])[:, None, None]
     mask = mask if masked else None
@@ -77,9 +77,9 @@ def test_each_kind_is_its_formula(kind, masked):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize("kind", SCORES)
 def test_weights_times_values_is_the_call(kind, masked):
-    layer = randomised(ATTENTIONS[kind](4, 8))
+    layer = randomised(SCORES[kind](4, 8))
     q, k, v = torch.randn(3, 2, 4, 7, 8).unbind(0)
     mask = lengths(5, 7, total=7)[:, None, None] if masked else None
     expected, weights = layer(q, k, v, mask), layer.weights(q, k, mask)
@@ -99,7 +99,7 @@ def test_weights_times_values_is_the_call(kind, masked):
 # Between sequences
 
 
-@pytest.fixture(params=ATTENTIONS)
+@pytest.fixture(params=SCORES)
 def between(request):
     """Attention whose heads are 5 and 7 wide in a width of 10, with queries and a memory."""
     layer = randomised(Attention(10, 3, d_k=5, d_v=7, attention=request.param), std=0.5)
@@ -178,18 +178,21 @@ def test_scaled_dot_is_torchs(masked, bias):
 # Within a sequence
 
 
-@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize("kind", SCORES)
 def test_self_attention_mixes_by_its_weights(kind):
-    layer, x = randomised(SelfAttention(32, 4, attention=kind), std=0.2), torch.randn(2, 7, 32)
+    config = ViTConfig(dim=32, heads=4, attention=kind)
+    layer, x = randomised(SelfAttention(config), std=0.2), torch.randn(2, 7, 32)
     mask = lengths(5, 7, total=7)
-    mixed = layer.weights(x, mask=mask) @ layer.project(x)[2]
+    q, k, v = layer.project(x, None)
+    mixed = layer.score.weights(q, k, over_keys(mask)) @ v
     assert_close(layer(x, mask=mask), layer.proj(mixed.transpose(1, 2).flatten(2)), **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ATTENTIONS)
-@pytest.mark.parametrize("build", [SelfAttention, lambda d, h, **kw: Block(d, h, 64, **kw)])
+@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize("build", [SelfAttention, Block])
 def test_masked_tokens_do_not_exist(build, kind):
-    layer, x = randomised(build(32, 4, attention=kind), std=0.2), torch.randn(2, 7, 32)
+    config = ViTConfig(dim=32, heads=4, mlp_dim=64, attention=kind)
+    layer, x = randomised(build(config), std=0.2), torch.randn(2, 7, 32)
     padded = layer(x, mask=lengths(5, 5, total=7))[:, :5]
     assert_close(padded, layer(x[:, :5]), **CLOSE)
     assert not torch.allclose(padded, layer(x)[:, :5], atol=1e-3)
@@ -202,11 +205,13 @@ def test_attention_maps_are_what_the_blocks_use():
     mask = lengths(11, 16, total=16)
     for given in (None, mask):
         calls.clear()
-        maps = model.attention_maps(images(), given)
+        maps = attention_maps(model, images(), given)
         assert [m.shape for m in maps] == [(2, 2, 19, 19)] * 2
-        for m, (block, (x, turns, tokens)) in zip(maps, calls, strict=True):
-            assert torch.equal(m, block.attn.weights(block.norm1(x), turns, tokens))
-            assert not torch.allclose(m, block.attn.weights(block.norm1(x), None, tokens))
+        for m, (block, (x, rope, tokens, _)) in zip(maps, calls, strict=True):
+            for given_rope, same in ((rope, True), (None, False)):
+                q, k, _ = block.attn.project(block.norm1(x), given_rope)
+                weights = block.attn.score.weights(q, k, over_keys(tokens))
+                assert torch.allclose(m, weights, atol=1e-6) == same
             assert_close(m.sum(dim=-1), torch.ones(2, 2, 19))
             assert not m.requires_grad
             assert given is None or bool((m[0, ..., 14:] == 0).all())
@@ -275,7 +280,7 @@ def test_images_that_do_not_fit_are_refused(size):
         vit()(images(*size))
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", SCORES)
 def test_checkpointed_activations_give_the_same_bits(attention):
     knobs = {"dropout": 0.1, "drop_path": 0.3, "patch_dropout": 0.25, "positions": "rope2d"}
     model, calls, results = vit(**knobs, attention=attention).train(), [], []

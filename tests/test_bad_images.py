@@ -258,7 +258,7 @@ def test_evaluation_leaves_them_out(tmp_path, batch_size):
     samples = split(tmp_path)
     good = np.setdiff1d(np.arange(24), BAD)
     torch.manual_seed(0)
-    model = VisionTransformer(16, 4, num_classes=3, dim=16, depth=1, heads=2)
+    model = VisionTransformer(16, 4, 3, dim=16, depth=1, heads=2)
     torch.nn.init.normal_(model.head.weight)
     alone = predict(model, EvalLoader(samples.take(good), 24, reader(SIZE)), CPU, "fp32")
     for held in (True, False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,9 @@ from vit.config.compose import to_config
 from vit.config.errors import ConfigError
 from vit.config.resolve import resolve
 from vit.config.schema import DistillConfig
-from vit.engine.loss import Loss, cross_entropy, hard_distillation, soft_distillation
+from vit.engine.loss import Loss, by_head, cross_entropy, hard_distillation, soft_distillation
 from vit.engine.restore import load_run
 from vit.engine.teacher import Teacher, load_teacher
-from vit.model.heads import by_head
 from vit.model.vit import VisionTransformer
 from vit.model.weights import from_timm, timm_kwargs
 
@@ -76,7 +76,7 @@ def test_each_head_has_a_loss_of_its_own():
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_two_heads_in_training_their_mean_after(pool):
     built = VisionTransformer(
-        8, 4, num_classes=CLASSES, dim=16, depth=2, heads=2, pool=pool, distillation_token=True,
+        8, 4, CLASSES, dim=16, depth=2, heads=2, pool=pool, distillation_token=True,
         registers=1,
     )  # fmt: skip
     for parameter in built.parameters():
@@ -86,10 +86,7 @@ def test_two_heads_in_training_their_mean_after(pool):
     own, listening = by_head(built(images))
     assert not torch.allclose(own, listening)
     torch.testing.assert_close(built.eval()(images), (own + listening) / 2)
-    tokens, turns, mask = built.embed(images)
-    for block in built.blocks:
-        tokens = block(tokens, turns, mask)
-    token = built.norm(tokens)[:, int(pool == "cls")]
+    token = built.forward_features(images)[:, int(pool == "cls")]
     torch.testing.assert_close(F.linear(token, *built.head_dist.parameters()), listening)
     assert not built.decays("dist_token")
     assert built.decays("head_dist.weight")
@@ -101,14 +98,14 @@ def test_timms_distilled_model_is_ours():
     from timm.models.deit import VisionTransformerDistilled
 
     shape = {"dim": 24, "depth": 2, "heads": 3, "num_classes": CLASSES}
-    ours = VisionTransformer(32, 8, **shape, distillation_token=True).eval()
+    ours = VisionTransformer(image_size=32, patch_size=8, **shape, distillation_token=True).eval()
     with pytest.raises(ValueError, match="no distillation_token=True"):
-        timm_kwargs(ours.spec)
-    kwargs = timm_kwargs({**ours.spec, "distillation_token": False})
+        timm_kwargs(ours.config)
+    kwargs = timm_kwargs(replace(ours.config, distillation_token=False))
     theirs = VisionTransformerDistilled(**{**kwargs, "no_embed_class": False}).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    ours.load_state_dict(from_timm(theirs.state_dict(), ours.spec))
+    ours.load_state_dict(from_timm(theirs.state_dict(), ours.config))
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,8 @@ def model_of(positions: str, size: tuple[int, int] = (16, 24), **changes: object
 
 def at(model: VisionTransformer, size: tuple[int, int]) -> VisionTransformer:
     """The same model for images of another size."""
-    state, spec = resized(model.state_dict(), model.spec, size)
-    other = VisionTransformer(**spec).eval()
+    state, config = resized(model.state_dict(), model.config, size)
+    other = VisionTransformer(config).eval()
     other.load_state_dict(state, strict=True)
     return other
 
@@ -52,11 +53,11 @@ def at(model: VisionTransformer, size: tuple[int, int]) -> VisionTransformer:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_table_is_resampled_as_timm_does_it(positions, size):
     model = model_of(positions)
-    state, spec = resized(model.state_dict(), model.spec, size)
+    state, config = resized(model.state_dict(), model.config, size)
     grid = [side // 4 for side in size]
     expected = resample_abs_pos_embed(model.pos_embed, grid, [4, 6], num_prefix_tokens=0)
     torch.testing.assert_close(state["pos_embed"], expected, rtol=0, atol=1e-6)
-    assert spec == {**model.spec, "image_size": list(size)}
+    assert config == replace(model.config, image_size=size)
     assert {name: value for name, value in state.items() if name != "pos_embed"}.keys() == (
         model.state_dict().keys() - {"pos_embed"}
     )
@@ -67,7 +68,7 @@ def test_a_table_is_resampled_as_timm_does_it(positions, size):
 @pytest.mark.parametrize("size", SIZES)
 def test_logits_at_another_size_are_timms(positions, pool, size):
     model = model_of(positions, pool=pool, registers=2)
-    theirs = TimmTransformer(**{**timm_kwargs(model.spec), "img_size": size}).eval()
+    theirs = TimmTransformer(**{**timm_kwargs(model.config), "img_size": size}).eval()
     loaded = model.state_dict()
     if positions != "none":  # timm's own loading takes every table for a square one
         loaded["pos_embed"] = resample_abs_pos_embed(
@@ -81,7 +82,7 @@ def test_logits_at_another_size_are_timms(positions, pool, size):
 @pytest.mark.parametrize("size", [(16, 16), (32, 32), (24, 40)])
 def test_timms_own_loading_gives_the_same_logits(size):
     model = model_of("learned", (16, 16))
-    theirs = TimmTransformer(**{**timm_kwargs(model.spec), "img_size": size}).eval()
+    theirs = TimmTransformer(**{**timm_kwargs(model.config), "img_size": size}).eval()
     theirs.load_state_dict(checkpoint_filter_fn(model.state_dict(), theirs), strict=True)
     images = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(at(model, size)(images), theirs(images), rtol=1e-5, atol=1e-5)
@@ -105,11 +106,11 @@ def test_the_state_that_was_given_stays_as_it_was():
     model = model_of("learned")
     given = model.state_dict()
     before = {name: value.clone() for name, value in given.items()}
-    resized(given, model.spec, (32, 32))
+    resized(given, model.config, (32, 32))
     assert all(torch.equal(given[name], value) for name, value in before.items())
-    assert model.spec["image_size"] == [16, 24]
+    assert model.config.image_size == (16, 24)
     with pytest.raises(ValueError, match="not a multiple of patch_size=4"):
-        resized(given, model.spec, (16, 18))
+        resized(given, model.config, (16, 18))
 
 
 def test_arrays_are_resized_as_files_are():

@@ -9,17 +9,24 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vit.engine.explain import class_attention, heat, relevance, rollout
-from vit.model.mlp import MLPS
-from vit.model.norms import NORMS, steady
+from vit.engine.explain import (
+    attention_maps,
+    class_attention,
+    detached_norm,
+    heat,
+    recorded_forward,
+    relevance,
+    rollout,
+)
+from vit.model.attention import SCORES
+from vit.model.layers import MLPS, NORMS
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
-from vit.model.scores import ATTENTIONS
 from vit.model.vit import VisionTransformer
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 ROWS, COLUMNS, PATCH = 4, 6, 4
-REGISTRIES = (POSITIONS, POOLINGS, ATTENTIONS, NORMS, MLPS)
+REGISTRIES = (POSITIONS, POOLINGS, SCORES, NORMS, MLPS)
 SOME = [tuple(c) for _, *c in zip(range(6), *map(itertools.cycle, REGISTRIES), strict=False)]
 CLASSES = torch.tensor([3, 1])
 
@@ -28,7 +35,7 @@ def model_with(**knobs) -> VisionTransformer:
     """A small model of 16x24 images whose every parameter is random."""
     torch.manual_seed(0)
     shape = {"num_classes": 5, "dim": 24, "depth": 2, "heads": 3, **knobs}
-    model = VisionTransformer((ROWS * PATCH, COLUMNS * PATCH), PATCH, **shape)
+    model = VisionTransformer(image_size=(ROWS * PATCH, COLUMNS * PATCH), patch_size=PATCH, **shape)
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.3)
     return model.eval()
@@ -42,9 +49,9 @@ def images(height: int = ROWS, width: int = COLUMNS) -> torch.Tensor:
 def reading(model: VisionTransformer, tokens: torch.Tensor) -> torch.Tensor:
     """How much the logits take of each token (B, T), from the definitions of the poolings."""
     weights = torch.zeros(tokens.shape[:2])
-    if model.spec["pool"] == "cls":
+    if model.config.pool == "cls":
         weights[:, 0] = 1
-    elif model.spec["pool"] == "mean":
+    elif model.config.pool == "mean":
         weights[:, model.prefix :] = 1 / (ROWS * COLUMNS)
     else:
         weights[:, model.prefix :] = model.pool.weights(tokens, model.prefix).mean(dim=1)
@@ -53,16 +60,13 @@ def reading(model: VisionTransformer, tokens: torch.Tensor) -> torch.Tensor:
 
 def last_tokens(model: VisionTransformer) -> torch.Tensor:
     """What the pooling gets, by the way of `forward`."""
-    x, turns, _ = model.embed(images())
-    for layer in model.blocks:
-        x = layer(x, turns)
-    return model.norm(x).detach()
+    return model.forward_features(images()).detach()
 
 
 # The explicit path
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", SCORES)
 @pytest.mark.parametrize("pool", POOLINGS)
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_attention_that_can_be_differentiated_gives_the_same_logits(positions, pool, attention):
@@ -73,9 +77,9 @@ def test_attention_that_can_be_differentiated_gives_the_same_logits(positions, p
             distillation_token=distillation, layer_scale=0.5, qk_norm=registers > 0,
         )  # fmt: skip
         for given in (None, mask):
-            logits, maps, pooled = model.with_weights(images(), given)
+            logits, maps, pooled = recorded_forward(model, images(), given)
             assert_close(logits, model(images(), given), **CLOSE)
-            for ours, theirs in zip(maps, model.attention_maps(images(), given), strict=True):
+            for ours, theirs in zip(maps, attention_maps(model, images(), given), strict=True):
                 assert_close(ours, theirs, **CLOSE)
             assert_close(pooled.sum(dim=1), torch.ones(2))
             assert given is None or not pooled[0, model.prefix + 13 :].any()
@@ -84,7 +88,7 @@ def test_attention_that_can_be_differentiated_gives_the_same_logits(positions, p
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_steady_norm_gives_all_of_its_output_to_its_input(norm):
+def test_a_detached_norm_gives_all_of_its_output_to_its_input(norm):
     """x times its gradient is the output without the bias; with the true gradient it is nothing."""
     torch.manual_seed(0)
     layer = NORMS[norm](16).double()
@@ -92,7 +96,7 @@ def test_a_steady_norm_gives_all_of_its_output_to_its_input(norm):
         torch.nn.init.normal_(parameter)
     x = torch.randn(3, 7, 16, dtype=torch.float64, requires_grad=True)
     bias = getattr(layer, "bias", 0)
-    for call, share in ((lambda: steady(layer, x), 1), (lambda: layer(x), 0)):
+    for call, share in ((lambda: detached_norm(layer, x), 1), (lambda: layer(x), 0)):
         assert_close(call(), layer(x))
         length = (call() - bias).square().sum()
         (slope,) = torch.autograd.grad(length, x)
@@ -129,7 +133,7 @@ def test_every_kind_is_explained(names, distillation):
 @pytest.mark.parametrize("pool", POOLINGS)
 def test_class_attention_is_a_row_of_the_maps(pool, registers):
     model = model_with(pool=pool, registers=registers, distillation_token=True)
-    maps, attended = model.attention_maps(images()), class_attention(model, images())
+    maps, attended = attention_maps(model, images()), class_attention(model, images())
     weights = reading(model, last_tokens(model))
     for layer, head, i in itertools.product(range(2), range(3), range(2)):
         row = weights[i] @ maps[layer][i, head]
@@ -143,7 +147,7 @@ def test_class_attention_is_a_row_of_the_maps(pool, registers):
 @pytest.mark.parametrize("pool", POOLINGS)
 def test_rollout_is_the_product_of_the_layers(pool, distillation):
     model = model_with(pool=pool, registers=2, depth=3, distillation_token=distillation)
-    maps = [weights.double().numpy() for weights in model.attention_maps(images())]
+    maps = [weights.double().numpy() for weights in attention_maps(model, images())]
     weights = reading(model, last_tokens(model)).double().numpy()
     if distillation:  # the mean of what the pooled tokens and the distillation token say
         weights = (weights + np.eye(weights.shape[1])[int(pool == "cls")]) / 2
@@ -167,7 +171,7 @@ def test_relevance_is_its_recursion(pool, distillation):
         weights = (weights + torch.eye(weights.shape[1])[int(pool == "cls")]) / 2
     found = relevance(model, images(), CLASSES)
     for i in range(2):
-        logits, maps, _ = model.with_weights(images()[i : i + 1])
+        logits, maps, _ = recorded_forward(model, images()[i : i + 1])
         for weight in maps:
             weight.retain_grad()
         logits[0, CLASSES[i]].backward()
@@ -182,8 +186,8 @@ def test_relevance_of_one_layer_by_finite_differences():
     """The class token's row of each head, raised a little, with what the norms divide by held."""
     model = model_with(depth=1, heads=2, dim=16).double()
     layer, x = model.blocks[0], model.embed(images().double())[0].detach()
-    value = layer.attn.project(layer.norm1(x))[2]
-    attention = layer.attn.weights(layer.norm1(x)).detach()
+    q, k, value = layer.attn.project(layer.norm1(x), None)
+    attention = layer.attn.score.weights(q, k).detach()
     held: list[torch.Tensor] = []
 
     def norm(module, x, number):

@@ -20,16 +20,15 @@ from safetensors.torch import load
 
 from vit.config.errors import ConfigError
 from vit.config.formats import KINDS
+from vit.config.model import ViTConfig
 from vit.data.views import View
 from vit.engine.agreement import BOUNDS
 from vit.engine.formats import WRITERS, Source, metadata
+from vit.model.attention import SCORES
+from vit.model.layers import MLPS, NORMS
 from vit.model.merging import merged
-from vit.model.mlp import MLPS
-from vit.model.norms import NORMS
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
-from vit.model.scores import ATTENTIONS
-from vit.model.vit import VisionTransformer
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = [
@@ -52,7 +51,7 @@ HELD = [
 
 @pytest.mark.parametrize(
     ("key", "names"),
-    [("positions", POSITIONS), ("pool", POOLINGS), ("attention", ATTENTIONS), ("norm", NORMS),
+    [("positions", POSITIONS), ("pool", POOLINGS), ("attention", SCORES), ("norm", NORMS),
      ("mlp", MLPS)],
 )  # fmt: skip
 def test_everything_that_a_model_can_be_made_of_is_exported_here(key, names):
@@ -203,7 +202,7 @@ def test_files_describe_themselves_and_nothing_of_this_machine(tmp_path):
         assert about["classes"] == CLASSES
         assert about["origin"]["run"] == "run"
         assert about["origin"]["step"] == 7
-        assert VisionTransformer(**about["spec"]).spec == source.model.spec
+        assert ViTConfig(**about["spec"]) == source.model.config
         parts = [path.read_bytes()]
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -227,6 +226,6 @@ def test_the_lines_in_the_docs_load_it(form, tmp_path, monkeypatch, capsys):
     for block in blocks:
         names = {}
         exec(compile(block, form, "exec"), names)
-        assert form != "safetensors" or names["model"].spec["depth"] == 1
+        assert form != "safetensors" or names["model"].config.depth == 1
     said = capsys.readouterr().out
     assert form == "safetensors" or any(repr(name) in said for name in CLASSES)

@@ -8,11 +8,11 @@ import torch
 from composing import composed
 
 from vit.config.compose import to_config
-from vit.config.resolve import plan, resolve
+from vit.config.resolve import plan, resolve, vit_config
 from vit.data import augment
 from vit.engine.parts import schedule_lr
-from vit.engine.restore import build_model
 from vit.engine.state import parameter_count
+from vit.model.vit import VisionTransformer
 from vit.optim.build import parameter_groups
 
 TRAIN_IMAGES, STEPS = 1_281_167, 112_603
@@ -33,7 +33,7 @@ def config():
 @pytest.fixture(scope="module")
 def model(config):
     torch.manual_seed(0)
-    return build_model(config, 1000)
+    return VisionTransformer(vit_config(config, 1000))
 
 
 def test_parameters(model):

@@ -9,21 +9,21 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from vit.model.attention import SCORES
 from vit.model.merging import MergingTransformer, matching, merged
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS, rotary
-from vit.model.scores import ATTENTIONS
 from vit.model.vit import VisionTransformer
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-WHOLE_MODELS = list(itertools.product(POSITIONS, POOLINGS, ATTENTIONS))
+WHOLE_MODELS = list(itertools.product(POSITIONS, POOLINGS, SCORES))
 
 
 def vit(**changes):
     """A small random model of 16x16 images in 16 patches, with two registers."""
     knobs = {"dim": 16, "depth": 3, "heads": 2, "registers": 2, "layer_scale": 1.0, **changes}
     torch.manual_seed(0)
-    model = VisionTransformer(16, 4, num_classes=5, **knobs).eval()
+    model = VisionTransformer(16, 4, 5, **knobs).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.requires_grad_(False)
@@ -68,7 +68,7 @@ def plainly(model, image, r):
 
     A token that stands for n patches is there n times wherever it is looked at.
     """
-    x, angles, _ = model.place(image)
+    x, angles, _ = model.embed(image)
     first = model.prefix
     x, groups = list(x[0]), [[i] for i in range(x.shape[1] - first)]
     for block in model.blocks:
@@ -81,7 +81,7 @@ def plainly(model, image, r):
         many_k, many_v = (part.repeat_interleave(times, dim=2) for part in (k, v))
         mixed = block.attn.score(q, many_k, many_v).transpose(1, 2).flatten(2)
         x = list((before + block.ls1(block.attn.proj(mixed)))[0])
-        if block is not model.blocks[-1] or model.reads is None:
+        if block is not model.blocks[-1] or model.queries is None:
             goes, order = pairs(k[0, :, first:].mean(dim=0), min(r, len(groups) // 2))
             patches, old = x[first:], groups
             x, groups = x[:first], []
@@ -92,7 +92,7 @@ def plainly(model, image, r):
         x = [token + block.ls2(block.mlp(block.norm2(token))) for token in x]
     many = [token for token, group in zip(x[first:], groups, strict=True) for _ in group]
     x = model.norm(torch.stack([*x[:first], *many])[None])
-    return model.head_dist(model.head(model.pool(x, first)), x)[0], groups
+    return model.forward_head(x)[0], groups
 
 
 @pytest.mark.parametrize(("positions", "pool", "attention"), WHOLE_MODELS)
@@ -124,7 +124,7 @@ def test_the_most_similar_pairs_merge(count, r):
 # Where merging is exact
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", SCORES)
 @pytest.mark.parametrize("pool", POOLINGS)
 def test_patches_that_repeat_merge_without_a_trace(pool, attention):
     model = vit(positions="none", pool=pool, attention=attention)
@@ -133,7 +133,7 @@ def test_patches_that_repeat_merge_without_a_trace(pool, attention):
     assert not torch.allclose(merged(model, 8)(images()), model(images()), atol=1e-3)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", SCORES)
 @pytest.mark.parametrize("pool", POOLINGS)
 def test_in_bfloat16_too(pool, attention):
     for registers in (0, 2):  # without any tokens are in bfloat16 themselves
@@ -165,7 +165,7 @@ def test_a_count_is_as_many_tokens():
         assert_close(pool(tokens, 2, log_counts), pool(many, 2), **CLOSE)
         summed = torch.zeros(2, 6).index_add(1, which, pool.reading(many, 2))
         assert_close(pool.reading(tokens, 2, log_counts), summed, **CLOSE)
-    for kind in ATTENTIONS.values():
+    for kind in SCORES.values():
         layer, q = kind(4, 4), torch.randn(2, 4, 3, 4)
         k = v = tokens.view(2, 6, 4, 4).transpose(1, 2)
         k_many = k.repeat_interleave(counts, dim=2)

@@ -7,15 +7,16 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 from small_models import SMALL, images, small
 from timm.models import VisionTransformer as TimmTransformer
 from torch import nn
 
-from vit.model.block import Block, DropPath
-from vit.model.patches import PatchDropout
+from vit.config.model import ViTConfig
+from vit.model.layers import DropPath, PatchDropout
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
-from vit.model.vit import VisionTransformer
+from vit.model.vit import Block, VisionTransformer
 from vit.model.weights import from_timm, timm_kwargs
 
 TIMMS = list(itertools.product(("learned", "sincos1d", "sincos2d", "none"), ("cls", "mean")))
@@ -28,7 +29,7 @@ TIMMS = list(itertools.product(("learned", "sincos1d", "sincos2d", "none"), ("cl
 @pytest.mark.parametrize("size", [(16, 16), (32, 48)])
 def test_timm_reads_our_weights(positions, pool, size):
     ours = small(positions=positions, pool=pool, image_size=size)
-    theirs = TimmTransformer(**timm_kwargs(ours.spec)).eval()
+    theirs = TimmTransformer(**timm_kwargs(ours.config)).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x = images(*size)
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-5, atol=1e-5)
@@ -37,8 +38,8 @@ def test_timm_reads_our_weights(positions, pool, size):
 @pytest.mark.parametrize(("positions", "pool"), TIMMS)
 def test_we_read_timms_weights(positions, pool):
     ours = small(positions=positions, pool=pool)
-    theirs = TimmTransformer(**timm_kwargs(ours.spec)).eval()
-    ours.load_state_dict(from_timm(theirs.state_dict(), ours.spec), strict=True)
+    theirs = TimmTransformer(**timm_kwargs(ours.config)).eval()
+    ours.load_state_dict(from_timm(theirs.state_dict(), ours.config), strict=True)
     torch.testing.assert_close(ours(images()), theirs(images()), rtol=1e-5, atol=1e-5)
     assert theirs(images()).std() > 1e-3
 
@@ -46,28 +47,28 @@ def test_we_read_timms_weights(positions, pool):
 @pytest.mark.parametrize("size", [(16, 16), (32, 48)])
 def test_from_timm_folds_the_class_tokens_position(size):
     ours = small(image_size=size)
-    kwargs = {**timm_kwargs(ours.spec), "no_embed_class": False}
+    kwargs = {**timm_kwargs(ours.config), "no_embed_class": False}
     theirs = TimmTransformer(**kwargs).eval()
     nn.init.normal_(theirs.pos_embed)
     nn.init.normal_(theirs.cls_token)
     before = {name: value.clone() for name, value in theirs.state_dict().items()}
-    ours.load_state_dict(from_timm(theirs.state_dict(), ours.spec), strict=True)
+    ours.load_state_dict(from_timm(theirs.state_dict(), ours.config), strict=True)
     x = images(*size)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in theirs.state_dict().items())
 
 
 def test_from_timm_refuses_fc_norm():
-    spec = small(pool="mean").spec
-    theirs = TimmTransformer(**{**timm_kwargs(spec), "fc_norm": True})
+    config = small(pool="mean").config
+    theirs = TimmTransformer(**{**timm_kwargs(config), "fc_norm": True})
     with pytest.raises(ValueError, match="fc_norm=False"):
-        from_timm(theirs.state_dict(), spec)
+        from_timm(theirs.state_dict(), config)
 
 
 def test_vit_s16_has_timms_parameters():
     with torch.device("meta"):
         theirs = timm.create_model("vit_small_patch16_224")
-        ours = VisionTransformer(224, 16, num_classes=1000, dim=384, depth=12, heads=6)
+        ours = VisionTransformer(224, 16, 1000, dim=384, depth=12, heads=6)
     ours_count, theirs_count = (sum(p.numel() for p in m.parameters()) for m in (ours, theirs))
     class_token_position = 384  # timm's default gives the class token a position, ours has none
     assert ours_count == theirs_count - class_token_position == 22_050_664 - 384
@@ -75,12 +76,12 @@ def test_vit_s16_has_timms_parameters():
     assert {n: p.shape for n, p in ours.named_parameters() if n != "pos_embed"} == shapes
 
 
-def test_spec_rebuilds_the_model():
-    ours = small(image_size=(16, 24), positions="sincos2d", pool="mean", channels=1, mlp_ratio=2.0)
-    assert ours.spec["mlp_dim"] == 64
-    assert "mlp_ratio" not in ours.spec
-    again = VisionTransformer(**ours.spec)
-    assert again.spec == ours.spec
+def test_plain_values_rebuild_the_model():
+    ours = small(image_size=(16, 24), positions="sincos2d", pool="mean", channels=1, mlp_dim=64)
+    plain = yaml.safe_load(yaml.safe_dump(ours.config.plain()))
+    again = VisionTransformer(ViTConfig(**plain))
+    assert again.config == ours.config
+    assert again.config.image_size == (16, 24)
     assert [p.shape for p in again.parameters()] == [p.shape for p in ours.parameters()]
 
 
@@ -140,7 +141,7 @@ def test_drop_path_keeps_the_mean_and_drops_whole_images():
 
 def test_drop_path_of_a_branch_is_the_identity():
     torch.manual_seed(0)
-    block, x = Block(32, 4, 64, drop_path=0.5), torch.randn(64, 3, 32)
+    block, x = Block(ViTConfig(dim=32, heads=4, mlp_dim=64), 0.5), torch.randn(64, 3, 32)
     unchanged = (block(x) == x).flatten(1).all(dim=1).float().mean().item()
     assert 0.05 < unchanged < 0.5  # both branches dropped: a quarter
     assert not (block.eval()(x) == x).flatten(1).all(dim=1).any()
@@ -155,10 +156,10 @@ def test_drop_path_rates_rise_linearly():
 
 def test_the_first_tokens_alone_are_as_among_all():
     torch.manual_seed(0)
-    block = Block(dim=32, heads=4, hidden=48, qk_norm=True, layer_scale=0.5)
+    block = Block(ViTConfig(dim=32, heads=4, mlp_dim=48, qk_norm=True, layer_scale=0.5))
     x = torch.randn(2, 9, 32, requires_grad=True)
     mask = torch.rand(2, 9) < 0.7
-    whole, first = block(x, mask=mask)[:, :3], block(x, mask=mask, only=3)
+    whole, first = block(x, mask=mask)[:, :3], block(x, mask=mask, queries=3)
     torch.testing.assert_close(first, whole)
     (g_whole,), (g_first,) = (torch.autograd.grad(out.square().sum(), x) for out in (whole, first))
     torch.testing.assert_close(g_first, g_whole)
@@ -177,7 +178,22 @@ def test_what_a_pooling_reads_is_all_it_needs(pool):
 @pytest.mark.parametrize("pool", POOLINGS)
 def test_the_head_makes_logits_of_features(pool):
     model, x = small(pool=pool), images()
-    assert torch.equal(model.head(model.features(x)), model(x))
+    features = model.forward_head(model.forward_features(x), pre_logits=True)
+    assert features.shape == (2, 32)
+    torch.testing.assert_close(model.head(features), model(x))
+
+
+def test_features_and_head_mean_what_timms_do():
+    ours = small(registers=2)
+    theirs = TimmTransformer(**timm_kwargs(ours.config)).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    tokens = ours.forward_features(images())
+    assert tokens.shape == (2, 1 + 2 + 16, 32)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(tokens, theirs.forward_features(images()), **close)
+    for way in ({}, {"pre_logits": True}):
+        ours_of, theirs_of = (model.forward_head(tokens, **way) for model in (ours, theirs))
+        torch.testing.assert_close(ours_of, theirs_of, **close)
 
 
 @pytest.mark.parametrize("rates", [{"dropout": 0.3}, {"drop_path": 0.3}])
@@ -266,7 +282,7 @@ def test_depth_of_every_parameter():
     ("changes", "message"),
     [
         ({"dim": 30}, "dim=30 is not a multiple of heads=4"),
-        ({"image_size": 18}, "image_size=18"),
+        ({"image_size": 18}, r"image_size=\(18, 18\)"),
         ({"image_size": (16, 18)}, "patch_size=4"),
         ({"dim": 30, "heads": 5, "positions": "sincos2d"}, "dim=30"),
         ({"dim": 33, "heads": 3, "positions": "sincos1d"}, "dim=33"),

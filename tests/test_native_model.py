@@ -13,14 +13,14 @@ from shapes import BOX, PATCH, batch
 from vit.data.native import places, unpadded
 from vit.engine.explain import class_attention, heat_of_each, relevance, rollout
 from vit.engine.insight import attention_distance
+from vit.model.attention import SCORES
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
-from vit.model.scores import ATTENTIONS
 from vit.model.vit import VisionTransformer
 
 CASES = [
     {"positions": positions, "pool": pool, "attention": attention}
-    for positions, pool, attention in itertools.product(POSITIONS, POOLINGS, ATTENTIONS)
+    for positions, pool, attention in itertools.product(POSITIONS, POOLINGS, SCORES)
 ]
 CASES += [{"pool": pool, "registers": 2, "distillation_token": True} for pool in POOLINGS]
 

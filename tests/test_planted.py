@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vit.engine import explain
 from vit.engine.explain import class_attention, relevance, rollout
-from vit.model import block, vit
 from vit.model.pooling import POOLINGS
 from vit.model.vit import VisionTransformer
 
@@ -36,7 +36,13 @@ def finder(request) -> VisionTransformer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = VisionTransformer(
-            (ROWS * PATCH, COLUMNS * PATCH), PATCH, 4, dim=32, depth=2, heads=2, pool=request.param
+            image_size=(ROWS * PATCH, COLUMNS * PATCH),
+            patch_size=PATCH,
+            num_classes=4,
+            dim=32,
+            depth=2,
+            heads=2,
+            pool=request.param,
         )
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
     for step in range(steps):
@@ -81,16 +87,15 @@ def test_the_patch_that_decides_is_the_largest(finder):
         "rollout": found(rollout(finder, pixels), where),
         "attention": found(class_attention(finder, pixels).mean(dim=(1, 2)), where),
     }
-    least = LEAST[finder.spec["pool"]]
+    least = LEAST[finder.config.pool]
     assert all(scores[name] >= percent for name, percent in least.items()), scores
 
 
 @pytest.mark.parametrize("finder", ["cls"], indirect=True)
 def test_by_the_true_gradient_of_the_norms_the_patch_would_be_missed(finder, monkeypatch):
-    """Why there is `steady`: the class token is so full of the patch that more changes nothing."""
+    """Why there is `detached_norm`: the class token is full of the patch, more changes nothing."""
     pixels, labels, where = fresh(finder)
-    for module in (block, vit):
-        monkeypatch.setattr(module, "steady", lambda norm, x: norm(x))
+    monkeypatch.setattr(explain, "detached_norm", lambda norm, x: norm.forward(x))
     assert found(relevance(finder, pixels, labels), where) < 60
 
 

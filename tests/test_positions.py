@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from small_models import images, small
 from torch import nn
 
+from vit.config.model import ViTConfig
 from vit.model.attention import SelfAttention, rotate
-from vit.model.patches import PatchEmbed
+from vit.model.layers import PatchEmbed
 from vit.model.positions import POSITIONS, Rope2d, grid_coordinates, rotary
 
 
@@ -94,7 +95,7 @@ def test_rope2d_knows_differences_alone():
 
 def test_self_attention_turns_queries_and_keys():
     torch.manual_seed(0)
-    layer, x = SelfAttention(16, 2, head_norm=nn.LayerNorm), torch.randn(2, 12, 16)
+    layer, x = SelfAttention(ViTConfig(dim=16, heads=2, qk_norm=True)), torch.randn(2, 12, 16)
     nn.init.normal_(layer.q_norm.weight)
     nn.init.normal_(layer.k_norm.weight)
     here = grid_coordinates(3, 4).flatten(0, 1)

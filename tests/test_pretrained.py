@@ -16,13 +16,13 @@ from exporting import trained, written
 from pictures import noise, save
 from safetensors.torch import save_file
 
-from vit.config.checks import BROUGHT
+from vit.config.checks import FROM_WEIGHTS
 from vit.config.compose import to_config
 from vit.config.errors import ConfigError
-from vit.engine.pretrained import Pretrained, ratio, told
+from vit.engine.pretrained import Pretrained, describe, ratio
 from vit.engine.weight_files import load_pretrained
-from vit.model.start import PATCHES, spec_of
 from vit.model.vit import VisionTransformer
+from vit.model.weights import PATCHES, spec_of
 
 PHOTOS = to_config(
     changed(data__name="folder", data__root="x", data__mean=[0.1] * 3, data__std=[1.0] * 3)
@@ -210,7 +210,7 @@ def test_what_fits_nowhere_is_named() -> None:
     start = Pretrained("x", state).into(model, CLASSES)
     assert start.new == ["reg_token"]
     assert start.unused == ["cls_token", "dist_token", "head_dist.weight", "head_dist.bias"]
-    lines = told(start, to_config(changed(model__weights="x", trainer__freeze="blocks:1")))
+    lines = describe(start, to_config(changed(model__weights="x", trainer__freeze="blocks:1")))
     assert lines == [
         "weights  x: 31 tensors taken",
         "         new: reg_token",
@@ -225,11 +225,11 @@ def test_what_fits_nowhere_is_named() -> None:
     [
         ({"dim": 32}, "give model.dim=64 model.mlp_ratio=4"),
         ({"depth": 3}, "give model.depth=2"),
-        ({"mlp_ratio": 2.0}, "give model.mlp_ratio=4"),
+        ({"mlp_dim": 128}, "give model.mlp_ratio=4"),
         ({"layer_scale": 1e-4}, "give model.layer_scale=null"),
         ({"qk_norm": True}, "give model.qk_norm=false"),
         ({"positions": "rope2d"}, "give model.positions=learned"),
-        ({"mlp": "swiglu", "norm": "rmsnorm"}, "give model.mlp=gelu model.norm=layernorm"),
+        ({"mlp": "swiglu", "norm": "rmsnorm"}, "give model.norm=layernorm model.mlp=gelu"),
     ],
 )
 def test_another_shape_is_answered_with_what_to_give(changes: dict, words: str) -> None:
@@ -259,7 +259,7 @@ def test_no_vision_transformer() -> None:
 
 def test_the_shape_comes_with_the_weights(files: dict[str, Path]) -> None:
     known = load_pretrained(str(files["npz"])).settings(PHOTOS)
-    assert known.keys() <= set(BROUGHT)
+    assert known.keys() <= set(FROM_WEIGHTS)
     expected = {
         "data.image_size": [224, 224], "data.mean": [0.5] * 3, "model.dim": 64, "model.depth": 2,
         "model.heads": 2, "model.mlp_ratio": 4.0, "model.mlp": "gelu", "model.pool": "cls",
@@ -290,7 +290,7 @@ def test_spec_of_says_what_a_model_was_built_with() -> None:
         pool="mean", channels=1,
     )  # fmt: skip
     for key, value in spec_of(model.state_dict()).items():
-        assert model.spec[key] == value, key
+        assert model.config.plain()[key] == value, key
 
 
 def test_a_folder_of_the_hub_brings_its_normalisation(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_what_vit_export_writes_can_be_started_from(form: str, tmp_path: Path) -
     assert (found.classes, found.spec["heads"]) == (source.classes, 4)
     assert (found.mean, found.std) == (source.preprocessing["mean"], source.preprocessing["std"])
     changes = {} if form == "safetensors" else {"positions": "learned"}  # timm knows no others
-    model = VisionTransformer(**{**source.model.spec, **changes})
+    model = VisionTransformer(source.model.config, **changes)
     start = found.into(model, source.classes)
     assert (start.resized, start.new, start.unused) == ([], [], [])
     for name, tensor in model.state_dict().items():

@@ -69,7 +69,7 @@ def test_scores_do_not_depend_on_the_batch_size():
 
 def test_top5_of_fewer_classes():
     torch.manual_seed(0)
-    built = VisionTransformer(8, 4, num_classes=3, dim=16, depth=1, heads=2)
+    built = VisionTransformer(8, 4, 3, dim=16, depth=1, heads=2)
     torch.nn.init.normal_(built.head.weight)
     loader = evaluation(20, 8)
     loader.labels %= 3

@@ -12,11 +12,11 @@ import torch
 
 from vit.artifacts.checkpoint import FORMAT_VERSION
 from vit.config.resume import ADDED, upgraded
-from vit.model.mlp import MLPS
-from vit.model.norms import NORMS
+from vit.engine.explain import attention_maps
+from vit.model.attention import SCORES
+from vit.model.layers import MLPS, NORMS
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
-from vit.model.scores import ATTENTIONS
 from vit.model.vit import VisionTransformer
 from vit.model.weights import timm_kwargs
 
@@ -30,7 +30,7 @@ KNOBS = {
     "qk norm": {"qk_norm": True},
     "qk norm, rms": {"qk_norm": True, "norm": "rmsnorm"},
     "no qkv bias": {"qkv_bias": False},
-    "swiglu": {"mlp": "swiglu", "mlp_ratio": 2.5},
+    "swiglu": {"mlp": "swiglu", "mlp_dim": 80},
     "rms norm": {"norm": "rmsnorm"},
     "not square": {"image_size": (224, 288), "patch_size": 16, "pool": "mean"},
     "all": {
@@ -50,20 +50,20 @@ def model_with(**knobs: object) -> VisionTransformer:
 
 
 def images_for(model: VisionTransformer) -> torch.Tensor:
-    height, width = model.spec["image_size"]
+    height, width = model.config.image_size
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 def test_timm_reads_our_weights_and_agrees(knobs):
     model = model_with(**knobs).eval()
-    theirs = timm.models.VisionTransformer(**timm_kwargs(model.spec)).eval()
+    theirs = timm.models.VisionTransformer(**timm_kwargs(model.config)).eval()
     theirs.load_state_dict(model.state_dict(), strict=True)
     images = images_for(model)
     torch.testing.assert_close(model(images), theirs(images), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", SCORES)
 @pytest.mark.parametrize("pool", POOLINGS)
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_every_combination_trains_and_survives(positions, pool, attention):
@@ -80,7 +80,7 @@ def test_every_combination_trains_and_survives(positions, pool, attention):
             assert parameter.grad is not None, (norm, mlp, name)
             assert parameter.grad.any(), (norm, mlp, name)
 
-        twin = VisionTransformer(**model.spec)
+        twin = VisionTransformer(model.config)
         assert not torch.equal(twin(images), logits)
         twin.load_state_dict(model.state_dict(), strict=True)
         assert torch.equal(twin.eval()(images), model.eval()(images))
@@ -92,11 +92,11 @@ def test_every_combination_trains_and_survives(positions, pool, attention):
 @pytest.mark.parametrize(
     ("key", "name"),
     [("positions", "rope2d"), ("pool", "attention")]
-    + [("attention", name) for name in ATTENTIONS if name != "scaled_dot"],
+    + [("attention", name) for name in SCORES if name != "scaled_dot"],
 )
 def test_what_timm_lacks_is_refused(key, name):
     with pytest.raises(ValueError, match=f"timm's VisionTransformer has no {key}={name}"):
-        timm_kwargs(model_with(**{key: name}).spec)
+        timm_kwargs(model_with(**{key: name}).config)
 
 
 def assert_compiled_is_eager(backend, positions, pool, attention, norm, mlp, depth):
@@ -117,7 +117,7 @@ def assert_compiled_is_eager(backend, positions, pool, attention, norm, mlp, dep
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
-REGISTRIES = (POSITIONS, POOLINGS, ATTENTIONS, NORMS, MLPS)
+REGISTRIES = (POSITIONS, POOLINGS, SCORES, NORMS, MLPS)
 SOME = [tuple(c) for _, *c in zip(range(6), *map(itertools.cycle, REGISTRIES), strict=False)]
 
 
@@ -140,7 +140,7 @@ def test_compiled_code_computes_the_same(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", SCORES)
 def test_a_whole_model_takes_another_dtype(dtype, attention):
     knobs = {"norm": "rmsnorm", "qk_norm": True, "positions": "rope2d", "pool": "attention"}
     model = model_with(**knobs, attention=attention).eval().to(dtype)
@@ -153,7 +153,7 @@ def test_registers_are_no_patches():
     """Mean pooling leaves them out; attention maps count them."""
     model = model_with(registers=3, pool="mean").eval()
     assert model.prefix == 3
-    assert model.attention_maps(images_for(model))[0].shape == (2, 3, 19, 19)
+    assert attention_maps(model, images_for(model))[0].shape == (2, 3, 19, 19)
     pooled = model.pool(torch.arange(19.0).view(1, 19, 1), model.prefix)
     assert pooled.item() == torch.arange(3.0, 19.0).mean()
 

@@ -4,7 +4,7 @@ From Python:
 
     from vit import VisionTransformer, load_run
 
-    model = VisionTransformer(32, patch_size=4, num_classes=10, dim=192, depth=6, heads=3)
+    model = VisionTransformer(image_size=32, patch_size=4, num_classes=10, dim=192, heads=3)
     run = load_run("outputs/flowers")  # model, classes and preprocessing of a trained run
 
 The names below are the public API. They are imported when they are first used, because they need
@@ -17,16 +17,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit.config.model import ViTConfig
     from vit.engine.restore import load_run
     from vit.model.attention import Attention
     from vit.model.pooling import AttentionPool
     from vit.model.vit import VisionTransformer
 
-__all__ = ["Attention", "AttentionPool", "VisionTransformer", "load_run"]
+__all__ = ["Attention", "AttentionPool", "ViTConfig", "VisionTransformer", "load_run"]
 
 _HOMES = {
     "Attention": "vit.model.attention",
     "AttentionPool": "vit.model.pooling",
+    "ViTConfig": "vit.config.model",
     "VisionTransformer": "vit.model.vit",
     "load_run": "vit.engine.restore",
 }

@@ -109,4 +109,7 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise BadCheckpointError(f"{path} lacks {', '.join(missing)}")
+    spec = content["spec"]
+    if isinstance(spec, dict) and "mlp_ratio" in spec:  # as the first checkpoints had it
+        spec["mlp_dim"] = int(spec["dim"] * spec.pop("mlp_ratio"))
     return {**content, "config": upgraded(content["config"])}

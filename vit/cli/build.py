@@ -12,10 +12,17 @@ from vit.artifacts import checkpoint, console
 from vit.artifacts.logger import Logger, RunLogger, SilentLogger
 from vit.artifacts.run_dir import RunDir
 from vit.cli.search import Watch
-from vit.config.checks import BROUGHT
+from vit.config.checks import FROM_WEIGHTS
 from vit.config.compose import dump_yaml, flatten, to_config, to_plain
 from vit.config.errors import ConfigError, DataError, NoCheckpointError
-from vit.config.resolve import Plan, plan, resolve, resolve_memory, with_absolute_paths
+from vit.config.resolve import (
+    Plan,
+    plan,
+    resolve,
+    resolve_memory,
+    vit_config,
+    with_absolute_paths,
+)
 from vit.config.resume import changes, with_saved
 from vit.config.schema import RunConfig
 from vit.data.images import FileImages
@@ -27,12 +34,10 @@ from vit.engine.header import announce, doubts
 from vit.engine.images import images_of_new, images_of_resumed
 from vit.engine.loss import Loss
 from vit.engine.parts import Parts, schedule_lr
-from vit.engine.pretrained import Pretrained, features, told
-from vit.engine.restore import build_model
+from vit.engine.pretrained import HeadAlone, Pretrained, describe, features
 from vit.engine.state import TrainState
 from vit.engine.teacher import load_teacher
 from vit.engine.weight_files import load_pretrained
-from vit.model.heads import HeadAlone
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, freeze
 from vit.optim.ema import Ema
@@ -97,7 +102,7 @@ def build(
         run.write_config(dump_yaml({**to_plain(config), "resume": None}))
 
     reseed(config.seed, "init")
-    model = build_model(config, len(data.classes))
+    model = VisionTransformer(vit_config(config, len(data.classes)))
     start = None if pretrained is None else pretrained.into(model, data.classes)
     freeze(model, config.trainer.freeze)
     model = model.to(device)
@@ -131,7 +136,7 @@ def build(
         config, length, state, Loss(config.trainer, config.distill, teacher), train, val, test,
         data.classes, images.digest, run, logger, stop, device, world, watch, environment,
     )  # fmt: skip
-    announce(parts, data, [] if start is None else told(start, config))
+    announce(parts, data, [] if start is None else describe(start, config))
     for problem in doubts(config, data) if saved is None else []:
         console.warn(problem)
     return parts
@@ -162,7 +167,7 @@ def _with_what_weights_bring(
     if pretrained is not None:
         brought = pretrained.settings(config)
     elif saved is not None and config.model.weights is not None:
-        brought = {key: flatten(saved["config"])[key] for key in BROUGHT}
+        brought = {key: flatten(saved["config"])[key] for key in FROM_WEIGHTS}
     else:
         return config
     plain = to_plain(config)
@@ -211,7 +216,7 @@ def _loaders(
     config: RunConfig, length: Plan, data: DataSet, model: VisionTransformer, world: World
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
     device = model.head.weight.device
-    reader = Reader.of(config.data, model.spec["patch_size"], device, world)
+    reader = Reader.of(config.data, model.config.patch_size, device, world)
     data = reader.keeping(data, config.data, console.warn)
     few = sum(map(len, data.splits.values())) <= VERIFIED and not reader.held
     if config.data.verify is True or (config.data.verify == "auto" and few):

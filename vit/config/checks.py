@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vit.config.model import WEIGHT_KEYS
 from vit.config.schema import height_width
 
 
@@ -20,12 +21,12 @@ class Check:
 CHECKS: list[Check] = []
 OF_FILES = ("folder", "imagenet")
 """Data sets whose images are files, of any size."""
-BROUGHT = (
-    "data.image_size", "data.mean", "data.std", "model.dim", "model.depth", "model.heads",
-    "model.mlp_ratio", "model.mlp", "model.norm", "model.layer_scale", "model.qkv_bias",
-    "model.qk_norm", "model.attention", "model.positions", "model.patch_size", "model.pool",
-    "model.registers",
-)  # fmt: skip
+SETTING_OF = {
+    **{key: f"model.{key}" for key in WEIGHT_KEYS},
+    "mlp_dim": "model.mlp_ratio", "image_size": "data.image_size",
+}  # fmt: skip
+"""The setting by which the user decides an option of `ViTConfig` that weights may bring."""
+FROM_WEIGHTS = (*SETTING_OF.values(), "data.mean", "data.std")
 """Settings that `model.weights` may bring with it."""
 PHOTO_SIZE = 128
 """From this side on, images are taken for photos."""

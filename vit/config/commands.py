@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vit.config.rules import Ending, Length, NotEmpty, Registered
-from vit.config.schema import Count, Place, Places, Side, Whole, height_width
+from vit.config.rules import Count, Ending, Length, NotEmpty, Registered, Whole
+from vit.config.schema import Place, Places, Side, height_width
 
 Method = Annotated[str, Registered("engine/pictures.py", "METHODS")]
 Format = Annotated[str, Registered("config/formats.py", "KINDS")]

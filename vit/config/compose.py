@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from vit.config.checks import BROUGHT, Check
+from vit.config.checks import FROM_WEIGHTS, Check
 from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.errors import ConfigError
 from vit.config.formats import EXPORT_CHECKS
@@ -45,7 +45,7 @@ def to_config(
         world_size: number of processes that will share a batch; None: the settings are only
             looked at, not about to be run.
         complete: False: `model.weights`, where there are some, may still bring other values of
-            BROUGHT, and contradictions with these are not looked at.
+            FROM_WEIGHTS, and contradictions with these are not looked at.
 
     Raises:
         ConfigError: listing *every* unknown key (with the nearest legal one), wrong type, value
@@ -53,7 +53,7 @@ def to_config(
     """
     checks: Sequence[Check] = CHECKS
     if not complete and flatten(plain).get("model.weights") is not None:
-        checks = [check for check in CHECKS if not set(check.keys) & set(BROUGHT)]
+        checks = [check for check in CHECKS if not set(check.keys) & set(FROM_WEIGHTS)]
     return _checked(RunConfig, plain, checks, world_size)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
 from vit.config.checks import PHOTO_SIZE, auto_patch_size
 from vit.config.durations import duration_in_steps, epochs_in_steps
 from vit.config.errors import ConfigError
+from vit.config.model import ModelOptions, ViTConfig
 from vit.config.schema import RunConfig
 
 MEMORY_LIMIT = 4 * 2**30
@@ -110,6 +111,20 @@ def resolve_memory(config: RunConfig, images: int, *, in_files: bool) -> RunConf
             f"{MEMORY_LIMIT / 2**30:.0f} GiB; try data.memory=stream or a smaller data.image_size"
         )
     return replace(config, data=replace(config.data, memory=memory))
+
+
+def vit_config(config: RunConfig, num_classes: int) -> ViTConfig:
+    """The architecture that resolved settings say."""
+    model = config.model
+    assert not isinstance(model.patch_size, str)
+    return ViTConfig(
+        **{option.name: getattr(model, option.name) for option in fields(ModelOptions)},
+        image_size=config.data.size,
+        patch_size=model.patch_size,
+        num_classes=num_classes,
+        channels=len(config.data.mean),
+        mlp_dim=int(model.dim * model.mlp_ratio),
+    )
 
 
 def plan(config: RunConfig, train_samples: int) -> Plan:

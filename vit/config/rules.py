@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from vit.config.durations import parse_duration
 from vit.config.suggest import nearest
@@ -147,3 +147,11 @@ class Registered:
         close = nearest(str(value), names)
         listed = ", ".join(names)
         return f"must be one of {listed}" + (f" (did you mean {close}?)" if close else "")
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(1e-12, 1e12)]
+NonNegative = Annotated[float, Range(0, 1e12)]
+Fraction = Annotated[float, Range(0, 1, open_high=True)]
+Probability = Annotated[float, Range(0, 1)]

@@ -5,14 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vit.config.rules import DurationRule, FreezeRule, Length, NotEmpty, Pattern, Range, Registered
+from vit.config.model import ModelOptions
+from vit.config.rules import (
+    Count,
+    DurationRule,
+    Fraction,
+    FreezeRule,
+    Length,
+    NonNegative,
+    NotEmpty,
+    Pattern,
+    Positive,
+    Probability,
+    Range,
+    Registered,
+    Whole,
+)
 
-Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]
-Positive = Annotated[float, Range(1e-12, 1e12)]
-NonNegative = Annotated[float, Range(0, 1e12)]
-Fraction = Annotated[float, Range(0, 1, open_high=True)]
-Probability = Annotated[float, Range(0, 1)]
 Side = Annotated[int, Range(4, 4096)]
 RGB = Annotated[list[float], Range(-1e6, 1e6)]
 Name = Annotated[str, Pattern()]
@@ -65,30 +74,13 @@ class DataConfig:
         return height_width(self.image_size)
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Group `model`: the Vision Transformer's shape."""
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ModelOptions):
+    """Group `model`: the Vision Transformer's shape; the other settings are its options."""
 
     name: Name
     patch_size: Count | Literal["auto"]
-    dim: Count
-    depth: Count
-    heads: Count
     mlp_ratio: Positive
-    positions: Annotated[str, Registered("model/positions.py", "POSITIONS")]
-    pool: Annotated[str, Registered("model/pooling.py", "POOLINGS")]
-    attention: Annotated[str, Registered("model/scores.py", "ATTENTIONS")]
-    registers: Whole
-    norm: Annotated[str, Registered("model/norms.py", "NORMS")]
-    mlp: Annotated[str, Registered("model/mlp.py", "MLPS")]
-    layer_scale: Positive | None
-    qkv_bias: bool
-    qk_norm: bool
-    dropout: Fraction
-    drop_path: Fraction
-    patch_dropout: Fraction
-    zero_branches: bool
-    distillation_token: bool
     weights: Place | None
 
 

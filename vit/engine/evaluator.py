@@ -73,7 +73,7 @@ class Evaluator:
         data = replace(to_config(trained.config).data, workers=config.data.workers, memory="stream")
         data = _with_enough_pixels(replace(data, root=config.data.root or data.root), trained)
         seen = replace(data, image_size=trained.preprocessing["image_size"])
-        reader = Reader.of(seen, trained.model.spec["patch_size"], device)
+        reader = Reader.of(seen, trained.model.config.patch_size, device)
         return cls(trained, model, data, reader, config.tta)
 
     def find(self, config: EvalConfig) -> tuple[Samples, str]:

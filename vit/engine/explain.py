@@ -10,16 +10,83 @@ rollout say where information came from, whatever was decided; relevance what sp
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit.data.native import unpadded
-from vit.model.heads import DistillationHead
-from vit.model.vit import VisionTransformer
+from vit.model.attention import Dot
+from vit.model.vit import Block, VisionTransformer
 
 MOST_TOKENS = 1100
 """The attention maps of longer sequences take much memory: they are drawn only where asked for."""
+
+
+@contextlib.contextmanager
+def recorded_attention(model: VisionTransformer) -> Iterator[list[Tensor]]:
+    """Inside, `model` computes from attention weights, and lists them: (B, H, Q, T) of each block.
+
+    What it gives can be differentiated by them. The gradient takes the norms as `detached_norm`
+    does.
+    """
+    maps: list[Tensor] = []
+
+    def from_weights(score: Dot, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        q, k, v, mask = inputs
+        maps.append(score.weights(q, k, mask))
+        return maps[-1] @ v
+
+    def detached(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        return detached_norm(norm, *inputs)
+
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    norms = [model.norm, *(norm for block in blocks for norm in (block.norm1, block.norm2))]
+    with contextlib.ExitStack() as hooks:
+        for norm in norms:
+            hooks.enter_context(norm.register_forward_hook(detached))
+        for block in blocks:
+            hooks.enter_context(block.attn.score.register_forward_hook(from_weights))
+        yield maps
+
+
+def recorded_forward(
+    model: VisionTransformer, images: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Logits; the attention weights they are computed from, (B, H, T, T) of each block; and how
+    much the pooling takes of each token, (B, T).
+    """
+    with recorded_attention(model) as maps:
+        x, mask = model.encode(images, mask)
+        logits = model.forward_head(x, mask)
+    return logits, maps, model.pool.reading(x, model.prefix, mask)
+
+
+def detached_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm(x)`, (..., D), whose gradient takes what it divides by as given (Ali et al. 2022).
+
+    With the true gradient a branch that decides everything counts for nothing: more of it makes a
+    vector longer, which the norm undoes.
+    """
+    assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
+    assert norm.eps is not None
+    if isinstance(norm, nn.LayerNorm):
+        x = x - x.mean(dim=-1, keepdim=True)
+    size = (x.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt().detach()
+    out = x / size * norm.weight
+    return out + norm.bias if isinstance(norm, nn.LayerNorm) else out
+
+
+@torch.no_grad()
+def attention_maps(
+    model: VisionTransformer, images: Tensor, mask: Tensor | None = None
+) -> list[Tensor]:
+    """The attention weights of every block, each (B, H, T, T)."""
+    with recorded_attention(model) as maps:
+        model.forward_features(images, mask)
+    return maps
 
 
 @torch.no_grad()
@@ -32,7 +99,7 @@ def class_attention(model: VisionTransformer, images: Tensor, mask: Tensor | Non
     Returns:
         (B, L, H, rows, columns), each map at least 0 and in sum at most 1.
     """
-    _, maps, pooled = model.with_weights(images, mask)
+    _, maps, pooled = recorded_forward(model, images, mask)
     looks = pooled[:, None, None, None] @ torch.stack(maps, dim=1)  # B L H 1 T
     return _on_patches(model, images, looks[..., 0, :])
 
@@ -47,7 +114,7 @@ def rollout(model: VisionTransformer, images: Tensor, mask: Tensor | None = None
     Returns:
         (B, rows, columns), at least 0 and in sum at most 1.
     """
-    _, maps, pooled = model.with_weights(images, mask)
+    _, maps, pooled = recorded_forward(model, images, mask)
     flow = _read(model, pooled)[:, None]  # B 1 T
     for weights in reversed(maps):
         flow = (flow @ weights.mean(dim=1) + flow) / 2
@@ -61,7 +128,7 @@ def relevance(
 
     Attention weights count by how much they raise the logit, none below 0 and averaged over heads
     (eq. 5), and add up over the blocks (eq. 6). Unlike the paper's, the gradient takes the norms as
-    `norms.steady` does: by the true one a patch that decides everything counts for little. A class
+    `detached_norm` does: by the true one a patch that decides everything counts for little. A class
     that is known by what is absent has no patch to show.
 
     Args:
@@ -71,7 +138,7 @@ def relevance(
         (B, rows, columns), at least 0; comparable within an image, not between images.
     """
     with torch.enable_grad():
-        logits, maps, pooled = model.with_weights(images.detach().requires_grad_(), mask)
+        logits, maps, pooled = recorded_forward(model, images.detach().requires_grad_(), mask)
         slopes = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), maps)
     flow = _read(model, pooled.detach())[:, None]  # B 1 T
     for weights, slope in zip(reversed(maps), reversed(slopes), strict=True):
@@ -100,16 +167,16 @@ def _read(model: VisionTransformer, pooled: Tensor) -> Tensor:
 
     With a distillation token they are the mean of what two heads say.
     """
-    if not isinstance(model.head_dist, DistillationHead):
+    if model.head_dist is None:
         return pooled
     token = torch.zeros_like(pooled)
-    token[:, model.head_dist.place] = 1
+    token[:, model.distillation_place] = 1
     return (pooled + token) / 2
 
 
 def _on_patches(model: VisionTransformer, images: Tensor, tokens: Tensor) -> Tensor:
     """Values of tokens (..., T) as those of patches (..., rows, columns)."""
-    size = model.spec["patch_size"]
+    size = model.config.patch_size
     height, width = images.shape[-2:]
     grid = (height // size, width // size)
     return tokens[..., model.prefix :].reshape(*tokens.shape[:-1], *grid)

@@ -89,7 +89,7 @@ def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
         "merge": source.merge,
         "classes": trained.classes,
         "preprocessing": trained.preprocessing,
-        "spec": trained.model.spec,
+        "spec": trained.model.config.plain(),
         "origin": {
             "run": run.path.name if run else None,
             "checkpoint": trained.path.name,
@@ -182,7 +182,7 @@ def write_timm(source: Source, precision: str) -> dict[str, bytes]:
     """A folder as Hugging Face's hub has it, of timm's model of the same shape."""
     trained = source.trained
     try:
-        config = hub_config(trained.model.spec, trained.preprocessing, trained.classes)
+        config = hub_config(trained.model.config, trained.preprocessing, trained.classes)
     except ValueError as error:
         raise ConfigError(f"format=timm: {error}; take format=onnx, torch or safetensors") from None
     weights = _weights(trained.model.state_dict(), precision, {"format": "pt"})

@@ -31,8 +31,7 @@ def announce(parts: Parts, data: DataSet, start: list[str]) -> None:
     notes = _about(config, data)
     commit = console.commit()
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
-    model = parts.state.model
-    spec = model.spec
+    model, shape = parts.state.model, parts.state.model.config
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     processes = f"{parts.world.size} x " if parts.world.size > 1 else ""
     lines = [
@@ -41,10 +40,10 @@ def announce(parts: Parts, data: DataSet, start: list[str]) -> None:
         f"device   {processes}{runtime_device.describe(device)}{threads}, "
         f"{config.trainer.precision}",
         f"data     {config.data.name}: {sizes}; {len(data.classes)} classes, "
-        f"{'x'.join(map(str, spec['image_size']))} px",
+        f"{'x'.join(map(str, shape.image_size))} px",
         *notes,
-        f"model    {config.model.name}: patch {spec['patch_size']}, dim {spec['dim']}, depth "
-        f"{spec['depth']}, heads {spec['heads']}; {parameter_count(model):,} parameters, "
+        f"model    {config.model.name}: patch {shape.patch_size}, dim {shape.dim}, depth "
+        f"{shape.depth}, heads {shape.heads}; {parameter_count(model):,} parameters, "
         f"{flops_per_image(model) / 1e9:.3g} GFLOPs per image",
         f"plan     {parts.plan.steps:,} steps of {config.trainer.batch_size} images, "
         f"{float(parts.plan.epoch_at(parts.plan.steps)):g} epochs",

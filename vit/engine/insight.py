@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit.engine.explain import attention_maps
 from vit.model.vit import VisionTransformer
 
 
@@ -56,7 +57,7 @@ def attention_distance(
     places = model.coordinates.flatten(0, 1).float() * model.patch_embed.patch_size
     far = torch.cdist(places, places)  # N N
     found = []
-    for weights in model.attention_maps(images, mask):
+    for weights in attention_maps(model, images, mask):
         among = weights[:, :, model.prefix :, model.prefix :].float()
         among = among / among.sum(dim=-1, keepdim=True).clamp(min=1e-12)
         looks = (among * far).sum(dim=-1)  # B H N

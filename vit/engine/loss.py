@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vit.config.schema import DistillConfig, TrainerConfig
 from vit.data.types import Batch
-from vit.model.heads import by_head
 
 Teach = Callable[[Tensor], Tensor]
 """From the student's images to a teacher's logits, (B, C, height, width) -> (B, K)."""
@@ -98,3 +97,15 @@ class Loss:
         to_teacher = DISTILLATIONS[self.distill.kind]
         taught = to_teacher(listening, self.teach(batch.images), self.distill.temperature)
         return losses.lerp(taught, self.distill.share)
+
+
+def by_head(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The class head's and the teacher's logits, both (B, K); the same where there is one head.
+
+    Args:
+        logits: of a model in training, (B, K) or (B, 2, K).
+    """
+    if logits.ndim == 2:
+        return logits, logits
+    own, listening = logits.unbind(dim=1)
+    return own, listening

@@ -42,7 +42,7 @@ def open_images(
     """
     data = to_config(trained.config).data
     data = replace(data, memory="stream", workers=workers if len(paths) >= POOL_FROM else 0)
-    reader = replace(Reader.of(data, trained.model.spec["patch_size"], device), bad_images=1.0)
+    reader = replace(Reader.of(data, trained.model.config.patch_size, device), bad_images=1.0)
     recipe = None
     if data.cache != "none":
         recipe = Recipe(data.cache, data.cache_size, len(data.mean), data.max_pixels)

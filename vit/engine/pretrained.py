@@ -7,15 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vit.config.checks import OF_FILES
+from vit.config.checks import OF_FILES, SETTING_OF
 from vit.config.errors import ConfigError
+from vit.config.model import ARCH_KEYS
 from vit.config.schema import RunConfig
 from vit.data.manifest import Manifest
-from vit.model.start import SAME, MismatchError, Start, differs, spec_of, start_from
 from vit.model.vit import VisionTransformer
-from vit.model.weights import not_finite
+from vit.model.weights import (
+    LoadReport,
+    MismatchError,
+    differs,
+    load_matching,
+    not_finite,
+    spec_of,
+)
 from vit.runtime.device import autocast
 
 HEAD = 64
@@ -56,7 +63,7 @@ class Pretrained:
             )
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
-        """Settings of the run `config` that the weights decide, keys of `checks.BROUGHT`.
+        """Settings of the run `config` that the weights decide, keys of `checks.FROM_WEIGHTS`.
 
         They are the model's shape, how its images were normalised where they have as many channels,
         and the image size where the run's images have none of their own.
@@ -70,17 +77,16 @@ class Pretrained:
             raise ConfigError(f"model.weights={self.place} cannot be used: {error}") from None
         if "heads" not in spec and spec["dim"] % HEAD == 0 and spec["dim"] <= WIDEST:
             spec["heads"] = spec["dim"] // HEAD
-        brought = (*SAME, "patch_size", "pool", "registers")
-        found = {f"model.{key}": spec.get(key) for key in brought if key != "mlp_dim"}
+        found = {setting: spec.get(key) for key, setting in SETTING_OF.items()}
         found["model.mlp_ratio"] = ratio(spec["mlp_dim"], spec["dim"])
         if self.mean is not None and len(self.mean) == len(config.data.mean):
             found |= {"data.mean": self.mean, "data.std": self.std}
-        if config.data.name in OF_FILES:
-            found["data.image_size"] = spec.get("image_size")
+        if config.data.name not in OF_FILES:
+            found["data.image_size"] = None
         kept = {key: value for key, value in found.items() if value is not None}
         return {**kept, "model.layer_scale": spec["layer_scale"]}
 
-    def into(self, model: VisionTransformer, classes: list[str]) -> Start:
+    def into(self, model: VisionTransformer, classes: list[str]) -> LoadReport:
         """Give the weights to `model`, whose logits are `classes`, as far as they fit.
 
         Raises:
@@ -88,12 +94,12 @@ class Pretrained:
         """
         try:
             same = self.classes is None or self.classes == classes
-            return start_from(model, self.weights, self.spec, same_classes=same)
+            return load_matching(model, self.weights, self.spec, same_classes=same)
         except MismatchError as error:
             wanted = " ".join(
                 setting(key, error.spec)
-                for key in SAME
-                if key in error.spec and differs(key, error.spec, model.spec)
+                for key in ARCH_KEYS
+                if key in error.spec and differs(key, error.spec[key], model.config)
             )
             raise ConfigError(
                 f"model.weights={self.place} is of a model of another shape; give {wanted}"
@@ -102,11 +108,11 @@ class Pretrained:
             raise ConfigError(f"model.weights={self.place} cannot be used: {error}") from None
 
 
-def told(start: Start, config: RunConfig) -> list[str]:
+def describe(report: LoadReport, config: RunConfig) -> list[str]:
     """What became of the weights that `config.model.weights` names, as lines to read."""
-    lines = [f"weights  {config.model.weights}: {len(start.taken)} tensors taken"]
+    lines = [f"weights  {config.model.weights}: {len(report.taken)} tensors taken"]
     for word, names in (
-        ("resized", start.resized), ("new", start.new), ("not used", start.unused),
+        ("resized", report.resized), ("new", report.new), ("not used", report.unused),
     ):  # fmt: skip
         if names:
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
@@ -118,6 +124,19 @@ def told(start: Start, config: RunConfig) -> list[str]:
     return lines
 
 
+class HeadAlone(nn.Module):
+    """A head that is called as its model is, with features (B, D) for images."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, D) -> (B, K)."""
+        logits: Tensor = self.head(features)
+        return logits
+
+
 @torch.no_grad()
 def features(
     model: VisionTransformer, images: Tensor, mask: Tensor | None, precision: str
@@ -125,7 +144,8 @@ def features(
     """What the head of `model` sees of normalised images, in evaluation: float32 (B, D)."""
     model.eval()
     with autocast(images.device, precision):
-        return model.features(images, mask).float()
+        x, mask = model.encode(images, mask, model.queries)
+        return model.forward_head(x, mask, pre_logits=True).float()
 
 
 def setting(key: str, spec: dict[str, Any]) -> str:
@@ -134,7 +154,7 @@ def setting(key: str, spec: dict[str, Any]) -> str:
         return f"model.mlp_ratio={ratio(spec['mlp_dim'], spec['dim']):.6g}"
     value = spec[key]
     word = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-    return f"model.{key}={word}"
+    return f"{SETTING_OF[key]}={word}"
 
 
 def ratio(mlp_dim: int, dim: int) -> float:

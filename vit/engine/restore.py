@@ -16,6 +16,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.config.checks import nearest_multiples
 from vit.config.compose import to_plain
 from vit.config.errors import ConfigError, DataError, DivergedError, NoCheckpointError
+from vit.config.model import ViTConfig
 from vit.config.schema import RunConfig
 from vit.config.suggest import MOST_NAMES, shortened
 from vit.data.manifest import Manifest
@@ -62,36 +63,6 @@ class Trained:
             )
 
 
-def build_model(config: RunConfig, num_classes: int) -> VisionTransformer:
-    """A new model as `config` (resolved) says, its weights drawn from torch's global generator."""
-    m = config.model
-    assert not isinstance(m.patch_size, str)
-    return VisionTransformer(
-        image_size=config.data.size,
-        patch_size=m.patch_size,
-        num_classes=num_classes,
-        dim=m.dim,
-        depth=m.depth,
-        heads=m.heads,
-        mlp_ratio=m.mlp_ratio,
-        positions=m.positions,
-        pool=m.pool,
-        dropout=m.dropout,
-        drop_path=m.drop_path,
-        channels=len(config.data.mean),
-        registers=m.registers,
-        norm=m.norm,
-        mlp=m.mlp,
-        layer_scale=m.layer_scale,
-        qkv_bias=m.qkv_bias,
-        qk_norm=m.qk_norm,
-        attention=m.attention,
-        patch_dropout=m.patch_dropout,
-        zero_branches=m.zero_branches,
-        distillation_token=m.distillation_token,
-    )
-
-
 def to_checkpoint(
     state: TrainState, config: RunConfig, classes: list[str], images: str,
     training: dict[str, Any] | None,
@@ -102,10 +73,10 @@ def to_checkpoint(
     """
     model = state.selected
     return {
-        "spec": model.spec,
+        "spec": model.config.plain(),
         "preprocessing": {
-            "image_size": model.spec["image_size"],
-            "channels": model.spec["channels"],
+            "image_size": list(model.config.image_size),
+            "channels": model.config.channels,
             "mean": config.data.mean,
             "std": config.data.std,
             "aspect": config.data.aspect,
@@ -172,16 +143,16 @@ def load_trained(
     """
     path, content = find(where, report)
     try:
-        weights, spec = content["weights"], content["spec"]
+        weights, config = content["weights"], ViTConfig(**content["spec"])
         if name := not_finite(weights):
             raise checkpoint.BadCheckpointError(
                 f"{path} holds weights that are not finite ({name}), its training diverged; "
                 f"give another checkpoint"
             )
         if size is not None:
-            _check_size(size, spec["patch_size"])
-            weights, spec = resized(weights, spec, size)
-        model = VisionTransformer(**spec)
+            _check_size(size, config.patch_size)
+            weights, config = resized(weights, config, size)
+        model = VisionTransformer(config)
         model.load_state_dict(weights)
         preprocessing = {"aspect": "crop", **content["preprocessing"]}  # once there was no other
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
@@ -190,7 +161,7 @@ def load_trained(
     return Trained(
         model=model.to(device).eval(),
         classes=content["classes"],
-        preprocessing={**preprocessing, "image_size": model.spec["image_size"]},
+        preprocessing={**preprocessing, "image_size": list(config.image_size)},
         evaluation=content["evaluation"],
         config=content["config"],
         step=content["step"],

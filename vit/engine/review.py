@@ -266,7 +266,7 @@ def _explained(
     tokens = model.coordinates[..., 0].numel() + model.prefix
     if tokens > MOST_TOKENS:
         return
-    weights = model.spec["depth"] * model.spec["heads"] * tokens**2
+    weights = model.config.depth * model.config.heads * tokens**2
     at_once = max(1, min(64, _AT_ONCE // weights))
     for numbers, pictures, images, mask in _batches(rows, predictions, loader, at_once):
         heats = heat_of_each(rollout(model, images, mask), mask)

@@ -173,17 +173,17 @@ def flops_per_image(
     """Operations of one forward pass per image, 2 per multiply-add, counted by torch.
 
     Args:
-        model: only its spec counts.
+        model: only its architecture counts.
         patch_dropout: share of the patches that is left out.
         size: height and width of the image in pixels; None: the model's.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    height, width = size or model.spec["image_size"]
+    height, width = size or model.config.image_size
     with torch.device("meta"):
-        twin = VisionTransformer(**{**model.spec, "patch_dropout": patch_dropout})
+        twin = VisionTransformer(model.config, patch_dropout=patch_dropout)
         twin.requires_grad_(False)
-        images = torch.empty(1, model.spec["channels"], height, width)
+        images = torch.empty(1, model.config.channels, height, width)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         twin(images)

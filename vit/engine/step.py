@@ -9,9 +9,8 @@ import torch
 
 from vit.config.schema import TrainerConfig
 from vit.data.types import Batch
-from vit.engine.loss import Loss
+from vit.engine.loss import Loss, by_head
 from vit.engine.state import TrainState, as_tensor
-from vit.model.heads import by_head
 from vit.runtime.device import autocast
 from vit.runtime.dist import World, whole, without_averaging
 from vit.runtime.seeding import reseed

@@ -121,9 +121,9 @@ class Trainer:
         model.patch_dropout.rate = drops * parts.config.model.patch_dropout
         small = parts.config.schedule.small_images
         if small is None or step >= parts.plan.small_images_end:
-            self.size, model.stretches = parts.config.data.size, False
+            self.size, model.interpolate_positions = parts.config.data.size, False
             return batch
-        self.size, model.stretches = height_width(small), True
+        self.size, model.interpolate_positions = height_width(small), True
         images = F.interpolate(batch.images, self.size, mode="bilinear", antialias=True)
         return replace(batch, images=images)
 

@@ -1,16 +1,130 @@
-"""Multi-head attention: within one sequence (the encoder's) and between sequences.
+"""Multi-head attention: of one sequence over itself (the encoder's), and between sequences.
+
+A score says how a query is compared with a key; a new one is a class and a line in SCORES.
 
 Legend: B batch, T tokens or keys, Q queries, D width, H heads, K and V widths of a head.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.model.scores import ATTENTIONS
+from vit.config.model import ViTConfig
+from vit.model.layers import NORMS
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """softmax(scale * q k^T) v with the kernel that is fastest for device and dtype.
+
+    On CPUs in bf16 the fused kernel's backward is several times slower than plain products.
+
+    Args:
+        q: (B, H, Q, K).
+        k: (B, H, T, K).
+        v: (B, H, T, V).
+        scale: factor of the logits.
+        mask: broadcastable to (B, H, Q, T): boolean, True keeps, or floats that are added to the
+            logits: the logarithm of how many keys each one stands for. None: each is one.
+
+    Returns:
+        (B, H, Q, V).
+    """
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return softmax((q * scale) @ k.transpose(-2, -1), mask) @ v
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+
+
+def softmax(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention weights of logits (B, H, Q, T): each row sums to 1 over the keys that `mask` keeps.
+
+    A row without such a key is not a number. `mask` as in `attend`.
+    """
+    if mask is not None:
+        is_choice = mask.dtype == torch.bool
+        logits = logits.masked_fill(~mask, -math.inf) if is_choice else logits + mask
+    return logits.softmax(dim=-1)
+
+
+class Dot(nn.Module):
+    """softmax(q k^T): dot-product attention (Luong et al. 2015, eq. 8).
+
+    The other products are this one on other queries or keys, or with another scale.
+    """
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.scale = 1.0
+
+    def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The queries and keys whose product is taken, of the same shapes."""
+        return q, k
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, H, Q, K), (B, H, T, K), (B, H, T, V) -> (B, H, Q, V); `mask` as in `attend`."""
+        return attend(*self.prepare(q, k), v, self.scale, mask)
+
+    def weights(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The weights that `forward` uses, (B, H, Q, T)."""
+        q, k = self.prepare(q, k)
+        return softmax((q * self.scale) @ k.transpose(-2, -1), mask)
+
+
+class ScaledDot(Dot):
+    """softmax(q k^T / sqrt(K)) (Vaswani et al. 2017, eq. 1)."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__(heads, width)
+        self.scale = width**-0.5
+
+
+class Cosine(Dot):
+    """softmax(cos(q, k) / t) with a learned temperature t per head (Liu et al. 2022, eq. 2).
+
+    It starts at t = 0.1; the parameter is log(1 / t).
+    """
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__(heads, width)
+        self.log_scale = nn.Parameter(torch.full((heads,), math.log(10)))
+
+    def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit queries times 1 / t, and unit keys."""
+        exact = torch.promote_types(q.dtype, torch.float32)
+        unit = F.normalize(q.to(exact), dim=-1) * self.log_scale.exp()[:, None, None]
+        return unit.to(q.dtype), F.normalize(k.to(exact), dim=-1).to(k.dtype)
+
+
+class Additive(Dot):
+    """softmax(u^T tanh(q + k)), u learned per head (Bahdanau et al. 2015, appendix A.1.2).
+
+    The paper's two matrices are the projections to q and k. Memory grows with Q * T * K.
+    """
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__(heads, width)
+        self.vector = nn.Parameter(torch.randn(heads, width) * width**-0.5)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See Dot."""
+        return self.weights(q, k, mask) @ v
+
+    def weights(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See Dot."""
+        sums = q[:, :, :, None] + k[:, :, None]  # B H Q T K
+        return softmax((sums.tanh() @ self.vector[:, None, :, None])[..., 0], mask)
+
+
+SCORES: dict[str, Callable[[int, int], Dot]] = {
+    "scaled_dot": ScaledDot,
+    "dot": Dot,
+    "cosine": Cosine,
+    "additive": Additive,
+}
 
 
 class Attention(nn.Module):
@@ -21,7 +135,7 @@ class Attention(nn.Module):
         heads: number of heads H.
         d_k: width K of each head's queries and keys; None: dim // heads.
         d_v: width V of each head's values; None: dim // heads.
-        attention: how a query scores a key, a key of `scores.ATTENTIONS`.
+        attention: how a query is compared with a key, a key of SCORES.
         bias: the projections have a bias.
 
     Raises:
@@ -51,7 +165,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(dim, heads * d_k, bias=bias)
         self.k = nn.Linear(dim, heads * d_k, bias=bias)
         self.v = nn.Linear(dim, heads * d_v, bias=bias)
-        self.score = ATTENTIONS[attention](heads, d_k)
+        self.score = SCORES[attention](heads, d_k)
         self.proj = nn.Linear(heads * d_v, dim, bias=bias)
 
     def forward(
@@ -64,126 +178,89 @@ class Attention(nn.Module):
             key, value: (B, T, D).
             mask: boolean, True keeps: (B, T) for keys that exist, or broadcastable to
                 (B, H, Q, T). At least one key of every query is kept. None keeps all. Floats
-                instead are added to the logits, as in `scores.attend`.
+                instead are added to the logits, as in `attend`.
 
         Returns:
             (B, Q, D).
         """
-        q, k, v = self._split(self.q(query)), self._split(self.k(key)), self._split(self.v(value))
+        q, k, v = (
+            split_heads(part, self.heads) for part in (self.q(query), self.k(key), self.v(value))
+        )
         mixed = self.score(q, k, v, over_keys(mask))  # B H Q V
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
         """The attention weights that `forward` uses: (B, H, Q, T)."""
-        q, k = self._split(self.q(query)), self._split(self.k(key))
-        return self.score.weights(q, k, over_keys(mask))
-
-    def _split(self, x: Tensor) -> Tensor:
-        """Features by head: (B, T, H * K) -> (B, H, T, K)."""
-        batch, tokens, width = x.shape
-        return x.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
+        q, k = (split_heads(part, self.heads) for part in (self.q(query), self.k(key)))
+        weights: Tensor = self.score.weights(q, k, over_keys(mask))
+        return weights
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention with queries, keys and values from one product, as timm has it.
 
-    Args:
-        dim: width D of the tokens; a multiple of `heads`.
-        heads: number of heads H.
-        dropout: probability of dropping an output feature.
-        qkv_bias: queries, keys and values have a bias.
-        head_norm: builds a norm of a given width, for queries and keys of each head (QK-norm,
-            Henry et al. 2020; Dehghani et al. 2023); None: none.
-        attention: how a query scores a key, a key of `scores.ATTENTIONS`.
+    With `qk_norm`, queries and keys of each head are normalised (Henry et al. 2020; Dehghani et al.
+    2023).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        dropout: float = 0.0,
-        qkv_bias: bool = True,
-        head_norm: Callable[[int], nn.Module] | None = None,
-        attention: str = "scaled_dot",
-    ) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm = nn.Identity() if head_norm is None else head_norm(dim // heads)
-        self.k_norm = nn.Identity() if head_norm is None else head_norm(dim // heads)
-        self.score = ATTENTIONS[attention](heads, dim // heads)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(dropout)
-
-    def project(self, x: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of tokens (B, T, D), each (B, H, T, K)."""
-        batch, tokens, dim = x.shape
-        q, k, v = (
-            part.view(batch, tokens, self.heads, dim // self.heads).transpose(1, 2)  # B H T K
-            for part in self.qkv(x).chunk(3, dim=-1)
-        )
-        return rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary), v
+        head_norm = NORMS[config.norm] if config.qk_norm else nn.Identity
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.qkv_bias)
+        self.q_norm = head_norm(config.head_dim)
+        self.k_norm = head_norm(config.head_dim)
+        self.score = SCORES[config.attention](config.heads, config.head_dim)
+        self.proj = nn.Linear(config.dim, config.dim)
+        self.proj_drop = nn.Dropout(config.dropout)
 
     def forward(
         self,
         x: Tensor,
-        rotary: Tensor | None = None,
+        rope: Tensor | None = None,
         mask: Tensor | None = None,
-        only: int | None = None,
+        queries: int | None = None,
     ) -> Tensor:
-        """Mix tokens (B, T, D) -> (B, T, D), or (B, only, D).
+        """Mix tokens (B, T, D) -> (B, T, D), or (B, queries, D).
 
         Args:
             x: tokens.
-            rotary: how to rotate queries and keys, as in `rotate`.
+            rope: cosines and sines, as in `rotate`; None: none.
             mask: as in `Attention`.
-            only: so many tokens, the first, ask; None: all.
+            queries: so many tokens, the first, ask; None: all.
         """
-        return self.with_keys(x, rotary, mask, only)[0]
+        q, k, v = self.project(x, rope)
+        return self.mix(q[:, :, :queries], k, v, mask)
 
-    def with_keys(
-        self,
-        x: Tensor,
-        rotary: Tensor | None = None,
-        mask: Tensor | None = None,
-        only: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """`forward`, and the keys (B, H, T, K) that are scored."""
-        q, k, v = self.project(x, rotary)
-        return self._join(self.score(q[:, :, :only], k, v, over_keys(mask))), k
+    def project(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens (B, T, D), each (B, H, T, K)."""
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
 
-    def weights(
-        self, x: Tensor, rotary: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """The attention weights that `forward` uses: (B, H, T, T)."""
-        q, k, _ = self.project(x, rotary)
-        return self.score.weights(q, k, over_keys(mask))
-
-    def with_weights(
-        self, x: Tensor, rotary: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`forward` and `weights` in one graph, in which the second makes the first."""
-        q, k, v = self.project(x, rotary)
-        weights = self.score.weights(q, k, over_keys(mask))
-        return self._join(weights @ v), weights
-
-    def _join(self, mixed: Tensor) -> Tensor:
-        """What the heads say, projected: (B, H, T, K) -> (B, T, D)."""
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """What tokens take from others: (B, H, Q, K), (B, H, T, K), (B, H, T, K) -> (B, Q, D)."""
+        mixed = self.score(q, k, v, over_keys(mask))  # B H Q K
         out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
         return out
 
 
-def rotate(x: Tensor, rotary: Tensor | None) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Features by head: (B, T, H * K) -> (B, H, T, K)."""
+    batch, tokens, width = x.shape
+    return x.view(batch, tokens, heads, width // heads).transpose(1, 2)
+
+
+def rotate(x: Tensor, rope: Tensor | None) -> Tensor:
     """Rotate feature pairs (j, j + K/2) of queries or keys (Su et al. 2021, section 3.2.2).
 
     Args:
         x: (B, H, T, K).
-        rotary: cosines and sines of the angles, broadcastable to (2, B, H, T, K/2); None: none.
+        rope: cosines and sines of the angles, broadcastable to (2, B, H, T, K/2); None: none.
     """
-    if rotary is None:
+    if rope is None:
         return x
-    cos, sin = rotary.unbind(0)
+    cos, sin = rope.unbind(0)
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return turned.to(x.dtype)

@@ -5,15 +5,15 @@ Legend: B batch, N patches, T tokens (prefix + patches), D width, K width of a h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit.model.block import Block
 from vit.model.positions import rotary
-from vit.model.vit import VisionTransformer
+from vit.model.vit import Block, VisionTransformer
 
 
 def merged(model: VisionTransformer, r: int) -> nn.Module:
@@ -34,11 +34,11 @@ def merged(model: VisionTransformer, r: int) -> nn.Module:
         ValueError: `r` is negative, or more than half of the patches.
 
     Example:
-        >>> model = VisionTransformer(32, 4, num_classes=10, dim=192, depth=6, heads=3)
+        >>> model = VisionTransformer(image_size=32, patch_size=4, dim=192, depth=6, heads=3)
         >>> merged(model, r=8)(torch.zeros(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
+        torch.Size([2, 1000])
     """
-    patches = model.coordinates[..., 0].numel()
+    patches = math.prod(model.config.grid)
     if not 0 <= r <= patches // 2:
         raise ValueError(
             f"a block can merge 0 to {patches // 2} of the model's {patches} patches, not {r}"
@@ -63,26 +63,25 @@ class MergingTransformer(nn.Module):
         if mask is not None:
             raise ValueError("token merging takes whole images, without a mask of patches")
         model, prefix = self.model, self.model.prefix
-        x, angles, _ = model.place(images)
+        x, angles, _ = model.embed(images)
         sizes = images.new_ones(images.shape[0], x.shape[1] - prefix, 1)  # B N 1
         log_sizes: Tensor | None = None
-        last = len(model.blocks) - 1
-        for i, block in enumerate(model.blocks):
+        for number, block in enumerate(model.blocks, start=1):
             assert isinstance(block, Block)
-            only = model.reads if i == last else None
-            turns = None if angles is None else rotary(angles, prefix)
-            x, keys = block.attend(x, turns, log_sizes, only)
-            r = min(self.r, sizes.shape[1] // 2) if only is None else 0
+            queries = model.queries if number == len(model.blocks) else None
+            rope = None if angles is None else rotary(angles, prefix)
+            q, keys, v = block.attn.project(block.norm1(x), rope)
+            mixed = block.attn.mix(q[:, :, :queries], keys, v, log_sizes)
+            x = x[:, :queries] + block.ls1(mixed)
+            r = min(self.r, sizes.shape[1] // 2) if queries is None else 0
             if r:
                 add, before = matching(keys[:, :, prefix:].mean(dim=1), r), sizes
                 sizes = add(before)
                 x = torch.cat([x[:, :prefix], add(x[:, prefix:] * before) / sizes], dim=1)
                 angles = None if angles is None else add(angles * before) / sizes
                 log_sizes = F.pad(sizes[..., 0].log(), (prefix, 0))  # B T
-            x = block.feed_forward(x)
-        x = model.norm(x)
-        logits: Tensor = model.head_dist(model.head(model.pool(x, prefix, log_sizes)), x)
-        return logits
+            x = x + block.ls2(block.mlp(block.norm2(x)))
+        return model.forward_head(model.norm(x), log_sizes)
 
 
 def matching(keys: Tensor, r: int) -> Callable[[Tensor], Tensor]:

@@ -1,72 +1,92 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-Legend: B batch, C channels, N patches, T tokens (prefix + patches), D width, H heads.
+Legend: B batch, C channels, N patches, T tokens (prefix + patches), D width, K classes.
 State-dict names are timm's, so weights travel both ways (see `weights.py`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vit.model.block import Block
-from vit.model.heads import DistillationHead, OneHead
-from vit.model.norms import NORMS, steady
-from vit.model.patches import PatchDropout, PatchEmbed
+from vit.config.model import ViTConfig
+from vit.model.attention import SelfAttention
+from vit.model.layers import MLPS, NORMS, DropPath, LayerScale, PatchDropout, PatchEmbed
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS, grid_coordinates, rotary
 
+SIZES = ("image_size", "patch_size", "num_classes", "dim", "depth", "heads", "mlp_dim")
+"""Options that `VisionTransformer` takes by position, too: the order is promised."""
 TOKENS = ("pos_embed", "cls_token", "dist_token", "reg_token")
 """Parameters that are added or prepended to tokens, not multiplied with them."""
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)) (Dosovitskiy et al. 2021, eq. 2 and 3).
+
+    Args:
+        config: of the model.
+        drop_path: probability of dropping each of the two branches.
+    """
+
+    def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
+        super().__init__()
+
+        def scale() -> nn.Module:
+            initial = config.layer_scale
+            return nn.Identity() if initial is None else LayerScale(config.dim, initial)
+
+        self.norm1 = NORMS[config.norm](config.dim)
+        self.attn = SelfAttention(config)
+        self.ls1 = scale()
+        self.norm2 = NORMS[config.norm](config.dim)
+        self.mlp = MLPS[config.mlp](config.dim, config.mlp_dim, config.dropout)
+        self.ls2 = scale()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: Tensor | None = None,
+        mask: Tensor | None = None,
+        queries: int | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D) or (B, queries, D); arguments as in `SelfAttention`."""
+        mixed = self.attn(self.norm1(x), rope, mask, queries)
+        x = x[:, :queries] + self.drop_path(self.ls1(mixed))
+        out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return out
 
 
 class VisionTransformer(nn.Module):
     """A pre-norm Vision Transformer classifier.
 
     Args:
-        image_size: height and width in pixels, or one number for both; multiples of `patch_size`.
-        patch_size: side of a square patch in pixels.
-        num_classes: number of logits.
-        dim: width D of the tokens; a multiple of `heads`.
-        depth: number of blocks.
-        heads: attention heads H per block.
-        mlp_dim: hidden width of the MLP; None: `mlp_ratio` times `dim`.
-        mlp_ratio: hidden width of the MLP as a multiple of `dim`, where `mlp_dim` is None.
-        positions: a key of `positions.POSITIONS`.
-        pool: a key of `pooling.POOLINGS`.
-        dropout: after positions, attention projection and MLP layers.
-        drop_path: stochastic depth rate of the last block; rises linearly from 0.
-        channels: image channels C.
-        registers: learned tokens beside the class token (Darcet et al. 2024); never pooled.
-        distillation_token: one learned token more, with a head of its own for what a teacher says
-            (DeiT, Touvron et al. 2021, section 4).
-        norm: a key of `norms.NORMS`.
-        mlp: a key of `mlp.MLPS`.
-        layer_scale: initial factor of LayerScale; None: no LayerScale.
-        qkv_bias: queries, keys and values have a bias.
-        qk_norm: queries and keys are normalised per head.
-        attention: how a query scores a key, a key of `scores.ATTENTIONS`.
-        patch_dropout: share of each image's patches that is dropped in training.
-        zero_branches: both branches of every block start as zero (Goyal et al. 2017, section 5.1).
+        config: its architecture, or the first of SIZES; None: the defaults of `ViTConfig`.
+        sizes: the other SIZES.
+        options: of `ViTConfig`, in place of what `config` or the defaults say.
 
     Attributes:
-        spec: the arguments that make the architecture, as plain values: `VisionTransformer(**spec)`
-            is the same one.
+        config: its architecture.
         prefix: number of tokens (class, distillation, registers) before the patches.
-        stretches: an image that is smaller than the model's is a whole image, on which the
-            positions spread; else it is the top left part of one. False at first.
+        queries: the logits depend on so many tokens, the first; None: on all.
+        interpolate_positions: an image that is smaller than the model's is a whole image, on which
+            the positions spread; else it is the top left part of one. False at first.
         checkpoint_activations: compute each block again in the backward pass (Chen et al. 2016):
             the same gradient, less memory, a third more time. False at first.
 
     Raises:
-        ValueError: `dim` is not a multiple of `heads` (of 2 or 4 for fixed positions, of 4 heads
-            for rope2d), or `image_size` not of `patch_size`.
+        ValueError: sizes that do not fit (see `ViTConfig`), or a width that is not a multiple of
+            what the positions need.
 
     Example:
-        >>> model = VisionTransformer(32, 4, num_classes=10, dim=192, depth=6, heads=3)
+        >>> model = VisionTransformer(
+        ...     image_size=32, patch_size=4, num_classes=10, dim=192, depth=6, heads=3
+        ... )
         >>> model(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -75,119 +95,100 @@ class VisionTransformer(nn.Module):
     pos_embed: Tensor | None
 
     def __init__(
-        self,
-        image_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        num_classes: int = 1000,
-        dim: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        mlp_dim: int | None = None,
-        mlp_ratio: float = 4.0,
-        positions: str = "learned",
-        pool: str = "cls",
-        dropout: float = 0.0,
-        drop_path: float = 0.0,
-        channels: int = 3,
-        registers: int = 0,
-        norm: str = "layernorm",
-        mlp: str = "gelu",
-        layer_scale: float | None = None,
-        qkv_bias: bool = True,
-        qk_norm: bool = False,
-        attention: str = "scaled_dot",
-        patch_dropout: float = 0.0,
-        zero_branches: bool = False,
-        distillation_token: bool = False,
+        self, config: ViTConfig | int | tuple[int, int] | None = None, *sizes: int, **options: Any
     ) -> None:
         super().__init__()
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if dim % heads:
-            raise ValueError(f"dim={dim} is not a multiple of heads={heads}")
-        if height % patch_size or width % patch_size:
-            raise ValueError(f"image_size={image_size} is not a multiple of {patch_size=}")
-        hidden = int(dim * mlp_ratio) if mlp_dim is None else mlp_dim
-        self.spec: dict[str, Any] = {
-            "image_size": [height, width], "patch_size": patch_size, "num_classes": num_classes,
-            "dim": dim, "depth": depth, "heads": heads, "mlp_dim": hidden,
-            "positions": positions, "pool": pool, "dropout": dropout, "drop_path": drop_path,
-            "channels": channels, "registers": registers, "norm": norm, "mlp": mlp,
-            "layer_scale": layer_scale, "qkv_bias": qkv_bias, "qk_norm": qk_norm,
-            "attention": attention, "patch_dropout": patch_dropout,
-            "distillation_token": distillation_token,
-        }  # fmt: skip
-        grid = (height // patch_size, width // patch_size)
-
-        self.patch_embed = PatchEmbed(patch_size, channels, dim)
-        self.patch_dropout = PatchDropout(patch_dropout)
-        self.positions = POSITIONS[positions](grid, dim, heads)
-        self.register_buffer("coordinates", grid_coordinates(*grid), persistent=False)
+        if isinstance(config, ViTConfig):
+            c = replace(config, **options)
+        else:
+            given = () if config is None else (config, *sizes)
+            named: dict[str, Any] = dict(zip(SIZES, given, strict=False))
+            c = ViTConfig(**named, **options)
+        self.config = c
+        self.patch_embed = PatchEmbed(c.patch_size, c.channels, c.dim)
+        self.patch_dropout = PatchDropout(c.patch_dropout)
+        self.positions = POSITIONS[c.positions](c.grid, c.dim, c.heads)
+        self.register_buffer("coordinates", grid_coordinates(*c.grid), persistent=False)
         table = self.positions.table()
         if table is None or isinstance(table, nn.Parameter):
             self.register_parameter("pos_embed", table)
         else:
             self.register_buffer("pos_embed", table)
-        self.dropout = nn.Dropout(dropout)
-        pooling = POOLINGS[pool](dim, heads)
-        has_class_token = pooling.needs_class_token
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim)) if has_class_token else None
-        self.dist_token = nn.Parameter(torch.randn(1, 1, dim)) if distillation_token else None
-        self.reg_token = nn.Parameter(torch.randn(1, registers, dim)) if registers else None
-        self.prefix = int(has_class_token) + int(distillation_token) + registers
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            Block(
-                dim, heads, hidden, dropout, rate, norm, mlp, layer_scale, qkv_bias, qk_norm,
-                attention,
-            )
-            for rate in rates
-        )  # fmt: skip
-        self.norm = NORMS[norm](dim)
-        self.pool = pooling
-        self.stretches = False
-        self.checkpoint_activations = False
-        self.head = nn.Linear(dim, num_classes)
-        place = int(has_class_token)
-        self.head_dist = (
-            DistillationHead(dim, num_classes, place) if distillation_token else OneHead()
+        self.dropout = nn.Dropout(c.dropout)
+
+        pool = POOLINGS[c.pool](c.dim, c.heads)
+        counts = int(pool.needs_class_token), int(c.distillation_token), c.registers
+        self.cls_token, self.dist_token, self.reg_token = (
+            nn.Parameter(torch.randn(1, count, c.dim)) if count else None for count in counts
         )
-        self.reads = None if pooling.reads is None else max(pooling.reads, self.head_dist.reads)
-        self._initialise(zero_branches)
+        self.prefix = sum(counts)
+        rates = [c.drop_path * i / max(c.depth - 1, 1) for i in range(c.depth)]
+        self.blocks = nn.ModuleList(Block(c, rate) for rate in rates)
+        self.norm = NORMS[c.norm](c.dim)
+        self.pool = pool
+        self.head = nn.Linear(c.dim, c.num_classes)
+        self.head_dist = nn.Linear(c.dim, c.num_classes) if c.distillation_token else None
+        self.queries = None if pool.reads is None else pool.reads + int(c.distillation_token)
+        self.interpolate_positions = False
+        self.checkpoint_activations = False
+        self._init_weights()
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits of images: (B, C, height, width) -> (B, num_classes).
+        """Logits of images: (B, C, height, width) -> (B, K).
 
-        With a distillation token, in training: (B, 2, num_classes), the class's and the teacher's.
+        With a distillation token, in training: (B, 2, K), the class head's and the teacher's.
 
         Args:
-            images: normalised pixels, of the model's size or smaller: see `stretches`.
+            images: normalised pixels, of the model's size or smaller: see `interpolate_positions`.
             mask: boolean (B, N), True for patches that exist; None: all do.
 
         Raises:
             ValueError: the images are larger than the model's, or not whole patches.
         """
-        x, mask = self.encode(images, mask)
-        logits: Tensor = self.head_dist(self.head(self.pool(x, self.prefix, mask)), x)
-        return logits
+        x, mask = self.encode(images, mask, self.queries)
+        return self.forward_head(x, mask)
 
-    def features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the head sees of images, (B, D); arguments as in `forward`."""
-        x, mask = self.encode(images, mask)
-        pooled: Tensor = self.pool(x, self.prefix, mask)
-        return pooled
+    def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalised tokens (B, T, D), as timm's; arguments as in `forward`."""
+        return self.encode(images, mask)[0]
 
-    def encode(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Normalised tokens (B, T, D), or those that are read, and the mask of all (B, T);
-        arguments as in `forward`.
+    def forward_head(
+        self, x: Tensor, mask: Tensor | None = None, *, pre_logits: bool = False
+    ) -> Tensor:
+        """What `forward` makes of tokens, as timm's.
+
+        Args:
+            x: normalised tokens (B, T, D), or the first of them that count.
+            mask: of the tokens, as in `Pooling`; None: all exist.
+            pre_logits: give what the head sees instead, (B, D).
         """
-        x, turns, mask = self.embed(images, mask)
-        last = len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            only = self.reads if i == last else None
+        pooled: Tensor = self.pool(x, self.prefix, mask)
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.head(pooled)
+        if self.head_dist is None:
+            return logits
+        both = torch.stack([logits, self.head_dist(x[:, self.distillation_place])], dim=1)
+        return both if self.training else both.mean(dim=1)
+
+    def encode(
+        self, images: Tensor, mask: Tensor | None = None, queries: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalised tokens (B, T, D) and the mask of all of them (B, T).
+
+        Args:
+            images, mask: as in `forward`.
+            queries: so many tokens, the first, are wanted, so that the last block computes no
+                others; None: all.
+        """
+        x, angles, mask = self.embed(images, mask)
+        rope = None if angles is None else rotary(angles, self.prefix)
+        for number, block in enumerate(self.blocks, start=1):
+            wanted = queries if number == len(self.blocks) else None
             if self.checkpoint_activations and self.training:
-                x = checkpoint(block, x, turns, mask, only, use_reentrant=False)
+                x = checkpoint(block, x, rope, mask, wanted, use_reentrant=False)
             else:
-                x = block(x, turns, mask, only)
+                x = block(x, rope, mask, wanted)
         return self.norm(x), mask
 
     def embed(
@@ -196,16 +197,9 @@ class VisionTransformer(nn.Module):
         """What the first block gets; arguments as in `forward`.
 
         Returns:
-            tokens (B, T, D), what `attention.rotate` turns queries and keys by, and the mask of
-            all tokens (B, T).
+            tokens (B, T, D), the angles that `Positions` gives for the patches, and the mask of all
+            tokens (B, T).
         """
-        tokens, angles, mask = self.place(images, mask)
-        return tokens, None if angles is None else rotary(angles, self.prefix), mask
-
-    def place(
-        self, images: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`embed`, with the angles of the patches that `positions.Positions` gives."""
         coordinates = self._coordinates(images)
         patches, coordinates, mask = self.patch_dropout(self.patch_embed(images), coordinates, mask)
         patches, angles = self.positions(patches, coordinates, self.pos_embed)
@@ -219,37 +213,10 @@ class VisionTransformer(nn.Module):
             mask = nn.functional.pad(mask, (self.prefix, 0), value=True)
         return tokens, angles, mask
 
-    @torch.no_grad()
-    def attention_maps(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """The attention weights of every block, each (B, H, T, T); arguments as in `forward`."""
-        x, turns, mask = self.embed(images, mask)
-        maps = []
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            maps.append(block.attn.weights(block.norm1(x), turns, mask))
-            x = block(x, turns, mask)
-        return maps
-
-    def with_weights(
-        self, images: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """`forward`, computed from attention weights by which it can be differentiated.
-
-        Arguments as in `forward`. The gradient takes the norms as `norms.steady` does.
-
-        Returns:
-            logits as `forward` gives them, to rounding; the attention weights of every block, each
-            (B, H, T, T); how much the pooling takes of each token (B, T).
-        """
-        x, turns, mask = self.embed(images, mask)
-        maps = []
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            x, weights = block.with_weights(x, turns, mask)
-            maps.append(weights)
-        x = steady(self.norm, x)
-        logits: Tensor = self.head_dist(self.head(self.pool(x, self.prefix, mask)), x)
-        return logits, maps, self.pool.reading(x, self.prefix, mask)
+    @property
+    def distillation_place(self) -> int:
+        """Of the distillation token among the tokens."""
+        return int(self.cls_token is not None)
 
     def decays(self, name: str) -> bool:
         """Whether the parameter `name` takes weight decay: matrices do; vectors and tokens not."""
@@ -273,9 +240,9 @@ class VisionTransformer(nn.Module):
 
     def _coordinates(self, images: Tensor) -> Tensor:
         """(row, column) of the patches of images of this size in the model's grid: (N, 2)."""
-        size = self.patch_embed.patch_size
+        size = self.config.patch_size
+        rows, columns = self.config.grid
         height, width = (side // size for side in images.shape[-2:])
-        rows, columns, _ = self.coordinates.shape
         fits = 0 < height <= rows and 0 < width <= columns
         if not fits or images.shape[-2:] != (height * size, width * size):
             raise ValueError(
@@ -283,12 +250,12 @@ class VisionTransformer(nn.Module):
                 f"patches of {size} px, up to {rows * size}x{columns * size}"
             )
         coordinates = self.coordinates[:height, :width].flatten(0, 1)
-        if self.stretches and (height, width) != (rows, columns):
+        if self.interpolate_positions and (height, width) != (rows, columns):
             y, x = (coordinates + 0.5).unbind(-1)
             return torch.stack([y * rows / height, x * columns / width], dim=-1) - 0.5
         return coordinates
 
-    def _initialise(self, zero_branches: bool) -> None:
+    def _init_weights(self) -> None:
         """As big_vision does: Xavier uniform for each of q, k, v, projection and MLP, LeCun normal
         for the patch embedding, zero biases, a zero head (first loss: log K). The class token is
         standard normal, like patches and positions: at 0 the first norm would multiply its
@@ -300,7 +267,7 @@ class VisionTransformer(nn.Module):
             weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
             for matrix in (*block.attn.qkv.weight.chunk(3), *weights):
                 nn.init.xavier_uniform_(matrix)
-            if zero_branches:
+            if self.config.zero_branches:
                 nn.init.zeros_(block.attn.proj.weight)
                 nn.init.zeros_(block.mlp.get_parameter("fc2.weight"))
         for layer in self.pool.modules():
@@ -308,9 +275,6 @@ class VisionTransformer(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
         patch = self.patch_embed.proj.weight
         nn.init.trunc_normal_(patch, std=patch[0].numel() ** -0.5)
-        for head in (self.head, self.head_dist):
-            if isinstance(head, nn.Linear):
-                nn.init.zeros_(head.weight)
         for name, parameter in self.named_parameters():
-            if name.endswith(".bias"):
+            if name.endswith(".bias") or name in ("head.weight", "head_dist.weight"):
                 nn.init.zeros_(parameter)

@@ -1,13 +1,45 @@
-"""Weights to and from timm's `VisionTransformer`, whose names are ours; to other image sizes."""
+"""Weights to and from timm's `VisionTransformer`, whose names are ours; to other image sizes; as a
+start for a model of other classes, patch size or channels.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vit.config.model import ARCH_KEYS, ViTConfig
+from vit.model.vit import VisionTransformer
+
+PATCHES = "patch_embed.proj.weight"
+OPTIONAL_KEYS = (
+    "head", "cls_token", "dist_token", "reg_token", "pos_embed", "pool.", "attn_pool.",
+    "pre_logits.", "mask_token",
+)  # fmt: skip
+"""Beginnings of names that a model may do without: how it reads its tokens, and extra tokens."""
+
+
+class MismatchError(ValueError):
+    """Weights of a model of another shape; `spec` says of which, as far as the weights show it."""
+
+    def __init__(self, reason: str, spec: Mapping[str, Any]) -> None:
+        super().__init__(reason)
+        self.spec = dict(spec)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of weights, each a list of names, with sizes where they changed."""
+
+    taken: list[str]
+    resized: list[str]
+    new: list[str]
+    unused: list[str]
 
 
 def not_finite(weights: Mapping[str, Any]) -> str | None:
@@ -16,7 +48,7 @@ def not_finite(weights: Mapping[str, Any]) -> str | None:
     return next((name for name, w in tensors if not w.isfinite().all()), None)
 
 
-def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
+def timm_kwargs(config: ViTConfig) -> dict[str, Any]:
     """Arguments with which `timm.models.VisionTransformer` reads our state dict as it is.
 
     timm reads fixed positions as a parameter that it then holds.
@@ -31,37 +63,37 @@ def timm_kwargs(spec: Mapping[str, Any]) -> dict[str, Any]:
         "attention": ("scaled_dot",),
         "distillation_token": (False,),
     }.items():
-        if spec[key] not in names:
-            raise ValueError(f"timm's VisionTransformer has no {key}={spec[key]}")
+        if (value := getattr(config, key)) not in names:
+            raise ValueError(f"timm's VisionTransformer has no {key}={value}")
     from timm.layers.mlp import Mlp, SwiGLU
     from timm.layers.norm import RmsNorm
 
     return {
-        "img_size": tuple(spec["image_size"]),
-        "patch_size": spec["patch_size"],
-        "in_chans": spec["channels"],
-        "num_classes": spec["num_classes"],
-        "embed_dim": spec["dim"],
-        "depth": spec["depth"],
-        "num_heads": spec["heads"],
-        "mlp_ratio": (spec["mlp_dim"] + 0.5) / spec["dim"],  # which timm rounds down
-        "pos_embed": "none" if spec["positions"] == "none" else "learn",
-        "class_token": spec["pool"] == "cls",
-        "global_pool": "token" if spec["pool"] == "cls" else "avg",
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "in_chans": config.channels,
+        "num_classes": config.num_classes,
+        "embed_dim": config.dim,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "mlp_ratio": (config.mlp_dim + 0.5) / config.dim,  # which timm rounds down
+        "pos_embed": "none" if config.positions == "none" else "learn",
+        "class_token": config.pool == "cls",
+        "global_pool": "token" if config.pool == "cls" else "avg",
         "no_embed_class": True,
         "fc_norm": False,
-        "reg_tokens": spec["registers"],
-        "qkv_bias": spec["qkv_bias"],
-        "qk_norm": spec["qk_norm"],
-        "init_values": spec["layer_scale"],
-        "norm_layer": {"layernorm": None, "rmsnorm": partial(RmsNorm, eps=1e-6)}[spec["norm"]],
-        "mlp_layer": {"gelu": Mlp, "swiglu": SwiGLU}[spec["mlp"]],
-        "act_layer": {"gelu": nn.GELU, "swiglu": nn.SiLU}[spec["mlp"]],
+        "reg_tokens": config.registers,
+        "qkv_bias": config.qkv_bias,
+        "qk_norm": config.qk_norm,
+        "init_values": config.layer_scale,
+        "norm_layer": {"layernorm": None, "rmsnorm": partial(RmsNorm, eps=1e-6)}[config.norm],
+        "mlp_layer": {"gelu": Mlp, "swiglu": SwiGLU}[config.mlp],
+        "act_layer": {"gelu": nn.GELU, "swiglu": nn.SiLU}[config.mlp],
     }
 
 
-def from_timm(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict of `VisionTransformer(**spec)` from that of a timm model of the same shape.
+def from_timm(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    """The state dict of `VisionTransformer(config)` from that of a timm model of the same shape.
 
     timm's default gives the class token a position of its own (row 0 of `pos_embed`, (1, 1+N, D)),
     and the distillation token another (row 1); they are constant, so they are folded into the
@@ -70,11 +102,14 @@ def from_timm(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> dict[str,
     Raises:
         ValueError: pooling through `fc_norm`, which our model does not have.
     """
-    state = dict(state)
     if any(name.startswith("fc_norm.") for name in state):
         raise ValueError("timm weights with fc_norm: build the timm model with fc_norm=False")
-    height, width = spec["image_size"]
-    patches = (height // spec["patch_size"]) * (width // spec["patch_size"])
+    return _of_patches_alone(state, math.prod(config.grid))
+
+
+def _of_patches_alone(state: Mapping[str, Tensor], patches: int) -> dict[str, Tensor]:
+    """`state` with the positions of tokens before the patches folded into these tokens."""
+    state = dict(state)
     table = state.get("pos_embed")
     tokens = [token for token in ("cls_token", "dist_token") if token in state]
     if table is not None and table.shape[1] == patches + len(tokens):
@@ -85,30 +120,27 @@ def from_timm(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> dict[str,
 
 
 def resized(
-    state: Mapping[str, Tensor], spec: Mapping[str, Any], size: tuple[int, int]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and spec of the same model for images of another size.
+    state: Mapping[str, Tensor], config: ViTConfig, size: tuple[int, int]
+) -> tuple[dict[str, Tensor], ViTConfig]:
+    """State dict and architecture of the same model for images of another size.
 
     A position table, learned or fixed, is resampled as timm does it (`resample_abs_pos_embed`:
     bicubic, antialiased, in fp32); rotary positions go on with the coordinates. At the model's own
     size nothing changes.
 
     Args:
-        state: of `VisionTransformer(**spec)`.
-        spec: its arguments.
+        state: of `VisionTransformer(config)`.
+        config: its architecture.
         size: height and width in pixels.
 
     Raises:
         ValueError: `size` is not a multiple of the patch size.
     """
-    patch = spec["patch_size"]
-    if size[0] % patch or size[1] % patch:
-        raise ValueError(f"image_size={size} is not a multiple of patch_size={patch}")
-    old, new = ((height // patch, width // patch) for height, width in (spec["image_size"], size))
+    other = replace(config, image_size=size)
     state = dict(state)
     if state.get("pos_embed") is not None:
-        state["pos_embed"] = resized_positions(state["pos_embed"], old, new)
-    return state, {**spec, "image_size": list(size)}
+        state["pos_embed"] = resized_positions(state["pos_embed"], config.grid, other.grid)
+    return state, other
 
 
 def resized_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -118,3 +150,143 @@ def resized_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int])
     grid = table.float().mT.reshape(1, -1, *old)  # 1 D rows columns
     grid = F.interpolate(grid, new, mode="bicubic", antialias=True)
     return grid.flatten(2).mT.contiguous().to(table.dtype)
+
+
+def spec_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a state dict with timm's names says of its model: options of `ViTConfig`.
+
+    It does not say how many heads there are; `image_size` is there if it is square.
+
+    Raises:
+        ValueError: these are no weights of a Vision Transformer with timm's names.
+    """
+    if "fc_norm.weight" in state:
+        raise ValueError("weights of a model with a norm after the pooling (fc_norm)")
+    if state.get(PATCHES) is None or state[PATCHES].ndim != 4 or "norm.weight" not in state:
+        raise ValueError("no weights of a Vision Transformer with timm's names")
+    dim, channels, patch, _ = state[PATCHES].shape
+    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    gates = "blocks.0.mlp.fc1_g.weight"
+    hidden = state.get(gates, state.get("blocks.0.mlp.fc1.weight"))
+    spec: dict[str, Any] = {
+        "patch_size": patch,
+        "channels": channels,
+        "dim": dim,
+        "depth": len(blocks),
+        "mlp_dim": 0 if hidden is None else len(hidden),
+        "mlp": "swiglu" if gates in state else "gelu",
+        "norm": "layernorm" if "norm.bias" in state else "rmsnorm",
+        "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in state else None,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in state,
+        "pool": "cls" if "cls_token" in state else "mean",
+        "registers": state["reg_token"].shape[1] if "reg_token" in state else 0,
+    }
+    if "pos_embed" in state:
+        spec["positions"] = "learned"
+        size = _image_size(state, patch, (0, 0))
+        if size is not None:
+            spec["image_size"] = list(size)
+    return spec
+
+
+def load_matching(
+    model: VisionTransformer,
+    state: Mapping[str, Tensor],
+    known: Mapping[str, Any],
+    *,
+    same_classes: bool,
+) -> LoadReport:
+    """Give `model` the weights of another, as far as they fit; the others stay as they are.
+
+    Positions are resampled as timm does it (`weights.resized`), the patch embedding by the
+    pseudo-inverse of the resize (FlexiViT, Beyer et al. 2023, section 3.4), and its channels are
+    summed (to one) or repeated, both by timm.
+
+    Args:
+        model: changed in place.
+        state: with timm's names.
+        known: what is known of the other model's architecture besides what the weights say.
+        same_classes: the head is taken too, if it has as many classes.
+
+    Raises:
+        MismatchError: the other model's blocks are not those of `model`.
+        ValueError: no weights of such a model, or of one with other parts, or positions on an
+            unknown grid.
+    """
+    theirs = {**spec_of(state), **known}
+    if any(key in theirs and differs(key, theirs[key], model.config) for key in ARCH_KEYS):
+        raise MismatchError("a model of another shape", theirs)
+    resized: list[str] = []
+    state = _fit_patches(_fit_positions(state, theirs, model, resized), model, resized)
+    if not same_classes:
+        state = {name: tensor for name, tensor in state.items() if not model.is_head(name)}
+    wanted = model.state_dict()
+    foreign = [name for name in state if name not in wanted and not name.startswith(OPTIONAL_KEYS)]
+    if foreign:
+        raise ValueError(f"its model has parts that ours has not ({', '.join(foreign)})")
+    taken = [name for name in wanted if name in state and state[name].shape == wanted[name].shape]
+    model.load_state_dict({name: state[name] for name in taken}, strict=False)
+    return LoadReport(
+        taken,
+        resized,
+        new=[name for name in wanted if name not in taken],
+        unused=[name for name in state if name not in taken],
+    )
+
+
+def _fit_positions(
+    state: Mapping[str, Tensor], theirs: Mapping[str, Any], model: VisionTransformer,
+    resized: list[str],
+) -> dict[str, Tensor]:  # fmt: skip
+    """Positions of patches alone, for the grid of `model`; if it is another, `resized` says so."""
+    if state.get("pos_embed") is None:
+        return dict(state)
+    grid = model.config.grid
+    size = theirs.get("image_size") or _image_size(state, theirs["patch_size"], grid)
+    if size is None:
+        count = state["pos_embed"].shape[1]
+        raise ValueError(f"its {count} positions are of no square image")
+    rows, columns = (side // theirs["patch_size"] for side in size)
+    if (rows, columns) != grid:
+        resized.append(f"positions {rows}x{columns} -> {grid[0]}x{grid[1]}")
+    alone = _of_patches_alone(state, rows * columns)
+    alone["pos_embed"] = resized_positions(alone["pos_embed"], (rows, columns), grid)
+    return alone
+
+
+def _fit_patches(
+    state: dict[str, Tensor], model: VisionTransformer, resized: list[str]
+) -> dict[str, Tensor]:
+    """The patch embedding for the channels and patches of `model`; says so in `resized`."""
+    from timm.layers.patch_embed import resample_patch_embed
+    from timm.models import adapt_input_conv
+
+    patches, channels, side = state[PATCHES], model.config.channels, model.config.patch_size
+    if patches.shape[1] != channels:
+        resized.append(f"patch embedding {patches.shape[1]} -> {channels} channels")
+        patches = adapt_input_conv(channels, patches, base_chans=patches.shape[1])
+    if patches.shape[-1] != side:
+        resized.append(f"patch embedding {patches.shape[-1]} -> {side} px")
+        patches = resample_patch_embed(patches, [side, side])
+    return {**state, PATCHES: patches}
+
+
+def differs(key: str, value: Any, config: ViTConfig) -> bool:
+    """Whether an option of `config` is not `value`; of LayerScale only whether there is one."""
+    ours = getattr(config, key)
+    if key == "layer_scale":
+        return (value is None) != (ours is None)
+    return bool(value != ours)
+
+
+def _image_size(
+    state: Mapping[str, Tensor], patch: int, wanted: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Height and width of the images that positions are of: square, or of the grid `wanted`."""
+    count = state["pos_embed"].shape[1]
+    counts = {count, count - sum(name in state for name in ("cls_token", "dist_token"))}
+    for rows, columns in (*((math.isqrt(n),) * 2 for n in sorted(counts)), wanted):
+        if rows * columns in counts:
+            return rows * patch, columns * patch
+    return None
