@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,6 +50,40 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(
         assert broken.read_summary()["state"] == "interrupted"
     assert run("train", *LONG, "name=broken", "resume=auto", cwd=tmp_path).returncode == 0
     assert differences(unbroken, broken) == []
+
+
+TERMINATED_IN_STEP_3 = """
+import os, signal
+from vit.cli import train
+from vit.engine import trainer
+
+step = trainer.train_step
+
+def interrupted(state, *arguments, **options):
+    step(state, *arguments, **options)
+    if state.step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+trainer.train_step = interrupted
+train.main()
+"""
+
+
+def test_a_run_that_has_logged_nothing_is_kept(tmp_path: Path) -> None:
+    """Its checkpoint was announced: the folder is no empty one, whatever metrics.jsonl holds."""
+    args = [*SMALL, "trainer.epochs=2", *(f"trainer.{k}_every=100%" for k in ("log", "eval"))]
+    assert run("train", *args, "name=whole", cwd=tmp_path).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED_IN_STEP_3, *args, "name=broken"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "saved at step 3; go on with `vit-train resume=outputs/broken`" in done.stderr
+    broken = RunDir(tmp_path / "outputs" / "broken")
+    assert broken.metrics.read_bytes() == b""
+    assert run("train", "resume=outputs/broken", cwd=tmp_path).returncode == 0
+    assert differences(RunDir(tmp_path / "outputs" / "whole"), broken) == []
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ class RunDir:
 
     def has_progress(self) -> bool:
         """Whether anything was trained here."""
-        return self.metrics.is_file() and self.metrics.stat().st_size > 0
+        logged = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return logged or bool(self.step_files()) or self.best.is_file()
 
     def discard(self) -> None:
         """Remove a folder in which nothing was trained, so that its name is free again."""
