@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from PIL import Image
 
-import vit.cli.build  # noqa: F401 (with torch, once for all that are forked)
+import vit.engine.setup  # noqa: F401 (with torch, once for all that are forked)
 from vit.artifacts.run_dir import RunDir
 from vit.cli import front
 from vit.cli.train import train

@@ -128,6 +128,20 @@ def test_too_many_damaged_images_end_the_run(photos, tmp_path):
     assert not (tmp_path / "outputs" / "many").exists()
 
 
+def test_a_damaged_test_image_may_be_skipped_by_vit_eval(photos, tmp_path):
+    """As the answer says, word for word; the run itself skips none."""
+    args = [a for a in ARGS if not a.startswith("data.workers")]
+    assert run("train", *args, "name=run", cwd=tmp_path).returncode == 0
+    (photos / splits(photos)["test"].names[0]).write_bytes(TORN)
+    for command in (["eval", "report=false"], ["export", "split=test"]):
+        refused = run(*command, "checkpoint=outputs/run", cwd=tmp_path)
+        assert refused.returncode == 2
+        assert "1 of 13 images cannot be decoded" in refused.stderr
+        assert "or skip them with data.on_bad_image=skip" in refused.stderr
+        done = run(*command, "checkpoint=outputs/run", "data.on_bad_image=skip", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("verify", ["true", "auto"])
 def test_verify_names_all_before_training(photos, tmp_path, verify):
     names = [samples.names[2] for samples in splits(photos).values()]

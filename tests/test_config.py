@@ -316,7 +316,8 @@ def test_text_that_is_no_config_is_refused_with_its_file(text):
 def test_evaluation_settings_are_checked_too():
     plain = {"checkpoint": "a", "split": "test", "images": None, "device": "auto", "output": None,
              "tta": "none", "merge": 0, "report": True, "corruptions": False,
-             "data": {"root": None, "image_size": None, "workers": "auto"}}  # fmt: skip
+             "data": {"root": None, "image_size": None, "workers": "auto", "on_bad_image": None,
+                      "bad_image_limit": None}}  # fmt: skip
     assert to_eval_config(plain).data.workers == "auto"
     with pytest.raises(ConfigError) as raised:
         to_eval_config({**plain, "split": "train", "spilt": 1})

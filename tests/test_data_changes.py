@@ -8,6 +8,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -174,7 +175,7 @@ CHANGES: dict[str, tuple[Callable[[World], object], Words, Words]] = {
     "validation image removed": (lambda w: w.one("val").unlink(), "!are gone", None),
     "training image renamed": (rename_training_file, "!are gone", "came after"),
     "test image renamed": (rename_test_file, "!are gone", "of test gone"),
-    "all renamed": (rename_all, "!are gone", "holds none of the images"),
+    "all renamed": (rename_all, "!holds none of the run's images", "holds none of the images"),
     "contents swapped": (swap_contents, "not bit-exact: 2 (", "of test changed since"),
     "copied over test": (copy_over_test, "not bit-exact: 2 (", "2 of the"),
     "training images copied": (copy_training_images, "came after", "came after"),
@@ -262,8 +263,49 @@ def test_removed_images_may_be_skipped(world: World, capsys: pytest.CaptureFixtu
     assert [line["bad_images"] for line in logged if line["event"] == "train"][-1] == 1
     for name in world.splits["train"][1:7]:
         (world.root / name).unlink()
-    assert command("train", f"resume={world.run.path}", *skip[:1], "trainer.steps=22") == 2
-    assert "allowed by data.bad_image_limit" in capsys.readouterr().err
+    before = contents(world.run.path)
+    longer = [f"resume={world.run.path}", "trainer.steps=22"]
+    assert command("train", *longer) == 2
+    remedy = re.search(r"7 of the run's images .* go on without them with (.*)\n", told_of(capsys))
+    assert remedy is not None
+    assert re.fullmatch(r"data\.bad_image_limit=0\.\d+", remedy[1])
+    assert contents(world.run.path) == before  # what was refused has changed nothing
+    assert command("train", *longer, *remedy[1].split()) == 0
+
+
+def test_the_remedy_for_removed_images_is_whole(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in world.splits["train"][:5]:
+        (world.root / name).unlink()
+    before = contents(world.run.path)
+    longer = [f"resume={world.run.path}", "trainer.steps=20"]
+    assert command("train", *longer, "trainer.save_every=3") == 2
+    remedy = re.search(r"go on without them with (data\.on_bad.*)\n", told_of(capsys))
+    assert remedy is not None
+    assert contents(world.run.path) == before
+    assert command("train", *longer, *remedy[1].split()) == 0
+
+
+def test_a_folder_of_other_images_is_called_that(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, label in enumerate(CLASSES):
+        for i in range(6):
+            save(tmp_path / "other" / label / f"{label}-{i}.png", noise(9, 9, seed=9 * number + i))
+    before = contents(world.run.path)
+    args = [f"resume={world.run.path}", f"data.root={tmp_path / 'other'}"]
+    assert command("train", *args, "data.on_bad_image=skip", "trainer.steps=22") == 2
+    assert "holds none of the run's images; give the folder that the run was" in told_of(capsys)
+    assert contents(world.run.path) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def told_of(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
 
 
 def test_a_moved_data_set_and_a_moved_run(

@@ -10,7 +10,7 @@ from composing import composed
 from vit.config.compose import to_config
 from vit.config.resolve import plan, resolve, vit_config
 from vit.data import augment
-from vit.engine.parts import schedule_lr
+from vit.engine.components import schedule_lr
 from vit.engine.state import parameter_count
 from vit.model.vit import VisionTransformer
 from vit.optim.build import parameter_groups

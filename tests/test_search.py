@@ -50,10 +50,10 @@ def scores_of(name: str) -> list[float]:
 def trials(search: Search, folder: Path, told: Told, die_at: Callable[[str], None] = str) -> None:
     """Run a search; `die_at` is told every moment at which it may be killed."""
 
-    def run(name: str, settings: dict[str, Any], watch: Any) -> float | None:
+    def run(name: str, settings: dict[str, Any], should_prune: Any) -> float | None:
         die_at(f"start {name}")
         for epoch, score in enumerate(scores_of(name), 1):
-            ends = watch(float(epoch), score)
+            ends = should_prune(float(epoch), score)
             die_at(f"evaluated {name} {epoch}")
             if ends and epoch < 4:
                 told.append((name, settings, f"pruned at {epoch}"))
@@ -155,10 +155,10 @@ def test_killed_at_any_moment_it_is_the_same_search(
 
 
 def test_a_trial_that_fails_after_an_evaluation_has_failed(tmp_path: Path) -> None:
-    def job(plain: dict[str, Any], overrides: list[str], watch: Any) -> None:
+    def job(plain: dict[str, Any], overrides: list[str], should_prune: Any) -> None:
         folder = RunDir(Path(plain["outputs"]) / plain["name"])
         folder.path.mkdir(parents=True)
-        assert not watch(1.0, 50.0)
+        assert not should_prune(1.0, 50.0)
         folder.write_summary({"state": "failed", "val_top1": 50.0})  # the best so far
         raise DivergedError("no more")
 

@@ -142,8 +142,9 @@ def largest_difference(one: RunDir, other: RunDir) -> float:
 
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload([
-    __name__, "vit.cli.train", "vit.cli.build", "vit.engine.summary", "hydra", "torchvision.utils",
-    "torch.utils.tensorboard.writer", "torch.distributed.fsdp", "sklearn.datasets",
+    __name__, "vit.cli.train", "vit.engine.setup", "vit.engine.trainer", "hydra",
+    "torchvision.utils", "torch.utils.tensorboard.writer", "torch.distributed.fsdp",
+    "sklearn.datasets",
 ])  # fmt: skip
 
 

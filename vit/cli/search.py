@@ -15,12 +15,11 @@ from vit.config.search import Range, Search
 if TYPE_CHECKING:
     import optuna
 
-Watch = Callable[[float, float], bool]
-"""Told (epoch, validation top-1) after each evaluation; True ends the run."""
+    from vit.engine.components import ShouldPrune
 
 
 def run_search(
-    search: Search, run: Callable[[str, dict[str, Any], Watch], float | None], folder: Path
+    search: Search, run: Callable[[str, dict[str, Any], ShouldPrune], float | None], folder: Path
 ) -> None:
     """Run the trials of a search, or those that are left of it.
 
@@ -39,9 +38,9 @@ def run_search(
     while (trial := _next(study, search, folder)) is not None:
         name = trial_name(trial.number)
         settings = {key: _suggest(trial, key, search) for key in search.space}
-        watch = _watch(trial, search)
+        should_prune = _judge(trial, search)
         try:
-            score = run(name, settings, watch)
+            score = run(name, settings, should_prune)
         except PrunedRun:
             study.tell(trial, state=TrialState.PRUNED)
         else:
@@ -103,7 +102,7 @@ def _suggest(trial: optuna.Trial, key: str, search: Search) -> Any:
     return trial.suggest_categorical(key, what)
 
 
-def _watch(trial: optuna.Trial, search: Search) -> Watch:
+def _judge(trial: optuna.Trial, search: Search) -> ShouldPrune:
     """Tell the study, unless it was told before the run was killed, and decide.
 
     At each rung the best 1 / reduction of the trials that came so far go on (Li et al. 2020,
@@ -113,7 +112,7 @@ def _watch(trial: optuna.Trial, search: Search) -> Watch:
     rungs = {search.min_epochs * search.reduction**k for k in range(32)}
     known = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
-    def watch(epoch: float, top1: float) -> bool:
+    def should_prune(epoch: float, top1: float) -> bool:
         step = int(epoch)
         if step < 1:
             return False
@@ -126,4 +125,4 @@ def _watch(trial: optuna.Trial, search: Search) -> Watch:
         scores = sorted((values[step] for values in told if step in values), reverse=True)
         return top1 < scores[max(len(scores) // search.reduction, 1) - 1]
 
-    return watch
+    return should_prune

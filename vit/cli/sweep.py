@@ -12,21 +12,24 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import read_runs
 from vit.cli.argv import safe_name
 from vit.cli.runs import overview, write_page
-from vit.cli.search import Watch, run_search
+from vit.cli.search import run_search
 from vit.config.compose import dump_yaml
 from vit.config.errors import InterruptedRun, InUseError, PrunedRun, VitError
 from vit.config.search import to_search
 
+if TYPE_CHECKING:
+    from vit.engine.components import ShouldPrune
+
 _WATCHED: list[int] = []
 
 Job = Callable[..., object]
-"""Called with plain settings, the overrides that led to them and, in a search, `watch=`."""
+"""Called with plain settings, the overrides that led to them and, in a search, `should_prune=`."""
 
 
 class SweepInterrupted(BaseException):
@@ -58,8 +61,10 @@ def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
             attempt(plain, overrides, job_name(overrides, common), job)
             return
 
-        def trial(name: str, settings: dict[str, Any], watch: Watch) -> float | None:
-            attempt(_with(plain, settings), overrides, name, partial(job, watch=watch))
+        def trial(name: str, settings: dict[str, Any], should_prune: ShouldPrune) -> float | None:
+            attempt(
+                _with(plain, settings), overrides, name, partial(job, should_prune=should_prune)
+            )
             said = RunDir(folder / name).read_summary()
             score = said.get("val_top1") if said.get("state") == "finished" else None
             return float(score) if isinstance(score, (int, float)) else None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from vit.artifacts import console
 from vit.artifacts.run_dir import RunDir, is_run
 from vit.cli import front
-from vit.cli.search import Watch
 from vit.config.checks import OF_FILES
 from vit.config.compose import load_yaml, to_config
 from vit.config.errors import ConfigError, InterruptedRun, NoCheckpointError, PrunedRun, VitError
@@ -23,7 +22,7 @@ from vit.runtime.memory import keep_memory
 from vit.runtime.signals import StopRequest
 
 if TYPE_CHECKING:
-    from vit.engine.parts import Parts
+    from vit.engine.components import Components, ShouldPrune
 
 
 def main() -> None:
@@ -31,15 +30,15 @@ def main() -> None:
     sys.exit(front.run("train", train))
 
 
-def unwatched(epoch: float, top1: float) -> bool:
-    """No search is interested."""
+def never(epoch: float, top1: float) -> bool:
+    """No search wants the run to end."""
     return False
 
 
-def train(plain: dict[str, Any], overrides: list[str], watch: Watch = unwatched) -> None:
+def train(plain: dict[str, Any], overrides: list[str], should_prune: ShouldPrune = never) -> None:
     """Train one run on composed settings, or go on with one; alone or as one of torchrun's.
 
-    `watch` is told (epoch, validation top-1) and ends the run by answering True.
+    `should_prune` is told (epoch, validation top-1) and ends the run by answering True.
     """
     together = world()
     with StopRequest() as stop:
@@ -53,7 +52,7 @@ def train(plain: dict[str, Any], overrides: list[str], watch: Watch = unwatched)
                 console.mute()
             run, is_new = _run_of_all(config, together)
             try:
-                _train(config, _keys(overrides), run, stop, together, watch)
+                _train(config, _keys(overrides), run, stop, together, should_prune)
             except Exception:
                 if is_new and together.leads and not run.has_progress():
                     run.discard()
@@ -136,22 +135,21 @@ def open_run(config: RunConfig) -> tuple[RunDir, bool]:
 
 
 def _train(
-    config: RunConfig, given: frozenset[str], run: RunDir, stop: StopRequest, together: World,
-    watch: Watch,
+    config: RunConfig, user_keys: frozenset[str], run: RunDir, stop: StopRequest, together: World,
+    should_prune: ShouldPrune,
 ) -> None:  # fmt: skip
     # torch is imported here: an error in the settings is answered without it.
-    from vit.cli.build import build
-    from vit.engine.summary import summary
+    from vit.engine.setup import set_up
     from vit.engine.trainer import Trainer
 
-    parts = build(config, given, run, stop, together, watch)
+    parts = set_up(config, user_keys, run, stop, together, should_prune)
     if parts is None:
         return
     keep_memory()  # from here on: what loading the data freed has gone back
 
     def note(state: str, scores: dict[str, float], more: Mapping[str, Any]) -> None:
         if together.leads:
-            run.write_summary({**summary(parts, state, scores), **more})
+            run.write_summary({**parts.summary(state, scores), **more})
 
     note("running", {}, {})
     try:
@@ -165,10 +163,10 @@ def _train(
         parts.logger.close()
     note("finished", scores, {})
     if together.leads:
-        _say_goodbye(parts, scores)
+        _print_result(parts, scores)
 
 
-def _say_goodbye(parts: Parts, scores: dict[str, float]) -> None:
+def _print_result(parts: Components, scores: dict[str, float]) -> None:
     told = "  ".join(
         f"{split} top-1 {scores[key]:.2f}"
         for split, key in (("val", "val_top1"), ("test", "test_top1"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vit.config.rules import Count, Ending, Length, NotEmpty, Registered, Whole
+from vit.config.rules import Count, Ending, Fraction, Length, NotEmpty, Registered, Whole
 from vit.config.schema import Place, Places, Side, height_width
 
 Method = Annotated[str, Registered("engine/pictures.py", "METHODS")]
@@ -19,6 +19,8 @@ class EvalDataConfig:
     root: Place | None
     image_size: Side | Annotated[list[Side], Length(2)] | None
     workers: Whole | Literal["auto"]
+    on_bad_image: Literal["error", "skip"] | None
+    bad_image_limit: Fraction | None
 
     @property
     def size(self) -> tuple[int, int] | None:

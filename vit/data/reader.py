@@ -5,6 +5,7 @@ Legend: B images of a batch, C channels, N images of a split.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,15 +106,24 @@ class BadImages:
         listed = sorted(reasons)
         shown = "; ".join(f"{self.names[i]} ({reasons[i]})" for i in listed[:10])
         more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+        allowed, skip = "", "skip them with data.on_bad_image=skip"
+        if self.allowed is not None:
+            allowed = f", {self.allowed} allowed by data.bad_image_limit"
+            skip = f"allow them with data.bad_image_limit={share_of(len(listed), len(self.names))}"
         raise DataError(
-            f"{len(listed)} of {len(self.names)} images cannot be decoded"
-            + (
-                "; repair or remove them, or skip them with data.on_bad_image=skip"
-                if self.allowed is None
-                else f", {self.allowed} allowed by data.bad_image_limit; repair or remove them"
-            )
-            + f": {shown}{more}"
+            f"{len(listed)} of {len(self.names)} images cannot be decoded{allowed}; repair or "
+            f"remove them, or {skip}: {shown}{more}"
         )
+
+
+def allowed_of(share: float, images: int) -> int:
+    """How many of a split's images `data.bad_image_limit` lets go; one of however few."""
+    return max(math.floor(share * images + 1e-9), int(share > 0))
+
+
+def share_of(count: int, images: int) -> float:
+    """The smallest `data.bad_image_limit`, in whole percent, that lets `count` images go."""
+    return math.ceil(100 * count / images) / 100
 
 
 @dataclass(frozen=True)
@@ -198,8 +208,7 @@ class Reader:
     def bad(self, samples: Samples) -> BadImages:
         """A record of the damaged ones among `samples`; one may be skipped of however few."""
         share = self.bad_images
-        allowed = max(int(share * len(samples)), int(share > 0)) if share is not None else None
-        return BadImages(samples.names, allowed)
+        return BadImages(samples.names, None if share is None else allowed_of(share, len(samples)))
 
     def open(
         self, samples: Samples, request_at: Callable[[int], Request], batches: int | None,

@@ -1,10 +1,11 @@
-"""Training time: stands still during evaluation, saving and compilation."""
+"""Training time, without evaluation, saving and compilation; and when something falls due."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 
 import torch
 
@@ -40,3 +41,12 @@ class Clock:
             synchronize(self._device)
             self._before = before
             self._since = time.perf_counter()
+
+
+def due(step: int, every: Fraction) -> bool:
+    """Whether a multiple of `every` steps lies in (step - 1, step]: decides every cadence.
+
+    `every` need not be whole: with n images and batch B an epoch is n / B steps, and epoch k
+    falls due at ceil(k * n / B).
+    """
+    return step // every > (step - 1) // every

@@ -69,9 +69,17 @@ class Evaluator:
         if config.data.root and trained.config["data"].get("name") == "digits":
             root = config.data.root
             raise ConfigError(f"data.root={root} is not read by data=digits; try images={root}")
-        # Every image is used once or a few times, so files are streamed.
-        data = replace(to_config(trained.config).data, workers=config.data.workers, memory="stream")
-        data = _with_enough_pixels(replace(data, root=config.data.root or data.root), trained)
+        data, given = to_config(trained.config).data, config.data
+        limit = given.bad_image_limit
+        data = replace(
+            data,
+            root=given.root or data.root,
+            workers=given.workers,
+            memory="stream",  # every image is used once or a few times
+            on_bad_image=given.on_bad_image or data.on_bad_image,
+            bad_image_limit=data.bad_image_limit if limit is None else limit,
+        )
+        data = _with_enough_pixels(data, trained)
         seen = replace(data, image_size=trained.preprocessing["image_size"])
         reader = Reader.of(seen, trained.model.config.patch_size, device)
         return cls(trained, model, data, reader, config.tta)

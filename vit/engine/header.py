@@ -14,7 +14,7 @@ from vit.config.schema import RunConfig
 from vit.config.suggest import shortened
 from vit.data.images import FileImages
 from vit.data.types import DataSet, Samples
-from vit.engine.parts import Parts
+from vit.engine.components import Components
 from vit.engine.state import flops_per_image, parameter_count
 from vit.runtime import device as runtime_device
 
@@ -24,7 +24,7 @@ _UNEVEN = 10
 """How much rarer than the most frequent class one is told to be."""
 
 
-def announce(parts: Parts, data: DataSet, start: list[str]) -> None:
+def announce(parts: Components, data: DataSet, start: list[str]) -> None:
     """The header: what this run is, and where."""
     config, device = parts.config, parts.device
     versions = console.versions()

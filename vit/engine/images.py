@@ -14,7 +14,8 @@ from vit.config.errors import DataError
 from vit.config.schema import DataConfig
 from vit.config.suggest import shortened
 from vit.data.images import FileImages
-from vit.data.manifest import Manifest, changed, known_among, restore, without
+from vit.data.manifest import Manifest, Restored, changed, known_among, restore, without
+from vit.data.reader import allowed_of, share_of
 from vit.data.types import DataSet
 from vit.engine.restore import check_classes, read_manifest
 from vit.runtime.files import write_atomic
@@ -104,10 +105,15 @@ def images_of_resumed(
             write_atomic(run.images, manifest.to_bytes())
     restored = restore(manifest, data)
     gone = [restored.data.splits[split].names[i] for split, at in restored.gone.items() for i in at]
-    if gone and config.on_bad_image == "error":
+    if len(gone) == sum(map(len, restored.data.splits.values())):
+        raise DataError(
+            f"data.root={config.root} holds none of the run's images; give the folder that the run "
+            f"was started with, where it is now"
+        )
+    if missing := _settings_to_miss(restored, config):
         raise DataError(
             f"{len(gone):,} of the run's images are gone: {shortened(gone)}; put them back, or go "
-            f"on without them with data.on_bad_image=skip"
+            f"on without them with {missing}"
         )
     if leads:
         splits = restored.data.splits
@@ -120,6 +126,17 @@ def images_of_resumed(
         for split, at in restored.gone.items()
     }
     return RunImages(restored.data, manifest.digest(), reasons)
+
+
+def _settings_to_miss(restored: Restored, config: DataConfig) -> str:
+    """What lets a run go on without the images that are gone; empty: it may as it is."""
+    counts = [(len(at), len(restored.data.splits[s])) for s, at in restored.gone.items() if len(at)]
+    if not counts:
+        return ""
+    settings = [] if config.on_bad_image == "skip" else ["data.on_bad_image=skip"]
+    if any(gone > allowed_of(config.bad_image_limit, images) for gone, images in counts):
+        settings += [f"data.bad_image_limit={max(share_of(*count) for count in counts)}"]
+    return " ".join(settings)
 
 
 def tell_changes(what: str, names: Sequence[str]) -> None:

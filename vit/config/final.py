@@ -1,0 +1,92 @@
+"""The final settings of a run: of what was asked for, what weights bring, what the run resolved
+when it started, machine and data. Pure: nothing is read, built or said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from vit.config.checks import FROM_WEIGHTS
+from vit.config.compose import flatten, to_config, to_plain
+from vit.config.errors import ConfigError
+from vit.config.model import ViTConfig
+from vit.config.resolve import Plan, plan, resolve, resolve_memory, vit_config
+from vit.config.resume import with_saved
+from vit.config.schema import RunConfig
+
+
+class DataFacts(NamedTuple):
+    """What of a data set decides settings.
+
+    Attributes:
+        classes: how many there are.
+        train: number of training images.
+        images: number of images of all splits.
+        in_files: they are files.
+    """
+
+    classes: int
+    train: int
+    images: int
+    in_files: bool
+
+
+class FinalConfig(NamedTuple):
+    """Settings without any `auto`, the architecture and the durations that they say."""
+
+    config: RunConfig
+    model: ViTConfig
+    plan: Plan
+
+
+def final_config(
+    settings: RunConfig,
+    user_keys: Collection[str],
+    weights: Mapping[str, Any] | None,
+    saved: Mapping[str, Any] | None,
+    data: DataFacts,
+    *,
+    bf16: bool,
+) -> FinalConfig:
+    """Resolve a run.
+
+    Args:
+        settings: as composed.
+        user_keys: the keys and groups that the user gave: weights do not change these.
+        weights: settings that `model.weights` brings, keys of `checks.FROM_WEIGHTS`; None: the
+            run starts from none, or goes on.
+        saved: settings (nested) of the run that goes on; None: it is new.
+        data: of its images.
+        bf16: the device multiplies bfloat16 matrices in hardware.
+
+    Raises:
+        ConfigError: contradictions with what the weights bring, images that are too many to be
+            held, or a warm-up longer than the run.
+    """
+    if saved is not None and settings.model.weights is not None:
+        weights = {key: flatten(saved)[key] for key in FROM_WEIGHTS}
+    if weights is not None:
+        settings = _with_weights(settings, user_keys, weights)
+    if saved is not None:
+        settings = to_config(with_saved(saved, to_plain(settings)))
+    config = resolve(settings, bf16=bf16)
+    config = resolve_memory(config, data.images, in_files=data.in_files)
+    return FinalConfig(config, vit_config(config, data.classes), plan(config, data.train))
+
+
+def _with_weights(
+    settings: RunConfig, user_keys: Collection[str], weights: Mapping[str, Any]
+) -> RunConfig:
+    """With the shape and the normalisation that weights bring, but for what was given."""
+    plain = to_plain(settings)
+    for key, value in weights.items():
+        section, name = key.split(".")
+        if key not in user_keys and not (section == "model" and "model" in user_keys):
+            plain[section][name] = value
+    if "model.heads" not in weights and not {"model", "model.heads"} & set(user_keys):
+        raise ConfigError(
+            f"model.weights={settings.model.weights} does not say how many heads its "
+            f"{weights['model.dim']} features have; give model.heads=<how many>"
+        )
+    return to_config(plain)
