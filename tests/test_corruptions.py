@@ -134,7 +134,7 @@ def test_a_loader_changes_pixels_and_knows_which():
         return 255 - pixels
 
     plain = EvalLoader(samples, 3, reader((8, 8)))
-    changed = plain.changed(invert)
+    changed = plain.with_transform(invert)
     for k in range(len(plain)):
         images, labels, index, _ = plain.batch(k)
         others, same_labels, same_index, _ = changed.batch(k)
@@ -143,7 +143,7 @@ def test_a_loader_changes_pixels_and_knows_which():
         assert torch.equal(labels, same_labels)
         assert (index == same_index).all()
     assert seen == [[0, 1, 2], [3, 4, 5], [6]]
-    changed.some(np.array([5, 2]))
+    changed.take(np.array([5, 2]))
     assert seen[-1] == [5, 2]
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from pictures import augmentation, data_config, noise, reader, save
 
-from vit.config.errors import ConfigError
+from vit.config.errors import ConfigError, DataError
 from vit.data import folder
 from vit.data.decode import decode
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.pool import WorkerPool
-from vit.data.stream import AHEAD
+from vit.data.store import AHEAD
 from vit.data.types import Batch, Samples
 from vit.data.views import View
 from vit.runtime.dist import World
@@ -162,18 +162,36 @@ def test_evaluation_is_the_same_held_and_streamed(photos, pools, batch_size):
 
 def test_later_batches_are_rendered_while_one_is_used(pools, tmp_path):
     samples = draw(tmp_path, [SIZE])
-    stream = in_order(samples, pools[2]).store.stream
-    first, _ = stream.fetch(0)
-    kept = first.copy()
-    for futures in stream._under_way.values():
+    load = in_order(samples, pools[2])
+    first, *_ = load.batch(0)
+    kept = first.clone()
+    for futures in load.store._under_way.values():
         for future in futures:
             future.result(120)
     for i in range(3 * BATCH):  # of the batches 0, 1 and 2
         Path(samples.images.path(i)).unlink()
-    for k in (1, 2, 0):
-        _, bad = stream.fetch(k)
-        assert (bad == {}) == (k != 0)
-    assert np.array_equal(first, kept)  # what was handed out is not written to
+    for k in (1, 2):
+        assert len(load.batch(k)[2]) == BATCH
+    with pytest.raises(DataError, match=r"^10 of 60 images cannot be decoded"):
+        load.batch(0)
+    assert torch.equal(first, kept)  # what was handed out is not written to
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_each_batch_is_planned_once(photos, pools, workers, monkeypatch):
+    """Whatever is used in order; what is left out or asked for again is planned when it is."""
+    load, planned = train_loader(photos, pools[workers]), []
+    request_at = load.request_at
+    monkeypatch.setattr(load, "request_at", lambda k: planned.append(k) or request_at(k))
+    ahead = AHEAD if workers else 0
+    for step in range(5):
+        load.batch_at(step)
+        assert planned == list(range(step + ahead + 1))
+    planned.clear()
+    expected = train_loader(photos, pools[0])
+    for step in (20, 3, 4, 20):
+        assert_same(load.batch_at(step), expected.batch_at(step))
+    assert planned == [n for s in ((20,), (3, 4), (20,)) for n in range(s[0], s[-1] + ahead + 1)]
 
 
 # Shared memory
@@ -182,7 +200,7 @@ def test_later_batches_are_rendered_while_one_is_used(pools, tmp_path):
 def test_shared_memory_is_given_back(photos, pools):
     load = train_loader(photos, pools[1])
     load.batch_at(0)
-    memory = load.store.stream._memory
+    memory = load.store._memory
     file = Path("/dev/shm") / memory.name
     assert memory.size >= (AHEAD + 1) * BATCH * 3 * SIZE[0] * SIZE[1]
     assert file.exists()

@@ -86,7 +86,7 @@ if __name__ == "__main__":
     load = in_order(listed(Path({root!r})), pool)
     load.batch(0)
     pids = [str(process.pid) for process in pool._pool._processes.values()]
-    print(load.store.stream._memory.name, *pids, flush=True)
+    print(load.store._memory.name, *pids, flush=True)
     time.sleep(600)
 """
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from vit.config.errors import DataError
 from vit.config.schema import AugmentConfig
 from vit.data import augment, policies
 from vit.data.images import ArrayImages
@@ -22,7 +23,7 @@ from vit.data.native import blank, parted
 from vit.data.order import Order, class_weights
 from vit.data.pool import Bad
 from vit.data.reader import Reader
-from vit.data.stream import Request
+from vit.data.store import BatchRequest, ImageStore
 from vit.data.types import Batch, Samples
 from vit.data.views import View
 from vit.runtime.dist import ALONE, World
@@ -34,7 +35,51 @@ Shown = tuple[Tensor, Tensor, np.ndarray, Tensor | None]
 patches exist, bool (E, patches); None: all do."""
 
 
-class TrainLoader:
+class Loader:
+    """Batches of a split by number, each planned once and asked for ahead of its use.
+
+    Args:
+        store: of the split's images.
+        batches: how many there are; None: without end.
+    """
+
+    def __init__(self, store: ImageStore, batches: int | None) -> None:
+        self.store = store
+        self.batches = batches
+        self._submitted: dict[int, BatchRequest] = {}
+
+    def request_at(self, k: int) -> BatchRequest:
+        """What batch number `k` holds."""
+        raise NotImplementedError
+
+    def _collect(self, k: int) -> tuple[BatchRequest, Tensor, Bad]:
+        """Batch number `k`, best asked for in order: later ones are rendered meanwhile.
+
+        Returns:
+            what it holds, and its pixels and damaged rows as `ImageStore.collect` gives them.
+
+        Raises:
+            DataError: a worker died or hangs.
+        """
+        last = k + self.store.ahead
+        if self.batches is not None:
+            last = min(last, self.batches - 1)
+        for number in self._submitted.keys() - set(range(k, last + 1)):
+            del self._submitted[number]
+        try:
+            for number in range(k, last + 1):
+                if number not in self._submitted:
+                    request = self.request_at(number)
+                    self.store.submit(number, request)
+                    self._submitted[number] = request
+            request = self._submitted.pop(k)
+            return request, *self.store.collect(k, request)
+        except DataError:
+            self._submitted.clear()
+            raise
+
+
+class TrainLoader(Loader):
     """Augmented training batches, every one full; an epoch may end inside a batch.
 
     Args:
@@ -74,7 +119,7 @@ class TrainLoader:
         low, high = config.crop_scale
         scale = (low, high) if config.crop == "resized" else None
         view = replace(reader.view, center_crop=1.0, crop_scale=scale)
-        self.store = reader.open(samples, self.request_at, None, share, view, self.bad)
+        super().__init__(reader.open(samples, share, view, self.bad), None)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,11 +140,11 @@ class TrainLoader:
         index: np.ndarray = images[(place - place[0])[np.argsort(turn, kind="stable")]]
         return index
 
-    def request_at(self, step: int) -> Request:
-        """Which images our share of `step` holds, and how they are cropped."""
-        lots = augment.draw_crops(self.config, self.batch_size, self.seed, step)
-        index = self.indices_at(step)[self.part]
-        return Request(index, None if lots is None else lots[self.part])
+    def request_at(self, k: int) -> BatchRequest:
+        """Which images our share of step `k` holds, and how they are cropped."""
+        lots = augment.draw_crops(self.config, self.batch_size, self.seed, k)
+        index = self.indices_at(k)[self.part]
+        return BatchRequest(index, None if lots is None else lots[self.part])
 
     def batch_at(self, step: int) -> Batch:
         """Our share of the batch that the optimiser's step number `step` (from 0) is taken on.
@@ -143,8 +188,7 @@ class TrainLoader:
             DataError: an image is damaged and may not be, or a worker failed.
         """
         found, good = [], []
-        for k in range(len(images)):
-            pixels, _, index, mask = images.batch(k)
+        for pixels, _, index, mask in images:
             found.append(features(pixels, mask))
             good.append(index)
         self.bad.note(images.bad.reasons)
@@ -159,8 +203,7 @@ class TrainLoader:
 
     def _pixels(self, step: int) -> tuple[Tensor, np.ndarray]:
         """Pixels of our share, and which images they are: a damaged one gives way to the next."""
-        pixels, bad = self.store.fetch(step)
-        request = self.request_at(step)
+        request, pixels, bad = self._collect(step)
         index = request.positions.copy()
         for row in bad:
             lots = None if request.lots is None else request.lots[row : row + 1]
@@ -168,7 +211,7 @@ class TrainLoader:
             while damaged:
                 self.bad.note({int(index[row]): damaged[0]})
                 index[row] = (index[row] + 1) % len(self)
-                pixel, damaged = self.store.render(Request(index[row : row + 1], lots))
+                pixel, damaged = self.store.render(BatchRequest(index[row : row + 1], lots))
             pixels[row] = pixel[0]
         return pixels, index
 
@@ -193,8 +236,10 @@ def of_size(samples: Samples, view: View) -> Samples:
     return replace(samples, images=ArrayImages(pixels), index=np.arange(len(pixels)))
 
 
-class EvalLoader:
+class EvalLoader(Loader):
     """Images as they are, in order: batch k is samples [k E, (k+1) E), less the damaged ones.
+
+    To iterate over it gives our batches.
 
     Of W processes, number r takes the batches r, r + W, r + 2 W, ...
 
@@ -216,35 +261,29 @@ class EvalLoader:
         self.normalise = reader.normalise
         self.change: Change | None = None
         self.bad = reader.bad(samples)
-        self.store = reader.open(
-            of_size(samples, reader.view), self.request_at,
-            sum(map(self.has, range(len(self)))), batch_size, reader.view, self.bad,
-        )  # fmt: skip
+        total = -(-len(samples) // batch_size)
+        store = reader.open(of_size(samples, reader.view), batch_size, reader.view, self.bad)
+        super().__init__(store, len(range(world.rank, total, world.size)))
 
     def __len__(self) -> int:
         """Number of rounds in which every process takes a batch, or none in the last."""
         return -(-len(self.labels) // (self.batch_size * self.world.size))
 
-    def has(self, k: int) -> bool:
-        """Whether there is a batch for us in round `k`."""
-        return self._start(k) < len(self.labels)
+    def __iter__(self) -> Iterator[Shown]:
+        assert self.batches is not None
+        return map(self.batch, range(self.batches))
 
-    def request_at(self, k: int) -> Request:
+    def request_at(self, k: int) -> BatchRequest:
         """The samples of our batch in round `k`."""
-        start = self._start(k)
-        end = min(start + self.batch_size, len(self.labels))
-        return Request(np.arange(start, end), None)
+        start = (k * self.world.size + self.world.rank) * self.batch_size
+        return BatchRequest(np.arange(start, min(start + self.batch_size, len(self.labels))))
 
-    def nothing(self) -> tuple[Tensor, Tensor]:
-        """One black image and a label, for a process that must take part without a batch."""
+    def dummy_batch(self) -> Tensor:
+        """One black image, for a process that must take part without a batch."""
         view = self.reader.view
-        images = torch.zeros(1, view.channels, view.height, view.width, device=self.labels.device)
-        return images, self.labels.new_zeros(1)
+        return torch.zeros(1, view.channels, view.height, view.width, device=self.labels.device)
 
-    def _start(self, k: int) -> int:
-        return (k * self.world.size + self.world.rank) * self.batch_size
-
-    def changed(self, change: Change) -> EvalLoader:
+    def with_transform(self, change: Change) -> EvalLoader:
         """A loader of the same images, changed before they are normalised."""
         other = copy.copy(self)
         other.change = change
@@ -256,11 +295,12 @@ class EvalLoader:
         Raises:
             DataError: an image is damaged and may not be, or a worker failed.
         """
-        return self._labelled(*self.store.fetch(k), self.request_at(k).positions)
+        request, pixels, bad = self._collect(k)
+        return self._labelled(pixels, bad, request.positions)
 
-    def some(self, positions: np.ndarray) -> Shown:
+    def take(self, positions: np.ndarray) -> Shown:
         """As `batch`, of the samples at `positions` (n,)."""
-        return self._labelled(*self.store.render(Request(positions, None)), positions)
+        return self._labelled(*self.store.render(BatchRequest(positions)), positions)
 
     def _labelled(self, pixels: Tensor, bad: Bad, index: np.ndarray) -> Shown:
         if bad:

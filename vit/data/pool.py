@@ -41,7 +41,7 @@ _board: Any = None
 
 
 @dataclass(frozen=True)
-class Chunk:
+class WorkerTask:
     """Images for one worker.
 
     Attributes:
@@ -61,17 +61,17 @@ class Chunk:
     view: View
 
 
-def render_into(rows: np.ndarray, chunk: Chunk) -> Bad:
-    """Render the images of `chunk` into `rows`, uint8 (n, channels, height, width)."""
+def render_into(rows: np.ndarray, task: WorkerTask) -> Bad:
+    """Render the images of `task` into `rows`, uint8 (n, channels, height, width)."""
     bad: Bad = {}
-    for i, source in enumerate(chunk.sources):
+    for i, source in enumerate(task.sources):
         announce(str(source))
-        lots = None if chunk.lots is None else chunk.lots[i]
+        lots = None if task.lots is None else task.lots[i]
         try:
-            rows[i] = _read(source, chunk.view, lots)
+            rows[i] = _read(source, task.view, lots)
         except Exception as error:  # decoders raise a wide range of types
             rows[i] = 0
-            bad[chunk.first + i] = reason(error)
+            bad[task.first + i] = reason(error)
     announce("")
     return bad
 
@@ -97,11 +97,11 @@ def _read(source: str | Kept, view: View, lots: np.ndarray | None) -> np.ndarray
 
 
 class WorkerPool:
-    """Processes that render chunks, started when they are first needed.
+    """Processes that render tasks, started when they are first needed.
 
     Args:
         workers: how many.
-        timeout: seconds after which a chunk that is waited for counts as hanging.
+        timeout: seconds after which a task that is waited for counts as hanging.
     """
 
     def __init__(self, workers: int, timeout: float) -> None:
@@ -110,9 +110,9 @@ class WorkerPool:
         self._pool: ProcessPoolExecutor | None = None
         self._boards: list[Any] = []
 
-    def submit(self, chunk: Chunk) -> Future[Bad]:
-        """Have `chunk` rendered."""
-        return self._start(_render, chunk)
+    def submit(self, task: WorkerTask) -> Future[Bad]:
+        """Have `task` rendered."""
+        return self._start(_render, task)
 
     def map(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """What `job`, a function of a module, makes of each item, in order.
@@ -166,7 +166,7 @@ class WorkerPool:
             ) from None
 
     def stop(self) -> None:
-        """End all workers at once; the next chunk starts new ones."""
+        """End all workers at once; the next task starts new ones."""
         if self._pool is not None:
             for process in list((self._pool._processes or {}).values()):
                 process.kill()
@@ -230,10 +230,10 @@ def _attach(name: str) -> SharedMemory:
     return SharedMemory(name)
 
 
-def _render(chunk: Chunk) -> Bad:
-    shape = (len(chunk.sources), *chunk.view.shape)
-    rows = np.ndarray(shape, np.uint8, _attach(chunk.memory).buf, chunk.offset)
-    return render_into(rows, chunk)
+def _render(task: WorkerTask) -> Bad:
+    shape = (len(task.sources), *task.view.shape)
+    rows = np.ndarray(shape, np.uint8, _attach(task.memory).buf, task.offset)
+    return render_into(rows, task)
 
 
 def _start_worker(turn: Any, boards: list[Any]) -> None:

@@ -9,8 +9,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,26 +22,15 @@ from vit.config.schema import DataConfig
 from vit.data.cache import CachedImages, Recipe
 from vit.data.images import ArrayImages, FileImages
 from vit.data.pool import Bad, WorkerPool, worker_count
-from vit.data.resample import resize_boxes
 from vit.data.scan import cache_home
-from vit.data.stream import Request, Stream
+from vit.data.store import BatchRequest, ImageStore, InMemory, Streaming
 from vit.data.types import DataSet, Samples
-from vit.data.views import View, crop_boxes
+from vit.data.views import View
 from vit.runtime.dist import ALONE, World
 
 POOL_FROM = 1024
 """Fewer images than this are decoded in the process itself: workers would take longer to start."""
 _ROWS = 256
-
-
-class Store(Protocol):
-    """The pixels of a split, batch by batch, as its `View` renders them."""
-
-    def fetch(self, k: int) -> tuple[Tensor, Bad]:
-        """Batch `k`: uint8 (B, C, height, width) on the device, and its damaged rows."""
-
-    def render(self, request: Request) -> tuple[Tensor, Bad]:
-        """As `fetch`, of any images."""
 
 
 class Normalise:
@@ -210,16 +199,11 @@ class Reader:
         share = self.bad_images
         return BadImages(samples.names, None if share is None else allowed_of(share, len(samples)))
 
-    def open(
-        self, samples: Samples, request_at: Callable[[int], Request], batches: int | None,
-        rows: int, view: View, bad: BadImages,
-    ) -> Store:  # fmt: skip
-        """The store of a split; held images are decoded here.
+    def open(self, samples: Samples, rows: int, view: View, bad: BadImages) -> ImageStore:
+        """The store of a split; images to be held are decoded here.
 
         Args:
             samples: the split.
-            request_at: what batch `k` is.
-            batches: how many there are; None: without end.
             rows: most images of a batch.
             view: from an image to pixels.
             bad: is told the damaged images, of a held split at once.
@@ -234,81 +218,8 @@ class Reader:
             )
             bad.note(damaged)
         else:
-            stream = Stream(
-                samples.images, samples.index, request_at, batches, rows, view, self.pool
-            )
-            return Streamed(stream, self.device)
-        return Held(torch.from_numpy(pixels).to(self.device), damaged, request_at, view)
-
-
-class Held:
-    """Images decoded and held on the device.
-
-    Args:
-        pixels: uint8 (N, C, height, width).
-        damaged: positions whose pixels mean nothing.
-        request_at: what batch `k` is.
-        view: whose random crop is made of the held pixels.
-    """
-
-    def __init__(
-        self, pixels: Tensor, damaged: Bad, request_at: Callable[[int], Request], view: View
-    ) -> None:
-        self.pixels = pixels
-        self.damaged = damaged
-        self.request_at = request_at
-        self.view = view
-
-    def fetch(self, k: int) -> tuple[Tensor, Bad]:
-        """See Store."""
-        return self.render(self.request_at(k))
-
-    def render(self, request: Request) -> tuple[Tensor, Bad]:
-        """See Store."""
-        at = request.positions
-        images = self.pixels[torch.from_numpy(at).to(self.pixels.device)]
-        if request.lots is not None and self.view.crop_scale is not None:
-            boxes = crop_boxes(
-                request.lots, self.view.height, self.view.width, self.view.crop_scale
-            )
-            images = resize_boxes(images, torch.from_numpy(boxes).to(images.device))
-        if not self.damaged:
-            return images, {}
-        return images, {r: self.damaged[p] for r, p in enumerate(at) if p in self.damaged}
-
-
-class Streamed:
-    """Images rendered from their files, on the device."""
-
-    def __init__(self, stream: Stream, device: torch.device) -> None:
-        self.stream = stream
-        self.device = device
-        self.copies = (
-            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            if device.type == "cuda"
-            else None
-        )
-
-    def fetch(self, k: int) -> tuple[Tensor, Bad]:
-        """See Store."""
-        pixels, bad = self.stream.fetch(k)
-        return self._moved(pixels), bad
-
-    def render(self, request: Request) -> tuple[Tensor, Bad]:
-        """See Store."""
-        pixels, bad = self.stream.render(request)
-        return self._moved(pixels), bad
-
-    def _moved(self, pixels: np.ndarray) -> Tensor:
-        """Pixels on the device; on a GPU they travel while it still computes what came before."""
-        if self.copies is None:
-            return torch.from_numpy(pixels).to(self.device)
-        computing = torch.cuda.current_stream(self.device)
-        with torch.cuda.stream(self.copies):
-            moved = torch.from_numpy(pixels).pin_memory().to(self.device, non_blocking=True)
-        computing.wait_stream(self.copies)
-        moved.record_stream(computing)
-        return moved
+            return Streaming(samples.images, samples.index, rows, view, self.pool, self.device)
+        return InMemory(torch.from_numpy(pixels).to(self.device), damaged, view)
 
 
 def decode_all(samples: Samples, view: View, pool: WorkerPool) -> tuple[np.ndarray, Bad]:
@@ -341,18 +252,17 @@ def _in_order(
     """Position of the first image, pixels and damaged positions, batch by batch, with a bar."""
     assert isinstance(samples.images, FileImages)
     count = len(samples)
-    batches = -(-count // _ROWS)
-    stream = Stream(
-        samples.images,
-        samples.index,
-        lambda k: Request(np.arange(k * _ROWS, min((k + 1) * _ROWS, count)), None),
-        batches,
-        _ROWS,
-        view,
-        pool if count >= POOL_FROM else WorkerPool(0, pool.timeout),
-    )
+    pool = pool if count >= POOL_FROM else WorkerPool(0, pool.timeout)
+    store = Streaming(samples.images, samples.index, _ROWS, view, pool, torch.device("cpu"))
+    starts = range(0, count, _ROWS)
+    requests = [BatchRequest(np.arange(start, min(start + _ROWS, count))) for start in starts]
     with tqdm(total=count, desc=what, unit="img", disable=None, leave=False) as bar:
-        for k in range(batches):
-            rows, damaged = stream.fetch(k)
-            yield k * _ROWS, rows, {k * _ROWS + row: why for row, why in damaged.items()}
+        to_come = iter(enumerate(requests))
+        for number, request in islice(to_come, store.ahead):
+            store.submit(number, request)
+        for k, request in enumerate(requests):
+            for number, later in islice(to_come, 1):
+                store.submit(number, later)
+            rows, damaged = store.collect(k, request)
+            yield starts[k], rows.numpy(), {starts[k] + row: why for row, why in damaged.items()}
             bar.update(len(rows))

@@ -115,8 +115,7 @@ def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Agree
     some: list[np.ndarray] = []
     with tqdm(total=len(loader.labels), desc="comparing", leave=False, disable=None,
               unit="img") as bar:  # fmt: skip
-        for k in range(len(loader)):
-            images, labels, _, _ = loader.batch(k)
+        for images, labels, _, _ in loader:
             for start in range(0, len(images), AT_ONCE):
                 part = images[start : start + AT_ONCE]
                 pixels = as_bytes(part, loader)

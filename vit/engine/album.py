@@ -74,7 +74,7 @@ class Album:
 
     @torch.no_grad()
     def _attention(self, model: VisionTransformer, step: int) -> None:
-        images, labels, _, mask = self.loader.some(self.shown)
+        images, labels, _, mask = self.loader.take(self.shown)
         probability, best = model(images, mask).softmax(dim=-1).max(dim=-1)
         pictures = (self.loader.normalise.undo(images) * 255).byte().expand(-1, 3, -1, -1).cpu()
         rows, names = [], []

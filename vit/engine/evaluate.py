@@ -77,21 +77,21 @@ def predict(
     """
     model.eval()
     parts: list[dict[str, Tensor | np.ndarray]] = []
-    for k in range(len(loader)):
-        if loader.has(k):
-            images, labels, index, mask = loader.batch(k)
-            answer = _logits(model, images, mask, device, precision)
-            part: dict[str, Tensor | np.ndarray] = {"labels": labels, "index": index}
-            part |= _judge(answer, labels)
-            if logits:
-                part["logits"] = answer
-            if mirrored:
-                mirror = mirror_images(images, mask)
-                part["mirrored"] = _logits(model, mirror, mask, device, precision)
-            parts.append(part)
-        elif is_sharded(model):  # whose weights are gathered by all or by none
+    for images, labels, index, mask in loader:
+        answer = _logits(model, images, mask, device, precision)
+        part: dict[str, Tensor | np.ndarray] = {"labels": labels, "index": index}
+        part |= _judge(answer, labels)
+        if logits:
+            part["logits"] = answer
+        if mirrored:
+            mirror = mirror_images(images, mask)
+            part["mirrored"] = _logits(model, mirror, mask, device, precision)
+        parts.append(part)
+        between()
+    for _ in range(len(loader) - len(parts)):  # rounds in which other processes have a batch
+        if is_sharded(model):  # whose weights are gathered by all or by none
             for _ in range(1 + mirrored):
-                _logits(model, loader.nothing()[0], None, device, precision)
+                _logits(model, loader.dummy_batch(), None, device, precision)
         between()
     ours = [{name: _on_host(column) for name, column in part.items()} for part in parts]
     shares = loader.world.gather((ours, loader.bad.reasons))

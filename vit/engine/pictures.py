@@ -102,8 +102,7 @@ def explain(
     Raises:
         DivergedError: an answer is not finite.
     """
-    for k in range(len(loader)):
-        images, _, index, mask = loader.batch(k)
+    for images, _, index, mask in loader:
         if not len(index):
             continue
         with torch.no_grad(), autocast(device, trained.evaluation["precision"]):

@@ -62,8 +62,7 @@ def classify(
         DataError: a worker failed.
         DivergedError: an answer is not finite.
     """
-    for k in range(len(loader)):
-        images, _, index, mask = loader.batch(k)
+    for images, _, index, mask in loader:
         if not len(index):
             continue
         with autocast(device, trained.evaluation["precision"]):

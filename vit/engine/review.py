@@ -141,7 +141,7 @@ def under_corruptions(
     scores: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
     rounds = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
     for name, severity in tqdm(rounds, "corruptions", leave=False, disable=None):
-        changed = loader.changed(partial(corrupt, name=name, severity=severity))
+        changed = loader.with_transform(partial(corrupt, name=name, severity=severity))
         scores[name].append(predict(changed).scores()["top1"])
     return scores
 
@@ -244,7 +244,7 @@ def _batches(
     """Rows, pictures uint8 (H, W, 3), normalised images and their mask, of some predictions."""
     for first in range(0, len(rows), size):
         wanted = {int(predictions.index[i]): i for i in rows[first : first + size]}
-        images, _, index, mask = loader.some(np.array(list(wanted)))
+        images, _, index, mask = loader.take(np.array(list(wanted)))
         pixels = (loader.normalise.undo(images) * 255).round().byte().expand(-1, 3, -1, -1).cpu()
         pictures = [image.permute(1, 2, 0).numpy() for image in unpadded(pixels, mask)]
         yield [wanted[place] for place in index.tolist()], pictures, images, mask
