@@ -16,7 +16,8 @@ from vit.artifacts import checkpoint
 from vit.artifacts.checkpoint import BadCheckpointError
 from vit.artifacts.run_dir import RunDir
 from vit.config.errors import DiskFullError, NoCheckpointError
-from vit.config.resume import upgraded
+from vit.config.model import ViTConfig
+from vit.config.resume import upgraded, upgraded_spec
 from vit.runtime import files
 
 
@@ -44,7 +45,21 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     loaded = checkpoint.load(tmp_path / "c.pt")
     assert loaded.pop("format_version") == checkpoint.FORMAT_VERSION
     saved = content()
-    assert flat(loaded) == flat({**saved, "config": upgraded(saved["config"])})
+    assert flat(loaded) == flat(
+        {**saved, "config": upgraded(saved["config"]), "spec": upgraded_spec(saved["spec"])}
+    )
+
+
+def test_what_earlier_versions_left_out_of_a_spec_is_what_they_did() -> None:
+    """Python's defaults of `ViTConfig` may change; what an old checkpoint means may not."""
+    full = {**ViTConfig(dim=48, mlp_dim=96).plain(), "qk_norm": True}
+    assert upgraded_spec(full) == full
+    first = {"dim": 48, "mlp_ratio": 2.0, "heads": 4}
+    assert upgraded_spec(first) == {
+        "dim": 48, "mlp_dim": 96, "heads": 4, "registers": 0, "norm": "layernorm", "mlp": "gelu",
+        "layer_scale": None, "qkv_bias": True, "qk_norm": False, "attention": "scaled_dot",
+        "patch_dropout": 0.0, "zero_branches": False, "distillation_token": False,
+    }  # fmt: skip
 
 
 def test_every_bit_flip_is_detected_or_harmless(tmp_path: Path) -> None:

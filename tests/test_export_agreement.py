@@ -122,7 +122,9 @@ class Job:
 
 
 def settings(**changes):
-    data = EvalDataConfig(root=None, image_size=None, workers=0)
+    data = EvalDataConfig(
+        root=None, image_size=None, workers=0, on_bad_image=None, bad_image_limit=None
+    )
     plain = {
         "checkpoint": "run", "format": "safetensors", "precision": "fp32", "merge": 0,
         "output": None, "split": None, "images": None, "limit": None, "data": data,

@@ -208,10 +208,10 @@ def test_classes_are_in_the_order_of_their_folders(tmp_path):
     for samples in data.splits.values():
         for name, label in zip(samples.names, samples.labels, strict=True):
             assert sorted(folders)[label] == Path(name).parent.name
-    flat = load_images(tmp_path / "val", data.classes, imagenet_config(tmp_path)).splits["images"]
+    flat = load_images(tmp_path / "val", data.classes, "imagenet").splits["images"]
     assert flat.labels.tolist() == data.splits["test"].labels.tolist()
     photos(tmp_path / "one", [CRANE_BIRD])  # alone, its name would need no folder behind it
-    alone = load_images(tmp_path / "one", data.classes, imagenet_config(tmp_path)).splits["images"]
+    alone = load_images(tmp_path / "one", data.classes, "imagenet").splits["images"]
     assert {sorted(folders)[label] for label in alone.labels} == {CRANE_BIRD}
 
 

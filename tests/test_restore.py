@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL, run
+from pictures import noise, save
 from PIL import Image
 
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
+from vit.cli import front
+from vit.cli.eval import evaluate
+from vit.cli.explain import explain
+from vit.cli.export import export
+from vit.cli.predict import predict
 from vit.config.compose import to_config
 from vit.config.errors import NoCheckpointError
 from vit.data.manifest import Manifest
@@ -82,6 +89,40 @@ def test_a_hostile_config_in_a_checkpoint_is_text(tmp_path: Path) -> None:
     done = run("train", f"resume={tmp_path / 'run'}", cwd=tmp_path)
     assert done.returncode == 2
     assert not (tmp_path / "marker").exists()
+
+
+def test_what_uses_a_model_needs_no_training_settings(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Of the run's settings only those that say how images are read, and which ones, are used."""
+    _, content = checkpoint.newest(RunDir(finished), print)
+    content.pop("format_version")
+    config = content["config"]
+    config["trainer"] |= {"label_smoothing": 7.0, "precision": "fp7"}
+    config["optim"], config["model"]["heads"], config["augment"]["crop"] = {}, -3, "sideways"
+    checkpoint.save(tmp_path / "c.pt", content)
+    for label in content["classes"][:2]:
+        for i in range(4):
+            save(tmp_path / "images" / label / f"{i}.png", noise(8, 8, "L", seed=i))
+    monkeypatch.chdir(tmp_path)
+    commands = {"predict": predict, "explain": explain, "eval": evaluate, "export": export}
+    own = ["report=false"]
+    for name, *arguments in (
+        ("predict", "images=images"),
+        ("explain", "images=images"),
+        ("eval", "images=images", "report=false"),
+        ("export", "images=images", "format=safetensors"),
+        ("eval", *own),
+    ):
+        monkeypatch.setattr(sys, "argv", [f"vit-{name}", "checkpoint=c.pt", *arguments])
+        assert front.run(name, commands[name]) == 0, capsys.readouterr().err
+    config["data"] |= {"name": "nowhere", "val_fraction": 9}  # which images the run had
+    checkpoint.save(tmp_path / "c.pt", content)
+    for arguments, code in ((["images=images", "report=false"], 0), (own, 2)):
+        monkeypatch.setattr(sys, "argv", ["vit-eval", "checkpoint=c.pt", *arguments])
+        capsys.readouterr()
+        assert front.run("eval", evaluate) == code
+    assert "data.name=nowhere must be one of" in capsys.readouterr().err
 
 
 def test_best_beats_last_and_damage_falls_back(finished: Path, tmp_path: Path) -> None:

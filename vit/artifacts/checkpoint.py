@@ -12,7 +12,7 @@ import torch
 
 from vit.artifacts.run_dir import RunDir
 from vit.config.errors import NoCheckpointError, VitError
-from vit.config.resume import upgraded
+from vit.config.resume import upgraded, upgraded_spec
 from vit.runtime.files import write_atomic
 
 FORMAT_VERSION = 2
@@ -109,7 +109,8 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise BadCheckpointError(f"{path} lacks {', '.join(missing)}")
-    spec = content["spec"]
-    if isinstance(spec, dict) and "mlp_ratio" in spec:  # as the first checkpoints had it
-        spec["mlp_dim"] = int(spec["dim"] * spec.pop("mlp_ratio"))
-    return {**content, "config": upgraded(content["config"])}
+    return {
+        **content,
+        "config": upgraded(content["config"]),
+        "spec": upgraded_spec(content["spec"]),
+    }

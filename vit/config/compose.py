@@ -18,11 +18,12 @@ from vit.config.errors import ConfigError
 from vit.config.formats import EXPORT_CHECKS
 from vit.config.rules import DurationRule, Rule
 from vit.config.run_checks import CHECKS
-from vit.config.schema import RunConfig
+from vit.config.schema import DataConfig, ReadConfig, RunConfig
 from vit.config.suggest import nearest
 
 _NONE = type(None)
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, twenty times faster
+Section = TypeVar("Section", bound=ReadConfig)
 Config = TypeVar("Config", RunConfig, EvalConfig, PredictConfig, ExplainConfig, ExportConfig)
 
 
@@ -55,6 +56,17 @@ def to_config(
     if not complete and flatten(plain).get("model.weights") is not None:
         checks = [check for check in CHECKS if not set(check.keys) & set(FROM_WEIGHTS)]
     return _checked(RunConfig, plain, checks, world_size)
+
+
+def to_data_config(section: Mapping[str, Any]) -> DataConfig:
+    """Check the settings of group `data` alone; see `to_config`."""
+    return _section(DataConfig, section)
+
+
+def to_read_config(section: Mapping[str, Any]) -> ReadConfig:
+    """Check those settings of group `data` that say how images are read; the others may be any."""
+    names = {field.name for field in dataclasses.fields(ReadConfig)}
+    return _section(ReadConfig, {key: section[key] for key in section if key in names})
 
 
 def to_eval_config(plain: Mapping[str, Any]) -> EvalConfig:
@@ -130,6 +142,15 @@ def load_yaml(text: str, where: str) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise ConfigError(f"{where} holds no settings; restore it")
     return plain
+
+
+def _section(schema: type[Section], plain: Mapping[str, Any]) -> Section:
+    """Check one group of settings by itself."""
+    problems: list[str] = []
+    values = _collect(schema, plain, "data.", {}, problems)
+    if problems:
+        raise ConfigError(problems)
+    return schema(**values)
 
 
 def _checked(

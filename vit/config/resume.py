@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from vit.config.errors import ConfigError
+from vit.config.model import ModelOptions
 
 MAY_CHANGE = frozenset(
     {
@@ -134,3 +136,15 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict) and data.get("name") == "digits":  # which once ignored a root
         data["root"] = None
     return plain
+
+
+def upgraded_spec(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture (of `ViTConfig.plain`) that a checkpoint of an earlier version says, with
+    the options that it lacks.
+    """
+    options = {option.name for option in fields(ModelOptions)}
+    models = {key.removeprefix("model."): value for key, value in ADDED.items()}
+    spec = {**{name: value for name, value in models.items() if name in options}, **saved}
+    if "mlp_ratio" in spec:  # as the first checkpoints had it
+        spec["mlp_dim"] = int(spec["dim"] * spec.pop("mlp_ratio"))
+    return spec

@@ -39,24 +39,15 @@ def height_width(image_size: int | list[int]) -> tuple[int, int]:
     return height, width
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """Group `data`: which images, how they are split, where they are held."""
+@dataclass(frozen=True, kw_only=True)
+class ReadConfig:
+    """Of group `data`: how images are read, whichever they are; `Reader` needs no more."""
 
-    name: Annotated[str, Registered("data/sources.py", "SOURCES")]
-    root: Place | None
     image_size: Side | Annotated[list[Side], Length(2)]
     aspect: Literal["crop", "native"]
     center_crop: Annotated[float, Range(0.1, 1)]
     mean: RGB
     std: Annotated[list[float], Range(1e-6, 1e6)]
-    mirror: bool
-    val_fraction: Fraction
-    test_fraction: Fraction
-    split_seed: Whole
-    split_by: Literal["name", "position"]
-    limit_per_class: Count | None
-    balance: Literal["none", "sampler", "loss"]
     memory: Literal["auto", "device", "stream"]
     cache: Literal["none", "jpeg", "uint8"]
     cache_size: Annotated[int, Range(8, 4096)]
@@ -66,12 +57,27 @@ class DataConfig:
     on_bad_image: Literal["error", "skip"]
     bad_image_limit: Fraction
     max_pixels: Count
-    verify: bool | Literal["auto"]
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return height_width(self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(ReadConfig):
+    """Group `data`: which images, and how they are split; the others are those of `ReadConfig`."""
+
+    name: Annotated[str, Registered("data/sources.py", "SOURCES")]
+    root: Place | None
+    mirror: bool
+    val_fraction: Fraction
+    test_fraction: Fraction
+    split_seed: Whole
+    split_by: Literal["name", "position"]
+    limit_per_class: Count | None
+    balance: Literal["none", "sampler", "loss"]
+    verify: bool | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)

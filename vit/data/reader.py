@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit.config.errors import DataError
-from vit.config.schema import DataConfig
+from vit.config.schema import ReadConfig
 from vit.data.cache import CachedImages, Recipe
 from vit.data.images import ArrayImages, FileImages
 from vit.data.pool import Bad, WorkerPool, worker_count
@@ -139,7 +139,7 @@ class Reader:
 
     @classmethod
     def of(
-        cls, config: DataConfig, patch: int, device: torch.device, world: World = ALONE
+        cls, config: ReadConfig, patch: int, device: torch.device, world: World = ALONE
     ) -> Reader:
         """The reader that settings describe, for a model with patches of `patch` px."""
         height, width = config.size
@@ -162,7 +162,7 @@ class Reader:
         )
 
     def keeping(
-        self, data: DataSet, config: DataConfig, report: Callable[[str], None] = warnings.warn
+        self, data: DataSet, config: ReadConfig, report: Callable[[str], None] = warnings.warn
     ) -> DataSet:
         """The data set, read from small versions of its images where `data.cache` wants them.
 

@@ -23,14 +23,14 @@ NAMINGS: dict[str, folder.Naming] = {"imagenet": imagenet.readable}
 """How sources in folders name their classes, where not as the folders."""
 
 
-def load_images(root: Path, classes: list[str], config: DataConfig) -> DataSet:
-    """Every image of a folder with one sub-folder for each of `classes`, named as in `config`,
-    as a split `images`.
+def load_images(root: Path, classes: list[str], source: str) -> DataSet:
+    """Every image of a folder with one sub-folder for each of `classes`, named as the source of
+    that name (a key of SOURCES) does it, as a split `images`.
 
     Raises:
         DataError: the folder is missing, or its classes are others.
     """
-    return folder.load_flat(root, classes, NAMINGS.get(config.name, folder.as_they_are))
+    return folder.load_flat(root, classes, NAMINGS.get(source, folder.as_they_are))
 
 
 def load_data_set(config: DataConfig) -> DataSet:

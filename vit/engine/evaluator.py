@@ -13,9 +13,9 @@ from torch import nn
 from vit.artifacts import console
 from vit.artifacts.run_dir import RunDir
 from vit.config.commands import EvalConfig
-from vit.config.compose import to_config
+from vit.config.compose import to_data_config
 from vit.config.errors import ConfigError, DataError
-from vit.config.schema import DataConfig
+from vit.config.schema import DataConfig, ReadConfig
 from vit.data.images import FileImages
 from vit.data.loader import EvalLoader
 from vit.data.manifest import Manifest, Restored, changed, known_among, restore
@@ -36,16 +36,18 @@ class Evaluator:
     Attributes:
         trained: the model.
         model: what predicts: `trained.model`, or with merged patches.
-        data: the run's data settings, at its own image size.
-        reader: of the images, at the model's.
+        reading: how images are read.
+        reader: of the images.
         tta: `none` or `flip`.
+        root: where the run's data set is now; None: where it was.
     """
 
     trained: Trained
     model: nn.Module
-    data: DataConfig
+    reading: ReadConfig
     reader: Reader
     tta: str
+    root: str | None
 
     @classmethod
     def of(cls, place: Path, config: EvalConfig, device: torch.device) -> Evaluator:
@@ -69,20 +71,16 @@ class Evaluator:
         if config.data.root and trained.config["data"].get("name") == "digits":
             root = config.data.root
             raise ConfigError(f"data.root={root} is not read by data=digits; try images={root}")
-        data, given = to_config(trained.config).data, config.data
+        own, given = trained.read_config(), config.data
         limit = given.bad_image_limit
-        data = replace(
-            data,
-            root=given.root or data.root,
+        reading = replace(
+            own,
             workers=given.workers,
-            memory="stream",  # every image is used once or a few times
-            on_bad_image=given.on_bad_image or data.on_bad_image,
-            bad_image_limit=data.bad_image_limit if limit is None else limit,
+            on_bad_image=given.on_bad_image or own.on_bad_image,
+            bad_image_limit=own.bad_image_limit if limit is None else limit,
         )
-        data = _with_enough_pixels(data, trained)
-        seen = replace(data, image_size=trained.preprocessing["image_size"])
-        reader = Reader.of(seen, trained.model.config.patch_size, device)
-        return cls(trained, model, data, reader, config.tta)
+        reader = Reader.of(reading, trained.model.config.patch_size, device)
+        return cls(trained, model, reading, reader, config.tta, given.root)
 
     def find(self, config: EvalConfig) -> tuple[Samples, str]:
         """The images to evaluate on, and what to call them.
@@ -92,7 +90,7 @@ class Evaluator:
         """
         if config.images is not None:
             folder, classes = Path(config.images), self.trained.classes
-            found = load_images(folder, classes, self.data)
+            found = load_images(folder, classes, self.trained.config["data"].get("name"))
             self._note(found)
             return found.splits["images"], f"images-{folder.resolve().name}"
         self._note(self._listed)
@@ -137,11 +135,18 @@ class Evaluator:
         return read_manifest(RunDir.of(self.trained.path), self.trained.images, console.warn)
 
     @cached_property
+    def _data(self) -> DataConfig:
+        """Which images the run had."""
+        section = self.trained.config["data"]
+        return to_data_config({**section, "root": self.root or section.get("root")})
+
+    @cached_property
     def _listed(self) -> DataSet:
         """The run's data set as it is now."""
-        found = load_data_set(self.data)
+        config = self._data
+        found = load_data_set(config)
         check_classes(
-            found.classes, self.trained.classes, str(self.data.root or self.data.name),
+            found.classes, self.trained.classes, str(config.root or config.name),
             "give the data it was trained on",
         )  # fmt: skip
         return found
@@ -167,7 +172,7 @@ class Evaluator:
             return
         if own is None:
             console.warn(
-                f"{self.data.root} holds none of the images that the run was started with: its "
+                f"{self._data.root} holds none of the images that the run was started with: its "
                 f"{split} images as they are now are scored"
             )
         if own is None or split not in own.data.splits:
@@ -187,9 +192,9 @@ class Evaluator:
         """
         reader = self.reader
         if len(samples) < POOL_FROM:
-            reader = replace(reader, pool=WorkerPool(0, self.data.timeout))
+            reader = replace(reader, pool=WorkerPool(0, self.reading.timeout))
         data = DataSet(self.trained.classes, {what: samples})
-        kept = reader.keeping(data, self.data, console.warn)
+        kept = reader.keeping(data, self.reading, console.warn)
         return EvalLoader(kept.splits[what], self.trained.evaluation["batch_size"], reader)
 
     def predict(self, loader: EvalLoader) -> tuple[Predictions, Predictions]:
@@ -210,11 +215,3 @@ class Evaluator:
         for name, why in loader.bad.news().items():
             console.warn(f"damaged images are left out of the scores: {name} ({why})")
         return predictions, with_mirror_images(predictions) if flips else predictions
-
-
-def _with_enough_pixels(data: DataConfig, trained: Trained) -> DataConfig:
-    """The run's data settings, without its small images where the model now wants larger ones."""
-    height, width = trained.preprocessing["image_size"]
-    wanted = max(height, width) / data.center_crop
-    is_own = (height, width) == data.size
-    return data if is_own or wanted <= data.cache_size else replace(data, cache="none")

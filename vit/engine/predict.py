@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 
 from vit.artifacts.labels import Labelled
-from vit.config.compose import to_config
 from vit.data.cache import Recipe
 from vit.data.loader import EvalLoader
 from vit.data.reader import POOL_FROM, Reader
@@ -38,14 +37,13 @@ def open_images(
         batch_size: images of a batch; None: the run's own.
 
     Raises:
-        ConfigError: the run's settings are not of this version.
+        ConfigError: how the run read its images is not of this version.
     """
-    data = to_config(trained.config).data
-    data = replace(data, memory="stream", workers=workers if len(paths) >= POOL_FROM else 0)
-    reader = replace(Reader.of(data, trained.model.config.patch_size, device), bad_images=1.0)
+    config = replace(trained.read_config(), workers=workers if len(paths) >= POOL_FROM else 0)
+    reader = replace(Reader.of(config, trained.model.config.patch_size, device), bad_images=1.0)
     recipe = None
-    if data.cache != "none":
-        recipe = Recipe(data.cache, data.cache_size, len(data.mean), data.max_pixels)
+    if config.cache != "none":
+        recipe = Recipe(config.cache, config.cache_size, len(config.mean), config.max_pixels)
     size = batch_size or trained.evaluation["batch_size"]
     return EvalLoader(unlabelled(paths, recipe), size, reader)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from vit.artifacts import checkpoint, console
 from vit.artifacts.run_dir import RunDir
 from vit.config.checks import nearest_multiples
-from vit.config.compose import to_plain
+from vit.config.compose import to_plain, to_read_config
 from vit.config.errors import ConfigError, DataError, DivergedError, NoCheckpointError
 from vit.config.model import ViTConfig
-from vit.config.schema import RunConfig
+from vit.config.schema import ReadConfig, RunConfig
 from vit.config.suggest import MOST_NAMES, shortened
 from vit.data.manifest import Manifest
 from vit.engine.state import TrainState, weights_of
@@ -49,6 +49,24 @@ class Trained:
     step: int
     path: Path
     images: str | None
+
+    def read_config(self) -> ReadConfig:
+        """How its images are read: from their files, the way that its own evaluations did.
+
+        No other settings of the run are looked at. Small images that the run kept are not used
+        where the model takes larger ones now.
+
+        Raises:
+            ConfigError: these are not of this version.
+        """
+        told = {"mean", "std", "aspect", "center_crop"} & self.preprocessing.keys()
+        seen = {key: self.preprocessing[key] for key in told}
+        height, width = self.preprocessing["image_size"]
+        section = {**self.config["data"], **seen, "memory": "stream"}
+        own = to_read_config(section)
+        config = replace(own, image_size=[height, width])
+        is_kept = own.size == config.size or max(config.size) / own.center_crop <= own.cache_size
+        return config if is_kept else replace(config, cache="none")
 
     def check(self, answers: Tensor) -> None:
         """Look at logits of the model, or at what was computed from them.
