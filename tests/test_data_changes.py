@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -271,6 +272,24 @@ def test_removed_images_may_be_skipped(world: World, capsys: pytest.CaptureFixtu
     assert re.fullmatch(r"data\.bad_image_limit=0\.\d+", remedy[1])
     assert contents(world.run.path) == before  # what was refused has changed nothing
     assert command("train", *longer, *remedy[1].split()) == 0
+
+
+def test_the_remedy_for_other_classes_is_whole(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class was renamed on purpose: the command that is named trains on what is there now."""
+    before = contents(world.run.path)
+    for place in {world.classes, world.root / "test"}:
+        if (place / "rose").is_dir():
+            (place / "rose").rename(place / "peony")
+    assert command("train", f"resume={world.run.path}", "trainer.steps=8") == 2
+    remedy = re.search(r"start a new run from its weights: (vit-train .*)\n", told_of(capsys))
+    assert remedy is not None
+    assert contents(world.run.path) == before
+    args = [arg for arg in TRAINED if arg != "data=folder"]
+    assert command("train", *shlex.split(remedy[1])[1:], *args, "name=again") == 0
+    saved = checkpoint.load(RunDir(Path("outputs/again")).best)
+    assert saved["classes"] == ["daisy", "peony", "tulip"]
 
 
 def test_the_remedy_for_removed_images_is_whole(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +88,7 @@ def images_of_resumed(
     check_classes(
         data.classes, saved["classes"], f"data.root={config.root}" if config.root else config.name,
         "give the data that the run was started with (data.root=<where it is now>), or start a new "
-        f"run from its weights: model.weights={run.path}",
+        f"run from its weights: {_from_weights(run, config)}",
     )  # fmt: skip
     digest: str | None = saved["images"]
     manifest = read_manifest(run, digest, console.warn)
@@ -98,8 +99,8 @@ def images_of_resumed(
         if digest not in (None, manifest.digest()):
             raise DataError(
                 f"{run.images} cannot be used, and the data set does not give the same list any "
-                f"more; restore the file or the data set, or start a new run with "
-                f"model.weights={run.path}"
+                f"more; restore the file or the data set, or start a new run from its weights: "
+                f"{_from_weights(run, config)}"
             )
         if leads:
             write_atomic(run.images, manifest.to_bytes())
@@ -126,6 +127,12 @@ def images_of_resumed(
         for split, at in restored.gone.items()
     }
     return RunImages(restored.data, manifest.digest(), reasons)
+
+
+def _from_weights(run: RunDir, config: DataConfig) -> str:
+    """The command that starts a new run on the data as it is, from the weights of another."""
+    root = [] if config.root is None else [f"data.root={config.root}"]
+    return shlex.join(["vit-train", f"data={config.name}", *root, f"model.weights={run.path}"])
 
 
 def _settings_to_miss(restored: Restored, config: DataConfig) -> str:
