@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -172,6 +173,8 @@ def _errors_to_exit_code(command: str) -> Iterator[list[int]]:
             who = f"vit-{command}" if rank == 0 else f"vit-{command}, process {rank}"
             for line in getattr(error, "problems", [str(error)]):
                 print(f"{who}: {printable(line)}", file=sys.stderr)
+        elif isinstance(error, ConfigError):
+            time.sleep(3)  # torchrun ends all with the first that ends: let process 0 speak
         outcome[0] = error.exit_code
     except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
