@@ -29,7 +29,7 @@ import bench_step
 import torch
 from contest import Measured
 
-from vit.artifacts.console import commit, versions
+from vit.runtime.console import commit, versions
 from vit.runtime.device import describe, select_device
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -24,15 +24,14 @@ from contest import Measured, contest, serve
 from PIL import Image
 from torch import Tensor
 
-from vit.config.compose import config_dir, load_yaml
 from vit.config.schema import AugmentConfig, DataConfig
-from vit.data.cache import CachedImages, Recipe
-from vit.data.images import FileImages
+from vit.config.validate import config_dir, load_yaml
 from vit.data.loader import TrainLoader
-from vit.data.pool import WorkerPool
-from vit.data.reader import Reader
-from vit.data.sources import load_data_set
-from vit.data.types import DataSet
+from vit.data.reading.cache import CachedImages, Recipe
+from vit.data.reading.reader import Reader
+from vit.data.reading.workers import WorkerPool
+from vit.data.sources.registry import load_data_set
+from vit.data.types import DataSet, FileImages
 from vit.runtime.dist import World
 from vit.runtime.memory import keep_memory
 

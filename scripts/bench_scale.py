@@ -26,8 +26,8 @@ import torch
 from contest import Measured, contest
 
 from vit.artifacts.logger import RunLogger
-from vit.engine.trainer import Trainer
 from vit.runtime.device import has_fast_bf16, select_device
+from vit.training.trainer import Trainer
 
 D192 = bench_step.SHAPES[0]
 S16 = bench_step.SHAPES[1]

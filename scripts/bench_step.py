@@ -26,17 +26,17 @@ import torch.nn.functional as F
 from contest import Measured, contest, serve
 from torch import nn
 
-from vit.config.compose import config_dir, load_yaml
 from vit.config.schema import OptimConfig, TrainerConfig
+from vit.config.validate import config_dir, load_yaml
 from vit.data.types import Batch
-from vit.engine.loss import Loss
-from vit.engine.state import TrainState, flops_per_image
-from vit.engine.step import train_step
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer
 from vit.runtime.device import autocast, has_fast_bf16, select_device, synchronize
 from vit.runtime.dist import World
 from vit.runtime.memory import keep_memory
+from vit.training.loss import Loss
+from vit.training.state import TrainState, flops_per_image
+from vit.training.step import train_step
 
 Step = Callable[[], None]
 

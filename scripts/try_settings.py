@@ -32,11 +32,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from PIL import Image
 
-import vit.engine.setup  # noqa: F401 (with torch, once for all that are forked)
+import vit.training.setup  # noqa: F401 (with torch, once for all that are forked)
 from vit.artifacts.run_dir import RunDir
 from vit.cli import front
 from vit.cli.train import train
-from vit.config.compose import to_config
 from vit.config.resolve import plan, resolve
 from vit.config.rules import (
     FROZEN,
@@ -48,6 +47,7 @@ from vit.config.rules import (
     registry_names,
 )
 from vit.config.schema import RunConfig
+from vit.config.validate import to_config
 
 WRONG = (
     "", "x", "-1", "0", "1.5", "1e400", "nan", "-inf", "null", "true", "auto", "[]", "[1,2]",

@@ -8,12 +8,8 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-from vit.config.compose import (
-    config_dir,
-    legal_keys,
-    to_config,
-)
-from vit.config.errors import ConfigError
+from vit.config.validate import config_dir, legal_keys, to_config
+from vit.errors import ConfigError
 
 KEYS = legal_keys()
 UNHURRIED = settings(deadline=None)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vit.config.formats import KINDS
-from vit.engine.formats import WRITERS, Answer, Source
-from vit.engine.restore import Trained
+from vit.export.formats import FORMATS
+from vit.export.source import Answer, Source
+from vit.inference.load import Trained
 from vit.model.vit import VisionTransformer
 
 CLASSES = ["cat", 'do"g', "größe", "\n", "e"]
@@ -53,10 +53,10 @@ def written(
     source: Trained, form: str, precision: str, folder: Path, merge: int = 0
 ) -> tuple[Answer, Path]:
     """An export in `folder`, as a function, and its path."""
-    path = folder / f"{form}-{precision}{KINDS[form].suffix}"
-    content = WRITERS[form].write(Source(source, merge), precision)
+    path = folder / f"{form}-{precision}{FORMATS[form].suffix}"
+    content = FORMATS[form].write(Source(source, merge), precision)
     for name, part in {"": content}.items() if isinstance(content, bytes) else content.items():
         file = path / name if name else path
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(part)
-    return WRITERS[form].run(path), path
+    return FORMATS[form].run(path), path

@@ -12,13 +12,12 @@ import torch
 import yaml
 from PIL import Image
 
-from vit.config.compose import config_dir
 from vit.config.schema import AugmentConfig, DataConfig
-from vit.data.images import ArrayImages
-from vit.data.pool import WorkerPool
-from vit.data.reader import Normalise, Reader, decode_all
-from vit.data.types import Samples
-from vit.data.views import View
+from vit.config.validate import config_dir
+from vit.data.reading.reader import Normalise, Reader, decode_all
+from vit.data.reading.transform import View
+from vit.data.reading.workers import WorkerPool
+from vit.data.types import ArrayImages, Samples
 
 CPU = torch.device("cpu")
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vit.artifacts.gallery import choose, within
-from vit.artifacts.report import BUDGET, Report, Versus
-from vit.engine import metrics
+from vit.report import metrics
+from vit.report.gallery import choose, within
+from vit.report.page import BUDGET, Report, Versus
 
 HOSTILE = "<script>alert(1)</script>"
 

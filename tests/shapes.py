@@ -7,8 +7,8 @@ import torch
 from pictures import reader
 from torch import Tensor
 
-from vit.data.native import blank, parted
-from vit.data.views import View
+from vit.data.padding import blank, parted
+from vit.data.reading.transform import View
 
 PATCH = 4
 BOX = (16, 24)

@@ -6,16 +6,16 @@ import torch
 import yaml
 from pictures import CPU
 
-from vit.config.compose import config_dir
 from vit.config.schema import OptimConfig, TrainerConfig
+from vit.config.validate import config_dir
 from vit.data.types import Batch
-from vit.engine.loss import Loss
-from vit.engine.state import TrainState
-from vit.engine.step import train_step
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer
 from vit.optim.ema import Ema
 from vit.runtime.dist import World
+from vit.training.loss import Loss
+from vit.training.state import TrainState
+from vit.training.step import train_step
 
 CLASSES = 7
 ADAMW = OptimConfig(

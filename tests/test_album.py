@@ -19,12 +19,12 @@ import pytest
 import torch
 from conftest import SMALL, run
 
-from vit.artifacts.board import LABELLED, confusion_picture, similarity_picture
-from vit.engine import insight
-from vit.engine.album import SHARE, Album, in_turn
-from vit.engine.insight import attention_distance, patch_filters, position_similarity
+from vit.inference import explain as insight
+from vit.inference.explain import attention_distance, patch_filters, position_similarity
 from vit.model.positions import POSITIONS
 from vit.model.vit import VisionTransformer
+from vit.report.drawing import LABELLED, confusion_picture, similarity_picture
+from vit.training.monitor import SHARE, Album, in_turn
 
 
 def model(**knobs: Any) -> VisionTransformer:

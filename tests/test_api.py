@@ -13,8 +13,8 @@ import torch
 import vit
 from vit.artifacts.run_dir import RunDir
 from vit.config import model as config
-from vit.config.errors import NoCheckpointError
-from vit.engine import restore
+from vit.errors import NoCheckpointError
+from vit.inference import load as restore
 from vit.model import attention, pooling
 from vit.model import vit as transformer
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vit.cli.argv import PATH_KEYS, prepare, safe_name, value_of
 from vit.cli.front import is_sweep, sweep_folder
-from vit.config.errors import ConfigError
+from vit.errors import ConfigError
 
 GROUPS = ["data", "model", "trainer", "experiment"]
 UNHURRIED = settings(deadline=None)

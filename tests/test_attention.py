@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from vit import Attention, AttentionPool, VisionTransformer, ViTConfig
-from vit.engine.explain import attention_maps
+from vit.inference.explain import attention_maps
 from vit.model.attention import SCORES, SelfAttention, over_keys
 from vit.model.pooling import POOLINGS, ClassToken, MeanPool
 from vit.model.positions import POSITIONS

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pictures import augmentation, reader
 
-from vit.data.augment import (
+from vit.data.augment.batch import (
     ERASE_AREA,
     ERASE_ASPECT,
     Draws,
@@ -18,7 +18,7 @@ from vit.data.augment import (
     mix,
     padding,
 )
-from vit.data.views import CROP_TRIES
+from vit.data.types import CROP_TRIES
 
 EVERYTHING = augmentation(
     crop="padded", flip=0.5, erasing=0.5, mixup=0.8, cutmix=1.0, mix_probability=0.8

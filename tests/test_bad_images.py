@@ -29,14 +29,14 @@ from pictures import (
 )  # fmt: skip
 from PIL import Image
 
-from vit.config.errors import DataError
-from vit.data import folder
-from vit.data.decode import decode, reason
 from vit.data.loader import EvalLoader, TrainLoader
-from vit.data.pool import WorkerPool
-from vit.data.reader import BadImages, verify
+from vit.data.reading.decode import decode, reason
+from vit.data.reading.reader import BadImages, verify
+from vit.data.reading.workers import WorkerPool
+from vit.data.sources import folder
 from vit.data.types import Samples
-from vit.engine.evaluate import predict
+from vit.errors import DataError
+from vit.inference.predict import predict
 from vit.model.vit import VisionTransformer
 from vit.runtime.dist import World
 
@@ -272,8 +272,8 @@ def test_evaluation_leaves_them_out(tmp_path, batch_size):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_verify_finds_all(tmp_path, workers, monkeypatch):
-    monkeypatch.setattr("vit.data.reader.POOL_FROM", 1)
-    monkeypatch.setattr("vit.data.reader._ROWS", 5)
+    monkeypatch.setattr("vit.data.reading.reader.POOL_FROM", 1)
+    monkeypatch.setattr("vit.data.reading.reader._ROWS", 5)
     samples, read = split(tmp_path), reader(SIZE, held=False, workers=workers, timeout=120)
     assert sorted(verify(samples, read)) == BAD
     assert verify(array_samples(3), read) == {}

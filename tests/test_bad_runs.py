@@ -13,8 +13,8 @@ from kill_resume import differences, metrics
 from pictures import data_config, noise, save
 
 from vit.artifacts.run_dir import RunDir
-from vit.data.order import Order
-from vit.data.sources import load_data_set
+from vit.data.sampler import Order
+from vit.data.sources.registry import load_data_set
 
 ARGS = [
     *(a for a in SMALL if not a.startswith(("trainer.batch_size", "data.workers"))),

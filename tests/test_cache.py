@@ -16,15 +16,15 @@ from conftest import SMALL, lines, run
 from pictures import augmentation, data_config, noise, reader, save, write
 from PIL import Image
 
-from vit.config.errors import DataError
-from vit.data import cache
-from vit.data.cache import CachedImages, Recipe
-from vit.data.decode import decode, reason
-from vit.data.folder import load
 from vit.data.loader import TrainLoader
-from vit.data.pool import WorkerPool
+from vit.data.reading import cache
+from vit.data.reading.cache import CachedImages, Recipe
+from vit.data.reading.decode import decode, reason
+from vit.data.reading.transform import View, resize
+from vit.data.reading.workers import WorkerPool
+from vit.data.sources.folder import load
 from vit.data.types import DataSet
-from vit.data.views import View, resize
+from vit.errors import DataError
 from vit.runtime.dist import World
 
 ALONE = WorkerPool(0, 60)

@@ -15,9 +15,9 @@ import torch
 from vit.artifacts import checkpoint
 from vit.artifacts.checkpoint import BadCheckpointError
 from vit.artifacts.run_dir import RunDir
-from vit.config.errors import DiskFullError, NoCheckpointError
 from vit.config.model import ViTConfig
 from vit.config.resume import upgraded, upgraded_spec
+from vit.errors import DiskFullError, NoCheckpointError
 from vit.runtime import files
 
 

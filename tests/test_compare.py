@@ -19,11 +19,11 @@ from pictures import noise, save
 from PIL import Image
 from scipy.stats import binomtest, chi2
 
-from vit.config.compose import config_dir, load_yaml, to_config, to_eval_config
-from vit.config.errors import ConfigError
-from vit.data.sources import load_data_set
-from vit.engine.metrics import EXACT_BELOW, mcnemar
-from vit.engine.restore import load_run
+from vit.config.validate import config_dir, load_yaml, to_config, to_eval_config
+from vit.data.sources.registry import load_data_set
+from vit.errors import ConfigError
+from vit.inference.load import load_run
+from vit.report.metrics import EXACT_BELOW, mcnemar
 
 
 @pytest.mark.parametrize("second", [0, 1, 2, 7, 12, 13, 30, 400])

@@ -8,16 +8,8 @@ from composing import KEYS, UNHURRIED, changed, composed, outcome, problems, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit.config.compose import (
-    dump_yaml,
-    flatten,
-    load_yaml,
-    to_config,
-    to_eval_config,
-    to_plain,
-)
-from vit.config.errors import ConfigError
-from vit.config.suggest import nearest
+from vit.config.validate import dump_yaml, flatten, load_yaml, to_config, to_eval_config, to_plain
+from vit.errors import ConfigError, nearest
 
 # Mistakes
 

@@ -16,7 +16,7 @@ from pictures import array_samples, noise, reader
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from vit.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from vit.data.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vit.data.loader import EvalLoader
 
 

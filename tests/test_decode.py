@@ -19,14 +19,14 @@ from pictures import (
 )  # fmt: skip
 from PIL import Image
 
-from vit.config.errors import DataError
-from vit.data import folder
-from vit.data.decode import decode
 from vit.data.loader import EvalLoader
-from vit.data.pool import WorkerPool
-from vit.data.reader import Reader, decode_all
-from vit.data.sources import load_data_set
-from vit.data.views import View
+from vit.data.reading.decode import decode
+from vit.data.reading.reader import Reader, decode_all
+from vit.data.reading.transform import View
+from vit.data.reading.workers import WorkerPool
+from vit.data.sources import folder
+from vit.data.sources.registry import load_data_set
+from vit.errors import DataError
 
 
 def folder_config(root, size=16, **changes):
@@ -256,8 +256,8 @@ def test_many_bad_files_are_counted(tmp_path):
 
 
 def test_a_pool_gives_the_same_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr("vit.data.reader.POOL_FROM", 1)
-    monkeypatch.setattr("vit.data.reader._ROWS", 4)  # three batches
+    monkeypatch.setattr("vit.data.reading.reader.POOL_FROM", 1)
+    monkeypatch.setattr("vit.data.reading.reader._ROWS", 4)  # three batches
     for i in range(5):
         for name, red in (("a", 0), ("b", 200)):
             save(tmp_path / name / f"{i}.jpg", stripes((red, 0, i * 50), (0, i * 50, red)))

@@ -19,15 +19,15 @@ from stepping import CLASSES, batch, trainer
 
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
-from vit.config.compose import to_config
-from vit.config.errors import ConfigError
 from vit.config.resolve import resolve
 from vit.config.schema import DistillConfig
-from vit.engine.loss import Loss, by_head, cross_entropy, hard_distillation, soft_distillation
-from vit.engine.restore import load_run
-from vit.engine.teacher import Teacher, load_teacher
+from vit.config.validate import to_config
+from vit.errors import ConfigError
+from vit.inference.load import load_run
 from vit.model.vit import VisionTransformer
 from vit.model.weights import from_timm, timm_kwargs
+from vit.training.distill import Teacher, load_teacher
+from vit.training.loss import Loss, by_head, cross_entropy, hard_distillation, soft_distillation
 
 
 def logits_and_taught():

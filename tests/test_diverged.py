@@ -14,9 +14,9 @@ from stepping import batch, sgd_state, train, weights
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
 from vit.cli import train as train_command
-from vit.config.errors import DivergedError
-from vit.engine import trainer
-from vit.engine.state import Best
+from vit.errors import DivergedError
+from vit.training import trainer
+from vit.training.state import Best
 
 TINY = [
     "model.dim=16", "model.depth=1", "model.heads=2", "data.workers=0", "trainer.precision=fp32",

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit.config.durations import duration_in_steps, epochs_in_steps, parse_duration
-from vit.engine.clock import due
 from vit.optim.schedule import SCHEDULES, lr_at
 from vit.runtime.seeding import derive, numpy_generator, reseed
+from vit.training.clock import due
 
 UNHURRIED = settings(deadline=None)
 COUNT = st.integers(1, 300)

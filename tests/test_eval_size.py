@@ -16,12 +16,12 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import VisionTransformer as TimmTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from vit.config.compose import to_config
-from vit.config.errors import ConfigError
+from vit.config.validate import to_config
 from vit.data.loader import EvalLoader, of_size
-from vit.data.sources import load_data_set
-from vit.data.views import View, resize
-from vit.engine.restore import load_trained
+from vit.data.reading.transform import View, resize
+from vit.data.sources.registry import load_data_set
+from vit.errors import ConfigError
+from vit.inference.load import load_trained
 from vit.model.positions import POSITIONS
 from vit.model.vit import VisionTransformer
 from vit.model.weights import resized, timm_kwargs

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vit.engine.explain import (
+from vit.inference.explain import (
     attention_maps,
     class_attention,
     detached_norm,

@@ -12,12 +12,12 @@ from pictures import CPU, RED, noise, save, write
 from PIL import Image
 
 from vit.cli.explain import class_number
-from vit.config.compose import config_dir, load_yaml, to_explain_config
-from vit.config.errors import ConfigError
-from vit.engine.explain import class_attention, heat, relevance, rollout
-from vit.engine.pictures import METHODS, Explained, contact_sheet, explain
-from vit.engine.predict import classify, open_images
-from vit.engine.restore import load_trained
+from vit.config.validate import config_dir, load_yaml, to_explain_config
+from vit.errors import ConfigError
+from vit.inference.explain import class_attention, heat, relevance, rollout
+from vit.inference.load import load_trained
+from vit.inference.pictures import METHODS, Explained, contact_sheet, explain
+from vit.inference.predict import classify, open_images
 
 HOSTILE = "~..\n\x1b[1m; rm *\udcff.png"
 

@@ -6,6 +6,7 @@ import json
 import re
 import zipfile
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,12 @@ from pictures import noise, save
 from safetensors import safe_open
 from safetensors.torch import load
 
-from vit.config.errors import ConfigError
-from vit.config.formats import KINDS
 from vit.config.model import ViTConfig
-from vit.data.views import View
-from vit.engine.agreement import BOUNDS
-from vit.engine.formats import WRITERS, Source, metadata
+from vit.data.reading.transform import View
+from vit.errors import ConfigError
+from vit.export.formats import FORMATS
+from vit.export.parity import BOUNDS
+from vit.export.source import Source, metadata
 from vit.model.attention import SCORES
 from vit.model.layers import MLPS, NORMS
 from vit.model.merging import merged
@@ -126,7 +127,7 @@ def test_timm_and_transformers_load_the_folder_as_it_is(model, precision, tmp_pa
 )
 def test_what_timm_cannot_hold_is_refused_in_one_line(model, words):
     with pytest.raises(ConfigError, match=rf"^format=timm: .*{words}; take format=onnx, .*$"):
-        WRITERS["timm"].write(Source(trained(**model)), "fp32")
+        FORMATS["timm"].write(Source(trained(**model)), "fp32")
 
 
 # Precisions
@@ -147,7 +148,7 @@ def test_half_precision_holds_where_squares_overflow_it(tmp_path):
         assert given.dtype == np.float32
         np.testing.assert_allclose(given, logits, rtol=0, atol=0.02 * abs(logits).max())
         assert not np.allclose(given, logits, rtol=0, atol=1e-6)
-    full, half = (WRITERS["safetensors"].write(Source(source), p) for p in ("fp32", "fp16"))
+    full, half = (FORMATS["safetensors"].write(Source(source), p) for p in ("fp32", "fp16"))
     assert len(half) < 0.7 * len(full)
     assert {tensor.dtype for tensor in load(half).values()} == {torch.float16}
 
@@ -163,8 +164,11 @@ def test_eight_bits_are_smaller_and_close(tmp_path):
 
 
 def test_formats_have_writers_and_precisions_bounds():
-    assert list(KINDS) == list(WRITERS)
-    assert {p for kind in KINDS.values() for p in kind.precisions} == set(BOUNDS)
+    for kind in FORMATS.values():
+        module = import_module(kind.module)
+        assert callable(module.write)
+        assert callable(module.run)
+    assert {p for kind in FORMATS.values() for p in kind.precisions} == set(BOUNDS)
 
 
 # What a file says about itself
@@ -215,7 +219,7 @@ def test_the_lines_in_the_docs_load_it(form, tmp_path, monkeypatch, capsys):
     if form == "timm":
         pytest.importorskip("transformers")
     _, path = written(trained(depth=1), form, "fp32", tmp_path)
-    path.rename(tmp_path / (f"model{KINDS[form].suffix}" if KINDS[form].suffix else form))
+    path.rename(tmp_path / (f"model{FORMATS[form].suffix}" if FORMATS[form].suffix else form))
     save(tmp_path / "rose.jpg", noise(30, 20))
     monkeypatch.chdir(tmp_path)
     sections = re.split(r"^## ", (ROOT / "docs" / "export.md").read_text(), flags=re.M)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from exporting import SIZE, expected, pixels, trained
 from pictures import array_samples, reader
 
 from vit.config.commands import EvalDataConfig, ExportConfig
-from vit.config.errors import DataError, ExportError
 from vit.data.loader import EvalLoader
-from vit.engine import export
-from vit.engine.agreement import BOUNDS, Agreement, as_bytes, compare, milliseconds
-from vit.engine.formats import WRITERS, Source
+from vit.errors import DataError, ExportError
+from vit.export import export
+from vit.export.formats import FORMATS
+from vit.export.parity import BOUNDS, Agreement, as_bytes, compare, milliseconds
+from vit.export.source import Source
 
 
 def test_bytes_are_those_that_were_normalised():
@@ -179,12 +181,13 @@ def test_a_failed_export_leaves_what_was_there(form, tmp_path, monkeypatch):
     (tmp_path / "mine").write_text("mine")
 
     other = trained(num_classes=3, depth=1)
-    changed = replace(
-        WRITERS[form],
-        write=lambda _, precision: write(Source(replace(source, model=other.model)), precision),
+    module = import_module(FORMATS[form].module)
+    write = module.write
+    monkeypatch.setattr(
+        module,
+        "write",
+        lambda _, precision: write(Source(replace(source, model=other.model)), precision),
     )
-    write = WRITERS[form].write
-    monkeypatch.setitem(WRITERS, form, changed)
     with pytest.raises(ExportError, match=r"a logit differs by .* \(9 of val\); take another"):
         export.export(config, job, samples, "val", output)
     assert [file.read_bytes() for file in files] == before

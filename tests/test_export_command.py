@@ -19,11 +19,11 @@ from pictures import encoded, noise, save, stripes, write
 from PIL import Image
 
 from vit.cli.export import output_path, prepare
-from vit.config import formats
-from vit.config.compose import config_dir, load_yaml, to_export_config
-from vit.config.errors import ConfigError
-from vit.data.decode import decode
-from vit.data.views import View, resize
+from vit.config.validate import config_dir, load_yaml, to_export_config
+from vit.data.reading.decode import decode
+from vit.data.reading.transform import View, resize
+from vit.errors import ConfigError
+from vit.export import formats
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKED = """
@@ -136,12 +136,12 @@ def test_they_are_answered_before_torch_is_imported() -> None:
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind in formats.KINDS.values():
+    for kind in formats.FORMATS.values():
         kind.check_packages()
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    formats.KINDS["timm"].check_packages()
+    formats.FORMATS["timm"].check_packages()
     with pytest.raises(ConfigError, match=r"onnxruntime; pip install 'vit-train\[onnx\]'$"):
-        formats.KINDS["onnx"].check_packages()
+        formats.FORMATS["onnx"].check_packages()
 
 
 def test_without_images_there_is_no_export(finished: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit.artifacts.figures import chart, nice_ticks, reliability, thinned
-from vit.artifacts.gallery import data_uri, within
-from vit.engine import metrics
+from vit.report import metrics
+from vit.report.figures import chart, nice_ticks, reliability, thinned
+from vit.report.gallery import data_uri, within
 
 
 def test_thumbnails_are_small_and_small_images_exact() -> None:

@@ -6,10 +6,10 @@ import pytest
 from composing import changed
 
 from vit.config.checks import FROM_WEIGHTS
-from vit.config.compose import to_config, to_plain
-from vit.config.errors import ConfigError
 from vit.config.final import DataFacts, FinalConfig, final_config
 from vit.config.resolve import MEMORY_LIMIT, plan
+from vit.config.validate import to_config, to_plain
+from vit.errors import ConfigError
 
 FACTS = DataFacts(classes=7, train=1000, images=1200, in_files=True)
 BROUGHT = {

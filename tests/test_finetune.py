@@ -16,12 +16,12 @@ from pictures import noise, save
 from stepping import ADAMW, CPU, batch, model, train
 
 from vit.artifacts.run_dir import RunDir
-from vit.config.compose import to_config
-from vit.config.errors import ConfigError
-from vit.engine.restore import load_run
-from vit.engine.state import TrainState
+from vit.config.validate import to_config
+from vit.errors import ConfigError
+from vit.inference.load import load_run
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, freeze
+from vit.training.state import TrainState
 
 SHORT = [
     "trainer.batch_size=16", "trainer.log_every=5", "data.workers=0", "trainer.precision=fp32",

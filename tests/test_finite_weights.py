@@ -18,11 +18,11 @@ from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
 from vit.cli import eval as eval_command
 from vit.cli import explain, export, front, predict
-from vit.config.compose import to_config
-from vit.config.errors import ConfigError
 from vit.config.resolve import resolve
-from vit.engine.teacher import load_teacher
-from vit.engine.weight_files import load_pretrained
+from vit.config.validate import to_config
+from vit.errors import ConfigError
+from vit.training.distill import load_teacher
+from vit.training.weight_files import load_pretrained
 
 
 @pytest.fixture(scope="module")

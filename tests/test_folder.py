@@ -17,10 +17,10 @@ from pictures import (
     write,
 )
 
-from vit.config.errors import DataError
-from vit.data import folder
-from vit.data.listing import counted
-from vit.data.sources import load_data_set
+from vit.data.sources import folder
+from vit.data.sources.listing import counted
+from vit.data.sources.registry import load_data_set
+from vit.errors import DataError
 
 
 def folder_config(root, size=16, **changes):

@@ -9,10 +9,10 @@ import pytest
 from composing import composed
 from pictures import data_config, noise, save
 
-from vit.config.compose import to_config
-from vit.data.sources import load_data_set
+from vit.config.validate import to_config
+from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet
-from vit.engine.header import _about, doubts
+from vit.training.header import _about, doubts
 
 
 def photos(root: Path, **counts: int) -> DataSet:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from composing import composed
 
-from vit.config.compose import to_config
 from vit.config.resolve import plan, resolve, vit_config
-from vit.data import augment
-from vit.engine.components import schedule_lr
-from vit.engine.state import parameter_count
+from vit.config.validate import to_config
+from vit.data.augment import batch as augment
 from vit.model.vit import VisionTransformer
 from vit.optim.build import parameter_groups
+from vit.training.components import schedule_lr
+from vit.training.state import parameter_count
 
 TRAIN_IMAGES, STEPS = 1_281_167, 112_603
 

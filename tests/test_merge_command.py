@@ -12,9 +12,9 @@ import torch
 from conftest import run
 from torch.nn.functional import cross_entropy
 
-from vit.config.compose import to_config
-from vit.data.sources import load_data_set
-from vit.engine.restore import load_run
+from vit.config.validate import to_config
+from vit.data.sources.registry import load_data_set
+from vit.inference.load import load_run
 from vit.model.merging import merged
 
 

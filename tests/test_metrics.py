@@ -15,10 +15,10 @@ from conftest import lines, run
 from sklearn.metrics import brier_score_loss, f1_score, log_loss
 
 import vit
-from vit.config.compose import to_config
-from vit.data.sources import load_data_set
-from vit.engine.evaluate import Predictions, with_mirror_images
-from vit.engine.metrics import (
+from vit.config.validate import to_config
+from vit.data.sources.registry import load_data_set
+from vit.inference.predict import Predictions, with_mirror_images
+from vit.report.metrics import (
     BINS,
     all_scores,
     calibration,

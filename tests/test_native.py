@@ -16,19 +16,20 @@ from pictures import augmentation, data_config, noise, reader, save
 from PIL import Image
 from shapes import BOX, COLOUR, PATCH, SIZES, batch, planes
 
-from vit.config.compose import to_config
-from vit.config.errors import ConfigError
 from vit.config.resolve import MEMORY_LIMIT, resolve, resolve_memory
-from vit.data import folder, policies
-from vit.data.augment import crop_flip, draw, mix, mixed_mask
-from vit.data.cache import CachedImages, Recipe
-from vit.data.decode import decode
+from vit.config.validate import to_config
+from vit.data.augment import policies
+from vit.data.augment.batch import crop_flip, draw, mix, mixed_mask
 from vit.data.loader import EvalLoader, TrainLoader
-from vit.data.native import blank, mirrored, parted, places, unpadded
-from vit.data.pool import WorkerPool
-from vit.data.reader import Reader
+from vit.data.padding import blank, mirrored, parted, places, unpadded
+from vit.data.reading.cache import CachedImages, Recipe
+from vit.data.reading.decode import decode
+from vit.data.reading.reader import Reader
+from vit.data.reading.transform import View, fitted, resize
+from vit.data.reading.workers import WorkerPool
+from vit.data.sources import folder
 from vit.data.types import Batch, Samples
-from vit.data.views import View, fitted, resize
+from vit.errors import ConfigError
 from vit.runtime.dist import World
 
 # What an image becomes

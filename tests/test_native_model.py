@@ -10,9 +10,14 @@ import pytest
 import torch
 from shapes import BOX, PATCH, batch
 
-from vit.data.native import places, unpadded
-from vit.engine.explain import class_attention, heat_of_each, relevance, rollout
-from vit.engine.insight import attention_distance
+from vit.data.padding import places, unpadded
+from vit.inference.explain import (
+    attention_distance,
+    class_attention,
+    heat_of_each,
+    relevance,
+    rollout,
+)
 from vit.model.attention import SCORES
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS

@@ -21,10 +21,10 @@ from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
 from vit.cli.eval import evaluate
 from vit.cli.train import train
-from vit.config.compose import config_dir, load_yaml
-from vit.engine import trainer as trainer_module
-from vit.engine.restore import load_trained
-from vit.engine.state import TrainState
+from vit.config.validate import config_dir, load_yaml
+from vit.inference.load import load_trained
+from vit.training import trainer as trainer_module
+from vit.training.state import TrainState
 
 SHAPES = [(60, 40), (40, 60), (50, 50), (20, 90), (90, 20)]
 """Width and height of the photos."""

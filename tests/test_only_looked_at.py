@@ -19,7 +19,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.cli import front
 from vit.cli.eval import evaluate
 from vit.cli.train import train
-from vit.engine.album import Album
+from vit.training.monitor import Album
 
 ODD = ["a\nb", "\x1b[31mred", "tab\tx", os.fsdecode(b"\xff\xfe")]
 SHORT = ["trainer.epochs=2", "trainer.histograms=true"]
@@ -98,7 +98,7 @@ def test_odd_class_names_train_and_are_shown_safely(
     assert [row["class"] for row in rows] == sorted(ODD)
     assert "\x1b" not in (scored / "report" / "index.html").read_text(encoding="utf-8")
     # A report that fails leaves the numbers.
-    monkeypatch.setattr("vit.engine.review.page", broken)
+    monkeypatch.setattr("vit.evaluation.review.page", broken)
     assert command("eval", "checkpoint=outputs/r", "output=again") == 0
     assert "the report cannot be made" in capsys.readouterr().err
     assert (folder / "again" / "metrics.json").is_file()

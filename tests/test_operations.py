@@ -10,10 +10,10 @@ from pictures import augmentation, noise
 from torchvision.transforms import AutoAugmentPolicy, v2
 from torchvision.transforms.v2 import functional
 
-from vit.data import policies
-from vit.data.augment import draw as draw_rest
-from vit.data.operations import OPERATIONS
-from vit.data.policies import BINS, Chain
+from vit.data.augment import policies
+from vit.data.augment.batch import draw as draw_rest
+from vit.data.augment.operations import OPERATIONS
+from vit.data.augment.policies import BINS, Chain
 
 SINGLE = v2.RandAugment()
 NAMES = [name for name in OPERATIONS if name not in ("grayscale", "blur")]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from stepping import ADAMW, CPU, batch, model, train
 
-from vit.engine.state import TrainState
 from vit.optim.build import OPTIMIZERS, build_optimizer
+from vit.training.state import TrainState
 
 NAMES = list(OPTIMIZERS)
 

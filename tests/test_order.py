@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import data_config, noise, save
 
-from vit.config.errors import DataError
-from vit.data import imagenet
-from vit.data.images import ArrayImages
-from vit.data.order import Order, class_weights
-from vit.data.sources import load_data_set, load_images
-from vit.data.splits import Cutter
-from vit.data.types import Samples
+from vit.data.sampler import Order, class_weights
+from vit.data.sources import imagenet
+from vit.data.sources.registry import load_data_set, load_images
+from vit.data.sources.splits import Cutter
+from vit.data.types import ArrayImages, Samples
+from vit.errors import DataError
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any)
 

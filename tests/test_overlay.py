@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit.artifacts.overlay import grid, overlay, png
+from vit.report.drawing import grid, overlay, png
 
 
 def noise(height: int, width: int) -> np.ndarray:

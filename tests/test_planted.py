@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vit.engine import explain
-from vit.engine.explain import class_attention, relevance, rollout
+from vit.inference import explain
+from vit.inference.explain import class_attention, relevance, rollout
 from vit.model.pooling import POOLINGS
 from vit.model.vit import VisionTransformer
 

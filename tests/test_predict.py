@@ -14,19 +14,18 @@ from conftest import run
 from pictures import RED, noise, save, write
 from PIL import Image
 
-from vit.artifacts.labels import as_csv, as_json_lines, prepare_file, write_labels
-from vit.cli.predict import damaged
-from vit.config.compose import config_dir, load_yaml, to_predict_config
-from vit.config.errors import ConfigError, DataError
-from vit.config.suggest import printable
-from vit.data.cache import CachedImages, Recipe
-from vit.data.images import FileImages
-from vit.data.listing import list_images
-from vit.data.pool import WorkerPool
-from vit.data.reader import decode_all
-from vit.data.types import Samples
-from vit.data.unlabelled import unlabelled
-from vit.data.views import View
+from vit.artifacts.predictions import as_csv, as_json_lines, write_labels
+from vit.config.validate import config_dir, load_yaml, to_predict_config
+from vit.data.reading.cache import CachedImages, Recipe
+from vit.data.reading.reader import decode_all
+from vit.data.reading.transform import View
+from vit.data.reading.workers import WorkerPool
+from vit.data.sources.listing import list_images
+from vit.data.types import FileImages, Samples
+from vit.errors import ConfigError, DataError, printable
+from vit.inference.predict import unlabelled
+from vit.runtime.console import damaged
+from vit.runtime.files import prepare_file
 
 HOSTILE = 'a,"b"\n\r=c\udcff\x1b[1m.png'
 """Commas, quotes, line ends, a byte that is no UTF-8, and what a terminal obeys."""

@@ -17,12 +17,12 @@ from pictures import noise, save
 from safetensors.torch import save_file
 
 from vit.config.checks import FROM_WEIGHTS
-from vit.config.compose import to_config
-from vit.config.errors import ConfigError
-from vit.engine.pretrained import Pretrained, describe, ratio
-from vit.engine.weight_files import load_pretrained
+from vit.config.validate import to_config
+from vit.errors import ConfigError
 from vit.model.vit import VisionTransformer
 from vit.model.weights import PATCHES, spec_of
+from vit.training.pretrained import Pretrained, describe, ratio
+from vit.training.weight_files import load_pretrained
 
 PHOTOS = to_config(
     changed(data__name="folder", data__root="x", data__mean=[0.1] * 3, data__std=[1.0] * 3)

@@ -11,8 +11,8 @@ import pytest
 from vit.cli.argv import HYDRA_FLAGS, prepare
 from vit.cli.usage import EXAMPLES, groups_in
 from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
-from vit.config.compose import config_dir, legal_keys
 from vit.config.schema import RunConfig
+from vit.config.validate import config_dir, legal_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -21,10 +21,10 @@ from pictures import noise, save
 from PIL import Image
 from reports import HOSTILE, against, index, made_up, pictures_of
 
-from vit.artifacts.report import report_page
-from vit.config.compose import to_config
-from vit.data.sources import load_data_set
-from vit.engine.restore import load_run
+from vit.config.validate import to_config
+from vit.data.sources.registry import load_data_set
+from vit.inference.load import load_run
+from vit.report.page import report_page
 
 
 def needs_nothing(text: str) -> None:

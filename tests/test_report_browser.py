@@ -10,7 +10,7 @@ import pytest
 from browser import Page, driven, needs_browser
 from reports import HOSTILE, against, index, made_up, pictures_of
 
-from vit.artifacts.report import report_page
+from vit.report.page import report_page
 
 DRIVER = """
   const found = {}, $ = s => document.querySelector(s), texts = () =>

@@ -9,13 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vit.config.checks import auto_patch_size
-from vit.config.compose import (
-    flatten,
-    to_config,
-    to_plain,
-)
-from vit.config.errors import ConfigError
 from vit.config.resolve import MEMORY_LIMIT, plan, resolve, resolve_memory
+from vit.config.validate import flatten, to_config, to_plain
+from vit.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ from vit.cli.eval import evaluate
 from vit.cli.explain import explain
 from vit.cli.export import export
 from vit.cli.predict import predict
-from vit.config.compose import to_config
-from vit.config.errors import NoCheckpointError
+from vit.config.validate import to_config
 from vit.data.manifest import Manifest
-from vit.engine.restore import load_trained
+from vit.errors import NoCheckpointError
+from vit.inference.load import load_trained
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 CPU = torch.device("cpu")

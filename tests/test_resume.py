@@ -8,15 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vit.cli.train import saved_settings
-from vit.config.compose import (
-    dump_yaml,
-    flatten,
-    to_config,
-    to_plain,
-)
-from vit.config.errors import ConfigError, NoCheckpointError
 from vit.config.resolve import resolve
 from vit.config.resume import MAY_CHANGE, changes, with_saved
+from vit.config.validate import dump_yaml, flatten, to_config, to_plain
+from vit.errors import ConfigError, NoCheckpointError
 
 SAVED = flatten(to_plain(resolve(to_config(composed()), bf16=True)))
 OTHER = {

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encoded, noise, write
 
-from vit.config.errors import DataError
 from vit.data import formats
-from vit.data import scan as scan_module
 from vit.data.formats import FORMATS, IS_IMAGE
-from vit.data.scan import SPECIAL, scan, sub_folders
+from vit.data.sources import scan as scan_module
+from vit.data.sources.scan import SPECIAL, scan, sub_folders
+from vit.errors import DataError
 
 OLD = 10**18
 """A modification time long ago, in nanoseconds."""
@@ -355,7 +355,7 @@ def test_two_roots_have_two_caches(tmp_path, cache):
 KILLED = """
 import os, sys
 from pathlib import Path
-from vit.data import scan
+from vit.data.sources import scan
 from vit.runtime import files
 scan.CACHE_FROM = 1
 real = files.os.{where}

@@ -12,10 +12,10 @@ from composing import changed, problems
 from torch import Tensor
 
 from vit.cli.train import train
-from vit.engine import trainer as trainer_module
-from vit.engine.state import flops_per_image
 from vit.model.positions import POSITIONS, grid_coordinates
 from vit.model.vit import VisionTransformer
+from vit.training import trainer as trainer_module
+from vit.training.state import flops_per_image
 
 TINY: dict[str, Any] = {
     "model__dim": 16, "model__depth": 1, "model__heads": 2, "model__patch_size": 2,

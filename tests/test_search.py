@@ -26,8 +26,8 @@ from vit.cli import search as cli_search
 from vit.cli import train as cli_train
 from vit.cli.search import run_search, trial_name
 from vit.cli.sweep import as_sweep_job
-from vit.config.errors import DivergedError, PrunedRun
 from vit.config.search import Search, to_search
+from vit.errors import DivergedError, PrunedRun
 
 optuna = pytest.importorskip("optuna")
 

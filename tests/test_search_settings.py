@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from vit.config.errors import ConfigError
 from vit.config.search import Range, to_search
+from vit.errors import ConfigError
 
 PLAIN: dict[str, Any] = {
     "trials": 8, "sampler": "random", "seed": 0, "min_epochs": 1, "reduction": 3,

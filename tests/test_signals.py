@@ -55,7 +55,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(
 TERMINATED_IN_STEP_3 = """
 import os, signal
 from vit.cli import train
-from vit.engine import trainer
+from vit.training import trainer
 
 step = trainer.train_step
 
@@ -87,7 +87,7 @@ def test_a_run_that_has_logged_nothing_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    from vit.config.errors import InterruptedRun
+    from vit.errors import InterruptedRun
     from vit.runtime.signals import StopRequest
 
     with StopRequest() as stop:

@@ -11,8 +11,8 @@ from pictures import (
     pixels_of,
 )  # fmt: skip
 
-from vit.config.errors import ConfigError, DataError
-from vit.data.sources import load_data_set
+from vit.data.sources.registry import load_data_set
+from vit.errors import ConfigError, DataError
 
 # The digits
 

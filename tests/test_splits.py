@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit.data import splits as splits_module
-from vit.data.images import ArrayImages
-from vit.data.splits import Cutter
-from vit.data.types import Samples
+from vit.data.sources import splits as splits_module
+from vit.data.sources.splits import Cutter
+from vit.data.types import ArrayImages, Samples
 
 NO_PIXELS = ArrayImages(np.zeros((0, 1, 1, 1), np.uint8))
 

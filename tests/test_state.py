@@ -19,9 +19,9 @@ from stepping import (
 )
 
 from vit.data.loader import EvalLoader
-from vit.engine.evaluate import predict
-from vit.engine.state import Best, flops_per_image, parameter_count
+from vit.inference.predict import predict
 from vit.model.vit import VisionTransformer
+from vit.training.state import Best, flops_per_image, parameter_count
 
 # Evaluation
 

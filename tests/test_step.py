@@ -22,9 +22,9 @@ from stepping import (
 from timm.loss import BinaryCrossEntropy
 
 from vit.data.types import Batch
-from vit.engine.loss import LOSSES, cross_entropy
-from vit.engine.state import TrainState
 from vit.optim.build import build_optimizer, parameter_groups
+from vit.training.loss import LOSSES, cross_entropy
+from vit.training.state import TrainState
 
 # Gradients
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 from pictures import augmentation, data_config, noise, reader, save
 
-from vit.config.errors import ConfigError, DataError
-from vit.data import folder
-from vit.data.decode import decode
 from vit.data.loader import EvalLoader, TrainLoader
-from vit.data.pool import WorkerPool
-from vit.data.store import AHEAD
+from vit.data.reading.decode import decode
+from vit.data.reading.store import AHEAD
+from vit.data.reading.transform import View
+from vit.data.reading.workers import WorkerPool
+from vit.data.sources import folder
 from vit.data.types import Batch, Samples
-from vit.data.views import View
+from vit.errors import ConfigError, DataError
 from vit.runtime.dist import World
 
 SIZE = (24, 32)

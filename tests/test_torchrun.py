@@ -21,7 +21,7 @@ from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
 from vit.config.schema import AugmentConfig
 from vit.data.loader import TrainLoader
-from vit.data.sources import load_data_set
+from vit.data.sources.registry import load_data_set
 from vit.runtime.dist import World
 
 # 185 validation and 348 test images in 7 and 13 batches: no number of processes divides any.

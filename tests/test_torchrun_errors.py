@@ -12,8 +12,8 @@ from pictures import data_config, noise, save
 from together import largest_difference, run_together, torchrun
 
 from vit.artifacts.run_dir import RunDir
-from vit.data.order import Order
-from vit.data.sources import load_data_set
+from vit.data.sampler import Order
+from vit.data.sources.registry import load_data_set
 
 TORN = b"\xff\xd8\xff\xe0 no photo"
 

@@ -12,7 +12,7 @@ import torch
 
 from vit.artifacts.checkpoint import FORMAT_VERSION
 from vit.config.resume import ADDED, upgraded
-from vit.engine.explain import attention_maps
+from vit.inference.explain import attention_maps
 from vit.model.attention import SCORES
 from vit.model.layers import MLPS, NORMS
 from vit.model.pooling import POOLINGS

@@ -11,8 +11,9 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import CenterCrop, Resize
 from torchvision.transforms.v2.functional import resized_crop
 
-from vit.data.resample import resize_boxes
-from vit.data.views import CROP_ASPECT, CROP_TRIES, MAX_PIXELS, View, crop_boxes, resize
+from vit.data.reading.resample import resize_boxes
+from vit.data.reading.transform import CROP_ASPECT, MAX_PIXELS, View, crop_boxes, resize
+from vit.data.types import CROP_TRIES
 
 BILINEAR = Image.Resampling.BILINEAR
 SCALE = (0.08, 1.0)

@@ -6,10 +6,10 @@ import pytest
 import yaml
 from composing import changed, composed, problems
 
-from vit.config.compose import to_config
 from vit.config.model import ARCH_KEYS, WEIGHT_KEYS, ModelOptions, ViTConfig
 from vit.config.resolve import resolve, vit_config
 from vit.config.schema import ModelConfig, RunConfig
+from vit.config.validate import to_config
 from vit.model.vit import SIZES, VisionTransformer
 
 OTHER = {

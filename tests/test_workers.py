@@ -16,9 +16,9 @@ from conftest import SMALL
 from pictures import noise, save
 from test_stream import BATCH, SIZE, draw, in_order
 
-from vit.config.errors import DataError
-from vit.data.pool import WorkerPool
+from vit.data.reading.workers import WorkerPool
 from vit.data.types import Samples
+from vit.errors import DataError
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from pictures import reader
 from test_stream import SIZE, in_order, listed
-from vit.data.pool import WorkerPool
+from vit.data.reading.workers import WorkerPool
 
 if __name__ == "__main__":
     pool = WorkerPool(2, 120)

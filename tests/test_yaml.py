@@ -8,7 +8,8 @@ from composing import KEYS, composed, problems, put
 from vit.cli.argv import prepare
 from vit.cli.usage import EXAMPLES, groups_in, usage
 from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
-from vit.config.compose import (
+from vit.config.rules import registry_names
+from vit.config.validate import (
     config_dir,
     dump_yaml,
     flatten,
@@ -17,8 +18,7 @@ from vit.config.compose import (
     to_config,
     to_plain,
 )
-from vit.config.rules import registry_names
-from vit.data.sources import SOURCES
+from vit.data.sources.registry import SOURCES
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
 from vit.optim.build import OPTIMIZERS
@@ -117,7 +117,7 @@ def test_the_experiment_wins_over_the_defaults_and_the_user_over_the_experiment(
     [
         ("model/positions.py", "POSITIONS", POSITIONS),
         ("model/pooling.py", "POOLINGS", POOLINGS),
-        ("data/sources.py", "SOURCES", SOURCES),
+        ("data/sources/registry.py", "SOURCES", SOURCES),
         ("optim/build.py", "OPTIMIZERS", OPTIMIZERS),
         ("optim/schedule.py", "SCHEDULES", SCHEDULES),
     ],

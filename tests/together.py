@@ -28,16 +28,15 @@ from tqdm import tqdm
 
 from vit.artifacts.run_dir import RunDir
 from vit.cli.train import main
-from vit.config.compose import to_config
-from vit.data.images import ArrayImages
+from vit.config.validate import to_config
 from vit.data.loader import EvalLoader, TrainLoader
-from vit.data.types import Samples
-from vit.engine.evaluate import Predictions, predict
-from vit.engine.loss import Loss
-from vit.engine.restore import load_trained
-from vit.engine.state import TrainState
-from vit.engine.step import train_step
+from vit.data.types import ArrayImages, Samples
+from vit.inference.load import load_trained
+from vit.inference.predict import Predictions, predict
 from vit.runtime.dist import Agreement, World, replicated
+from vit.training.loss import Loss
+from vit.training.state import TrainState
+from vit.training.step import train_step
 
 _MARK = "VIT_TEST_MARK"
 
@@ -142,7 +141,7 @@ def largest_difference(one: RunDir, other: RunDir) -> float:
 
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload([
-    __name__, "vit.cli.train", "vit.engine.setup", "vit.engine.trainer", "hydra",
+    __name__, "vit.cli.train", "vit.training.setup", "vit.training.trainer", "hydra",
     "torchvision.utils", "torch.utils.tensorboard.writer", "torch.distributed.fsdp",
     "sklearn.datasets",
 ])  # fmt: skip

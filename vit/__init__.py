@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit.config.model import ViTConfig
-    from vit.engine.restore import load_run
+    from vit.inference.load import load_run
     from vit.model.attention import Attention
     from vit.model.pooling import AttentionPool
     from vit.model.vit import VisionTransformer
@@ -30,7 +30,7 @@ _HOMES = {
     "AttentionPool": "vit.model.pooling",
     "ViTConfig": "vit.config.model",
     "VisionTransformer": "vit.model.vit",
-    "load_run": "vit.engine.restore",
+    "load_run": "vit.inference.load",
 }
 
 

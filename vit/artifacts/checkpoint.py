@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from vit.artifacts.run_dir import RunDir
-from vit.config.errors import NoCheckpointError, VitError
 from vit.config.resume import upgraded, upgraded_spec
+from vit.errors import NoCheckpointError, VitError
 from vit.runtime.files import write_atomic
 
 FORMAT_VERSION = 2

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from vit.artifacts import console
 from vit.artifacts.run_dir import RunDir
-from vit.config.suggest import printable
+from vit.errors import printable
+from vit.runtime import console
 from vit.runtime.files import disk_errors, to_json, write_atomic
 
 if TYPE_CHECKING:

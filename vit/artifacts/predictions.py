@@ -1,47 +1,38 @@
-"""What an evaluation leaves: metrics.json, predictions.csv, a report."""
+"""What an evaluation leaves (metrics.json, predictions.csv, a report), and labels of images as CSV
+or as JSON lines, a million of them in modest memory.
+
+A name is a file name, of any bytes: those that are no UTF-8 are written as they are in CSV, and in
+JSON as Python's lone surrogates (`os.fsencode` makes bytes of them).
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from vit.config.errors import ConfigError
+from vit.errors import ConfigError
 from vit.runtime.files import to_json, write_atomic
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """Characters that HTML may not hold, as codes."""
 
 
-class Scored(Protocol):
-    """Predictions for N samples; see `engine.evaluate.Predictions`."""
-
-    @property
-    def top(self) -> np.ndarray:
-        """Classes, the most probable first (N, up to 5)."""
-
-    @property
-    def probability(self) -> np.ndarray:
-        """Of the first class (N,)."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The truth (N,)."""
-
-
 def write_evaluation(
     folder: Path,
     metrics: dict[str, Any],
-    names: Sequence[str],
-    classes: Sequence[str],
-    predictions: Scored,
+    predictions: Iterable[tuple[str, str, str, float]],
 ) -> None:
-    """Write `metrics.json` and `predictions.csv` (image, label, prediction, probability).
+    """Write `metrics.json` and `predictions.csv`.
+
+    Args:
+        folder: is made.
+        metrics: plain values.
+        predictions: of each image its name, label, prediction and the prediction's probability.
 
     Raises:
         ConfigError: `folder` cannot be written.
@@ -50,10 +41,8 @@ def write_evaluation(
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["image", "label", "prediction", "probability"])
-    for name, label, top, probability in zip(
-        names, predictions.labels, predictions.top[:, 0], predictions.probability, strict=True
-    ):
-        writer.writerow([name, classes[label], classes[top], f"{probability:.6f}"])
+    for name, label, predicted, probability in predictions:
+        writer.writerow([name, label, predicted, f"{probability:.6f}"])
     _make(folder)
     write_json(folder / "metrics.json", metrics)
     write_atomic(folder / "predictions.csv", table.getvalue().encode("utf-8", "surrogateescape"))
@@ -95,3 +84,48 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output={folder} cannot be made ({error.strerror})") from None
+
+
+Labelled = tuple[str, list[tuple[str, float]]]
+"""An image's name, and its labels with their probabilities, the most probable first."""
+
+
+def as_csv(images: Iterable[Labelled], top: int) -> Iterator[bytes]:
+    """Lines `image,label,probability,label2,probability2,...` for `top` labels; a header first."""
+    numbers = ["", *map(str, range(2, top + 1))]
+    head = chain.from_iterable((f"label{n}", f"probability{n}") for n in numbers)
+    yield _csv_line(["image", *head])
+    for name, labels in images:
+        yield _csv_line([name, *chain.from_iterable((label, f"{p:.6f}") for label, p in labels)])
+
+
+def as_json_lines(images: Iterable[Labelled], top: int) -> Iterator[bytes]:
+    """One object per line: `image`, and `predictions` of `label` and `probability`."""
+    for name, labels in images:
+        predictions = [{"label": label, "probability": round(p, 6)} for label, p in labels]
+        yield json.dumps({"image": name, "predictions": predictions}).encode() + b"\n"
+
+
+FORMATS: dict[str, Callable[[Iterable[Labelled], int], Iterator[bytes]]] = {
+    ".csv": as_csv,
+    ".jsonl": as_json_lines,
+}
+"""The formats by the ending of the file."""
+
+
+def write_labels(file: Path, images: Iterable[Labelled], top: int) -> None:
+    """Write the labels, when all are there, in the format that the file's ending names.
+
+    Raises:
+        DiskFullError: no space.
+    """
+    content = bytearray()
+    for line in FORMATS[file.suffix.lower()](images, top):
+        content += line
+    write_atomic(file, memoryview(content))
+
+
+def _csv_line(cells: Iterable[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)  # whose own line end makes it quote a lone \r as well as \n
+    return text.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"

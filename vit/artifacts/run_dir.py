@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
-from vit.config.errors import ConfigError, InUseError
+from vit.errors import ConfigError, InUseError
 from vit.runtime.files import TEMPORARY, disk_errors, to_json, write_atomic
 
 _STEP = re.compile(r"step-(\d{9})\.pt")

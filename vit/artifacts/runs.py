@@ -13,8 +13,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from vit.artifacts.run_dir import RunDir
-from vit.config.compose import flatten, load_yaml
-from vit.config.errors import ConfigError
+from vit.config.validate import flatten, load_yaml
+from vit.errors import ConfigError
 
 NOT_COMPARED = frozenset({"seed", "name", "outputs", "resume", "data.root", "data.workers"})
 """Settings that make no difference between two runs, or only chance does."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vit.artifacts.runs import Group, Run, curve, effects, groups
 from vit.artifacts.runs_table import group_rows
+from vit.report.render import rendered
 
 _AXES = 8
 _TOP, _BOTTOM = 40.0, 290.0
@@ -22,14 +22,11 @@ def runs_page(title: str, runs: list[Run]) -> str:
         title: its heading.
         runs: as `read_runs` gives them. Their names are hostile text and are escaped.
     """
-    from jinja2 import Environment
-
-    template = Path(__file__).with_name("templates") / "runs.html"
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     states = Counter(run.state.partition(" at ")[0] for run in runs)
     by_group: list[Group] = groups(runs)
     head, rows = group_rows(by_group)
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return rendered(
+        "runs.html",
         title=title,
         runs=runs,
         states=", ".join(f"{count} {state}" for state, count in states.items()) or "none",

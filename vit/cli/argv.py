@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from vit.config.errors import ConfigError
+from vit.errors import ConfigError
 
 PATH_KEYS = frozenset(
     {

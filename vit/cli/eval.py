@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from vit.cli import front
 from vit.cli.argv import value_of
 from vit.config.commands import EvalConfig
-from vit.config.compose import to_eval_config
-from vit.config.errors import ConfigError
 from vit.config.schema import height_width
+from vit.config.validate import to_eval_config
+from vit.errors import ConfigError
 from vit.runtime.memory import keep_memory
 
 if TYPE_CHECKING:
     from vit.data.loader import EvalLoader
     from vit.data.types import Samples
-    from vit.engine.evaluate import Predictions
-    from vit.engine.evaluator import Evaluator
-    from vit.engine.restore import Trained
-    from vit.engine.review import Review, Temperature
+    from vit.evaluation.review import Review, Temperature
+    from vit.inference.evaluator import Evaluator
+    from vit.inference.load import Trained
+    from vit.inference.predict import Predictions
 
 
 def main() -> None:
@@ -35,9 +35,9 @@ def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
     keep_memory()
     config = to_eval_config(plain)
     # torch is imported here: an error in the settings is answered without it.
-    from vit.engine.comparison import Comparison, check_comparable
-    from vit.engine.evaluator import Evaluator
-    from vit.engine.review import review, under_corruptions
+    from vit.evaluation.comparison import Comparison, check_comparable
+    from vit.evaluation.review import review, under_corruptions
+    from vit.inference.evaluator import Evaluator
     from vit.runtime.device import select_device
 
     device = select_device(config.device)
@@ -87,15 +87,22 @@ def deliver(
     typed: str,
 ) -> None:
     """Write what came of an evaluation, and say it."""
-    from vit.artifacts import console
     from vit.artifacts.predictions import write_evaluation, write_json, write_page
-    from vit.engine.review import page
+    from vit.evaluation.review import page
+    from vit.runtime import console
 
     trained, predictions, temperature = job.trained, result.predictions, result.temperature
     label = labelled(what, trained, config.merge)
     folder = output_folder(config, trained, label)
     names = [loader.names[i] for i in predictions.index]
-    write_evaluation(folder, metrics, names, trained.classes, predictions)
+    rows = zip(
+        names,
+        (trained.classes[label] for label in predictions.labels.tolist()),
+        (trained.classes[label] for label in predictions.top[:, 0].tolist()),
+        predictions.probability.tolist(),
+        strict=True,
+    )
+    write_evaluation(folder, metrics, rows)
     written = [folder / "metrics.json", folder / "predictions.csv"]
     if temperature.value is not None:
         beside = config.output is not None or label != what
@@ -119,7 +126,7 @@ def deliver(
 
 def tell_trained_on(job: Evaluator, samples: Samples) -> int | None:
     """How many of the images the weights were trained on, which is warned of; None: not known."""
-    from vit.artifacts import console
+    from vit.runtime import console
 
     count = job.trained_on(samples)
     place = job.trained.path
@@ -138,7 +145,7 @@ def tell_trained_on(job: Evaluator, samples: Samples) -> int | None:
 
 def fit(config: EvalConfig, job: Evaluator, what: str, predictions: Predictions) -> Temperature:
     """Fit a temperature on the run's validation split, as far as it has one that can be read."""
-    from vit.engine.review import Temperature, fitted
+    from vit.evaluation.review import Temperature, fitted
 
     if what == "val":
         return fitted(predictions)

@@ -6,22 +6,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.artifacts import console
-from vit.artifacts.labels import prepare_file
 from vit.cli import front
 from vit.cli.argv import safe_name
-from vit.cli.predict import damaged
 from vit.config.commands import ExplainConfig
-from vit.config.compose import to_explain_config
-from vit.config.errors import ConfigError, DataError
-from vit.config.suggest import nearest, printable
-from vit.data.listing import list_images
-from vit.runtime.files import write_atomic
+from vit.config.validate import to_explain_config
+from vit.data.sources.listing import list_images
+from vit.errors import ConfigError, DataError, nearest, printable
+from vit.runtime import console
+from vit.runtime.console import damaged
+from vit.runtime.files import prepare_file, write_atomic
 from vit.runtime.memory import keep_memory
 
 if TYPE_CHECKING:
-    from vit.engine.pictures import Explained
-    from vit.engine.restore import Trained
+    from vit.inference.load import Trained
+    from vit.inference.pictures import Explained
 
 IN_INDEX = 100
 """Images that the index shows at most."""
@@ -43,10 +41,10 @@ def explain(plain: dict[str, Any], overrides: list[str]) -> None:
     # torch is imported here: an error in the settings or the paths is answered without it.
     from tqdm import tqdm
 
-    from vit.artifacts.overlay import grid, png
-    from vit.engine import pictures
-    from vit.engine.predict import open_images
-    from vit.engine.restore import load_trained
+    from vit.inference import pictures
+    from vit.inference.load import load_trained
+    from vit.inference.predict import open_images
+    from vit.report.drawing import grid, png
     from vit.runtime.device import select_device
 
     device = select_device(config.device)
@@ -111,7 +109,7 @@ def write(folder: Path, number: int, explained: Explained, *, layers: bool) -> N
     Raises:
         DiskFullError: no space.
     """
-    from vit.artifacts.overlay import png
+    from vit.report.drawing import png
 
     name = f"{number:03}-{safe_name(printable(Path(explained.name).stem))}"
     write_atomic(folder / f"{name}.png", png(explained.figure()))

@@ -6,18 +6,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.artifacts.labels import prepare_file
 from vit.cli import front
 from vit.config.commands import ExportConfig
-from vit.config.compose import to_export_config
-from vit.config.errors import ConfigError
-from vit.config.formats import KINDS
 from vit.config.schema import height_width
+from vit.config.validate import to_export_config
+from vit.errors import ConfigError
+from vit.export.formats import CHECKS, FORMATS
+from vit.runtime.files import prepare_file
 from vit.runtime.memory import keep_memory
 
 if TYPE_CHECKING:
-    from vit.engine.export import Exported
-    from vit.engine.restore import Trained
+    from vit.export.export import Exported
+    from vit.inference.load import Trained
 
 
 def main() -> None:
@@ -28,15 +28,15 @@ def main() -> None:
 def export(plain: dict[str, Any], overrides: list[str]) -> None:
     """Write a checkpoint in another format, run what was written, and say how they compare."""
     keep_memory()
-    config = to_export_config(plain)
-    KINDS[config.format].check_packages()
+    config = to_export_config(plain, CHECKS)
+    FORMATS[config.format].check_packages()
     # torch is imported here: an error in the settings is answered without it.
-    from vit.engine import export as engine
+    from vit.export import export as engine
 
     job = engine.open_trained(config)
     samples, what = engine.find_images(config, job)
     output = output_path(config, job.trained)
-    prepare(output, KINDS[config.format].suffix)
+    prepare(output, FORMATS[config.format].suffix)
     exported = engine.export(config, job, samples, what, output)
     print(f"{config.format}, {config.precision}, compared on {len(samples):,} images of {what}:")
     print(table(exported))
@@ -51,7 +51,7 @@ def output_path(config: ExportConfig, trained: Trained) -> Path:
         return Path(config.output)
     run = RunDir.of(trained.path)
     folder = run.export if run else trained.path.with_suffix("") / "export"
-    kind, size = KINDS[config.format], tuple(trained.preprocessing["image_size"])
+    kind, size = FORMATS[config.format], tuple(trained.preprocessing["image_size"])
     parts = ["model" if kind.suffix else config.format]
     if size != height_width(trained.config["data"]["image_size"]):
         parts.append(f"{size[0]}x{size[1]}")

@@ -16,9 +16,8 @@ from typing import Any
 from vit.cli.argv import prepare, quoted, short_hash, value_of
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
-from vit.config.compose import config_dir, legal_keys
-from vit.config.errors import ConfigError, DataError, InterruptedRun, VitError
-from vit.config.suggest import nearest, printable
+from vit.config.validate import config_dir, legal_keys
+from vit.errors import ConfigError, DataError, InterruptedRun, VitError, nearest, printable
 
 Job = Callable[[dict[str, Any], list[str]], object]
 """Runs on plain settings and the overrides that led to them; raises typed errors."""

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vit.artifacts import console
-from vit.artifacts.labels import Labelled, as_csv, prepare_file, write_labels
+from vit.artifacts.predictions import Labelled, as_csv, write_labels
 from vit.cli import front
 from vit.config.commands import PredictConfig
-from vit.config.compose import to_predict_config
-from vit.config.errors import DataError
-from vit.config.suggest import printable
-from vit.data.listing import list_images
+from vit.config.validate import to_predict_config
+from vit.data.sources.listing import list_images
+from vit.errors import DataError, printable
+from vit.runtime import console
+from vit.runtime.console import damaged
+from vit.runtime.files import prepare_file
 from vit.runtime.memory import keep_memory
 
 ON_SHEET = 200
 """Images that a sheet shows at most."""
-_NAMED = 10
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def predict(plain: dict[str, Any], overrides: list[str]) -> None:
     # torch is imported here: an error in the settings or the paths is answered without it.
     from tqdm import tqdm
 
-    from vit.engine.predict import classify, open_images
-    from vit.engine.restore import load_trained
+    from vit.inference.load import load_trained
+    from vit.inference.predict import classify, open_images
     from vit.runtime.device import select_device
 
     device = select_device(config.device)
@@ -85,19 +85,10 @@ def noting(images: Iterable[Labelled], on_sheet: list[Labelled]) -> Iterator[Lab
         yield image
 
 
-def damaged(reasons: Mapping[str, str], total: int) -> list[str]:
-    """A line for each damaged image, for ten at most, and one that counts them."""
-    if not reasons:
-        return []
-    named = list(reasons.items())[:_NAMED]
-    lines = [f"{printable(name)} cannot be decoded ({why})" for name, why in named]
-    return [*lines, f"{len(reasons):,} of {total:,} images are damaged; repair or remove them"]
-
-
 def conclude(config: PredictConfig, on_sheet: list[Labelled], count: int) -> None:
     """Draw the sheet, and say what was written; standard output may be the labels' own."""
-    from vit.artifacts.overlay import png
-    from vit.engine.pictures import contact_sheet
+    from vit.inference.pictures import contact_sheet
+    from vit.report.drawing import png
     from vit.runtime.files import write_atomic
 
     said = [f"{count:,} image{'s' if count > 1 else ''} labelled"]

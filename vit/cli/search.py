@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.artifacts.run_dir import RunDir
-from vit.config.errors import ConfigError, PrunedRun
 from vit.config.search import Range, Search
+from vit.errors import ConfigError, PrunedRun
 
 if TYPE_CHECKING:
     import optuna
 
-    from vit.engine.components import ShouldPrune
+    from vit.training.components import ShouldPrune
 
 
 def run_search(

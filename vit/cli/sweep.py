@@ -19,12 +19,12 @@ from vit.artifacts.runs import read_runs
 from vit.cli.argv import safe_name
 from vit.cli.runs import overview, write_page
 from vit.cli.search import run_search
-from vit.config.compose import dump_yaml
-from vit.config.errors import InterruptedRun, InUseError, PrunedRun, VitError
 from vit.config.search import to_search
+from vit.config.validate import dump_yaml
+from vit.errors import InterruptedRun, InUseError, PrunedRun, VitError
 
 if TYPE_CHECKING:
-    from vit.engine.components import ShouldPrune
+    from vit.training.components import ShouldPrune
 
 _WATCHED: list[int] = []
 

@@ -8,21 +8,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit.artifacts import console
 from vit.artifacts.run_dir import RunDir, is_run
 from vit.cli import front
 from vit.config.checks import OF_FILES
-from vit.config.compose import load_yaml, to_config
-from vit.config.errors import ConfigError, InterruptedRun, NoCheckpointError, PrunedRun, VitError
 from vit.config.resume import upgraded
 from vit.config.schema import RunConfig
-from vit.data.layout import check_folder
+from vit.config.validate import load_yaml, to_config
+from vit.data.sources.layout import check_folder
+from vit.errors import ConfigError, InterruptedRun, NoCheckpointError, PrunedRun, VitError
+from vit.runtime import console
 from vit.runtime.dist import World, joined, world
 from vit.runtime.memory import keep_memory
 from vit.runtime.signals import StopRequest
 
 if TYPE_CHECKING:
-    from vit.engine.components import Components, ShouldPrune
+    from vit.training.components import Components, ShouldPrune
 
 
 def main() -> None:
@@ -139,8 +139,8 @@ def _train(
     should_prune: ShouldPrune,
 ) -> None:  # fmt: skip
     # torch is imported here: an error in the settings is answered without it.
-    from vit.engine.setup import set_up
-    from vit.engine.trainer import Trainer
+    from vit.training.setup import set_up
+    from vit.training.trainer import Trainer
 
     parts = set_up(config, user_keys, run, stop, together, should_prune)
     if parts is None:

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from vit.config.rules import Count, Ending, Fraction, Length, NotEmpty, Registered, Whole
 from vit.config.schema import Place, Places, Side, height_width
 
-Method = Annotated[str, Registered("engine/pictures.py", "METHODS")]
-Format = Annotated[str, Registered("config/formats.py", "KINDS")]
+Method = Annotated[str, Registered("inference/pictures.py", "METHODS")]
+Format = Annotated[str, Registered("export/formats.py", "FORMATS")]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from vit.config.checks import FROM_WEIGHTS
-from vit.config.compose import flatten, to_config, to_plain
-from vit.config.errors import ConfigError
 from vit.config.model import ViTConfig
 from vit.config.resolve import Plan, plan, resolve, resolve_memory, vit_config
 from vit.config.resume import with_saved
 from vit.config.schema import RunConfig
+from vit.config.validate import flatten, to_config, to_plain
+from vit.errors import ConfigError
 
 
 class DataFacts(NamedTuple):

@@ -9,9 +9,9 @@ from fractions import Fraction
 
 from vit.config.checks import PHOTO_SIZE, auto_patch_size
 from vit.config.durations import duration_in_steps, epochs_in_steps
-from vit.config.errors import ConfigError
 from vit.config.model import ModelOptions, ViTConfig
 from vit.config.schema import RunConfig
+from vit.errors import ConfigError
 
 MEMORY_LIMIT = 4 * 2**30
 """Data sets up to this many bytes of decoded pixels are held on the device."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from vit.config.errors import ConfigError
 from vit.config.model import ModelOptions
+from vit.errors import ConfigError
 
 MAY_CHANGE = frozenset(
     {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from vit.config.durations import parse_duration
-from vit.config.suggest import nearest
+from vit.errors import nearest
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 

@@ -68,7 +68,7 @@ class ReadConfig:
 class DataConfig(ReadConfig):
     """Group `data`: which images, and how they are split; the others are those of `ReadConfig`."""
 
-    name: Annotated[str, Registered("data/sources.py", "SOURCES")]
+    name: Annotated[str, Registered("data/sources/registry.py", "SOURCES")]
     root: Place | None
     mirror: bool
     val_fraction: Fraction
@@ -99,7 +99,7 @@ class AugmentConfig:
     crop_padding: Fraction
     crop_scale: Annotated[list[float], Length(2), Range(0.001, 1)]
     flip: Probability | Literal["auto"]
-    policy: Annotated[str, Registered("data/policies.py", "POLICIES")]
+    policy: Annotated[str, Registered("data/augment/policies.py", "POLICIES")]
     operations: Annotated[int, Range(1, 14)]
     magnitude: Annotated[int, Range(0, 30)]
     color_jitter: Probability

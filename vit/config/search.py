@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vit.config.compose import legal_keys
-from vit.config.errors import ConfigError
-from vit.config.suggest import nearest
+from vit.config.validate import legal_keys
+from vit.errors import ConfigError, nearest
 
 _KEYS = ("trials", "sampler", "seed", "min_epochs", "reduction", "space")
 

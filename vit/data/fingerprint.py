@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vit.data.images import ArrayImages
-from vit.data.types import Samples
+from vit.data.types import ArrayImages, Samples
 
 _THREADS = 16
 _AT_ONCE = 64

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from vit.config.errors import DataError
 from vit.config.schema import AugmentConfig
-from vit.data import augment, policies
-from vit.data.images import ArrayImages
-from vit.data.native import blank, parted
-from vit.data.order import Order, class_weights
-from vit.data.pool import Bad
-from vit.data.reader import Reader
-from vit.data.store import BatchRequest, ImageStore
-from vit.data.types import Batch, Samples
-from vit.data.views import View
+from vit.data.augment import batch as augment
+from vit.data.augment import policies
+from vit.data.padding import blank, parted
+from vit.data.reading.reader import Reader
+from vit.data.reading.store import BatchRequest, ImageStore
+from vit.data.reading.transform import View
+from vit.data.reading.workers import Bad
+from vit.data.sampler import Order, class_weights
+from vit.data.types import ArrayImages, Batch, Samples
+from vit.errors import DataError
 from vit.runtime.dist import ALONE, World
 
 Change = Callable[[Tensor, np.ndarray], Tensor]

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from vit.config.errors import DataError
 from vit.data.fingerprint import fingerprints
-from vit.data.images import ArrayImages, FileImages
-from vit.data.types import DataSet, Samples
+from vit.data.types import ArrayImages, DataSet, FileImages, Samples
+from vit.errors import DataError
 
 CONTENT_UP_TO = 10_000
 """So many files are known by their content, more by the time of their last change."""

@@ -7,11 +7,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from vit.data.images import Images
+CROP_TRIES = 10
+"""Random crops drawn for an image, of which the first that fits into it is taken."""
+
+
+class Kept(Protocol):
+    """An image that was decoded before."""
+
+    def open(self) -> np.ndarray:
+        """The image as from `decode`; raises ValueError where it was damaged."""
+
+
+class ArrayImages:
+    """Pixels as one array, uint8 (N, C, height, width)."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+
+
+class FileImages:
+    """Images in files.
+
+    Args:
+        root: the folder that the names start from.
+        names: path of each image below it.
+    """
+
+    def __init__(self, root: str, names: Sequence[str]) -> None:
+        self.root = root
+        self.names = names
+
+    def path(self, index: int) -> str:
+        """The file of image `index`."""
+        return f"{self.root}/{self.names[index]}"
+
+    def source(self, index: int) -> str | Kept:
+        """Where image `index` is read from."""
+        return self.path(index)
+
+
+Images = ArrayImages | FileImages
 
 
 @dataclass(frozen=True)

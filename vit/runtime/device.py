@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from vit.config.errors import ConfigError
+from vit.errors import ConfigError
 
 
 def select_device(name: str, local_rank: int | None = None) -> torch.device:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vit.config.errors import DiskFullError
+from vit.errors import ConfigError, DiskFullError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 TEMPORARY = ".tmp"
@@ -113,3 +113,29 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def prepare_file(key: str, file: Path) -> None:
+    """Make sure, before long work, that `file` can be written.
+
+    Args:
+        key: the setting that names it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        reason = f"{key}={file} cannot be written ({error.strerror})"
+        raise ConfigError(f"{reason}; choose another file") from None
+
+
+def cache_home() -> Path:
+    """Where this program remembers things: `~/.cache/vit-train`, or below `$XDG_CACHE_HOME`."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "vit-train"

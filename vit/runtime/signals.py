@@ -8,7 +8,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from vit.config.errors import InterruptedRun
+from vit.errors import InterruptedRun
 
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

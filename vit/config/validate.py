@@ -1,0 +1,287 @@
+"""Where the YAML files are, and how plain values become a checked RunConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from vit.config.checks import FROM_WEIGHTS, Check
+from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
+from vit.config.rules import DurationRule, Rule
+from vit.config.run_checks import CHECKS
+from vit.config.schema import DataConfig, ReadConfig, RunConfig
+from vit.errors import ConfigError, nearest
+
+_NONE = type(None)
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, twenty times faster
+Section = TypeVar("Section", bound=ReadConfig)
+Config = TypeVar("Config", RunConfig, EvalConfig, PredictConfig, ExplainConfig, ExportConfig)
+
+
+def config_dir() -> Path:
+    """The folder of the YAML files: inside the installed package, else beside it (a checkout)."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"no configs/train.yaml in {package} or beside it; reinstall vit-train")
+
+
+def to_config(
+    plain: Mapping[str, Any], world_size: int | None = None, *, complete: bool = True
+) -> RunConfig:
+    """Check the settings of a training run and build its RunConfig.
+
+    Args:
+        plain: what the YAML files and the command line say, as nested dicts.
+        world_size: number of processes that will share a batch; None: the settings are only
+            looked at, not about to be run.
+        complete: False: `model.weights`, where there are some, may still bring other values of
+            FROM_WEIGHTS, and contradictions with these are not looked at.
+
+    Raises:
+        ConfigError: listing *every* unknown key (with the nearest legal one), wrong type, value
+            out of range, missing key and contradiction, each with key, value and remedy.
+    """
+    checks: Sequence[Check] = CHECKS
+    if not complete and flatten(plain).get("model.weights") is not None:
+        checks = [check for check in CHECKS if not set(check.keys) & set(FROM_WEIGHTS)]
+    return _checked(RunConfig, plain, checks, world_size)
+
+
+def to_data_config(section: Mapping[str, Any]) -> DataConfig:
+    """Check the settings of group `data` alone; see `to_config`."""
+    return _section(DataConfig, section)
+
+
+def to_read_config(section: Mapping[str, Any]) -> ReadConfig:
+    """Check those settings of group `data` that say how images are read; the others may be any."""
+    names = {field.name for field in dataclasses.fields(ReadConfig)}
+    return _section(ReadConfig, {key: section[key] for key in section if key in names})
+
+
+def to_eval_config(plain: Mapping[str, Any]) -> EvalConfig:
+    """Check the settings of an evaluation; see `to_config`."""
+    return _checked(EvalConfig, plain, [], 1)
+
+
+def to_predict_config(plain: Mapping[str, Any]) -> PredictConfig:
+    """Check the settings of `vit-predict`; see `to_config`."""
+    return _checked(PredictConfig, plain, [], 1)
+
+
+def to_explain_config(plain: Mapping[str, Any]) -> ExplainConfig:
+    """Check the settings of `vit-explain`; see `to_config`."""
+    return _checked(ExplainConfig, plain, [], 1)
+
+
+def to_export_config(plain: Mapping[str, Any], checks: Sequence[Check]) -> ExportConfig:
+    """Check the settings of `vit-export`, and what its formats cannot do; see `to_config`."""
+    return _checked(ExportConfig, plain, checks, 1)
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """The config as nested dicts of plain values; `to_config` of it gives `config` again."""
+    return dataclasses.asdict(config)
+
+
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as one dict with dotted keys (`trainer.epochs`)."""
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def legal_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of a schema, in its order."""
+    keys: list[str] = []
+    for name, hint in get_type_hints(schema, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            keys += legal_keys(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            keys.append(prefix + _key(name))
+    return keys
+
+
+def dump_yaml(plain: Mapping[str, Any]) -> str:
+    """Plain values as YAML text that `load_yaml` reads back unchanged."""
+    readable = str(yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True))
+    if yaml.safe_load(readable) == plain:
+        return readable
+    return str(yaml.safe_dump(dict(plain), sort_keys=False))  # rare characters need escapes
+
+
+def load_yaml(text: str, where: str) -> dict[str, Any]:
+    """Read YAML without tags, resolvers or interpolation (a saved config is untrusted text).
+
+    Raises:
+        ConfigError: the text is not YAML or not a mapping; names `where`.
+    """
+    try:
+        try:
+            plain = yaml.load(text, _SafeLoader)
+        except yaml.YAMLError:  # of the two only the slow one knows bytes that are no UTF-8
+            plain = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = str(error).splitlines()[0]
+        raise ConfigError(f"{where} is not readable YAML ({line}); restore it") from None
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{where} holds no settings; restore it")
+    return plain
+
+
+def _section(schema: type[Section], plain: Mapping[str, Any]) -> Section:
+    """Check one group of settings by itself."""
+    problems: list[str] = []
+    values = _collect(schema, plain, "data.", {}, problems)
+    if problems:
+        raise ConfigError(problems)
+    return schema(**values)
+
+
+def _checked(
+    schema: type[Config], plain: Mapping[str, Any], checks: Sequence[Check], world_size: int | None
+) -> Config:
+    values: dict[str, Any] = {}
+    legal = legal_keys(schema)
+    known = set(legal) | {key.rpartition(".")[0] for key in legal}
+    problems = [_unknown(key, schema) for key in flatten(plain) if key not in known]
+    sections = _collect(schema, plain, "", values, problems)
+    for check in checks:
+        if all(key in values for key in check.keys):
+            remedy = check.rule(*(values[key] for key in check.keys), world_size)
+            if remedy:
+                problems.append(remedy)
+    if problems:
+        raise ConfigError(problems)
+    config: Config = _build(schema, sections)
+    return config
+
+
+def _collect(
+    schema: type, plain: Mapping[str, Any], prefix: str, values: dict[str, Any], problems: list[str]
+) -> dict[str, Any]:
+    """Walk schema and values side by side; good values go to `values`, complaints to `problems`."""
+    result: dict[str, Any] = {}
+    for field, hint in get_type_hints(schema, include_extras=True).items():
+        name = _key(field)
+        key = prefix + name
+        if plain.get(name, "???") == "???":  # Hydra's word for a value that must be given
+            problems.append(f"{key} is missing; give it as {key}=<value>")
+        elif dataclasses.is_dataclass(hint):
+            if isinstance(plain[name], Mapping):
+                section = typing.cast(type, hint)
+                result[field] = _collect(section, plain[name], f"{key}.", values, problems)
+            else:
+                problems.append(f"{key}={plain[name]!r} is a group of keys; set e.g. {key}.<key>")
+        else:
+            value, problem = _fit(plain[name], hint)
+            if problem is None:
+                result[field] = values[key] = value
+            else:
+                problems.append(f"{key}={_show(plain[name])} {problem}")
+    return result
+
+
+def _key(field: str) -> str:
+    """What users call a field: `class`, a word of Python's, is the field `class_`."""
+    return field.removesuffix("_")
+
+
+def _unknown(key: str, schema: type) -> str:
+    legal = legal_keys(schema)
+    close = nearest(key, [*legal, *dict.fromkeys(name.partition(".")[0] for name in legal)])
+    if close:
+        return f"{key} is no known key; did you mean {close}?"
+    return f"{key} is no known key; --help lists all keys"
+
+
+def _show(value: Any) -> str:
+    """A value as one would type it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _fit(value: Any, hint: Any) -> tuple[Any, str | None]:
+    """`value` as the type `hint`, or the words that say what is legal instead."""
+    if get_origin(hint) is Annotated:
+        base, *rules = get_args(hint)
+        value, problem = _fit(value, base)
+        for rule in rules:
+            if problem is None or isinstance(rule, DurationRule):  # whose words say more
+                problem = typing.cast(Rule, rule).broken_by(value)
+        return value, problem
+    if get_origin(hint) in (Union, types.UnionType):
+        problems = []
+        for option in get_args(hint):
+            fitted, problem = _fit(value, option)
+            if problem is None:
+                return fitted, None
+            problems.append(problem)
+        return value, _join(problems)
+    return _fit_plain(value, hint)
+
+
+def _join(problems: list[str]) -> str:
+    """Put the complaints of a union's members into one sentence."""
+    ordered = sorted(dict.fromkeys(problems), key=lambda problem: problem == "must be null")
+    first, *others = (problem.removeprefix("must ") for problem in ordered)
+    verb = "be " if first.startswith("be ") else ""
+    return " or ".join([f"must {first}", *(other.removeprefix(verb) for other in others)])
+
+
+def _fit_plain(value: Any, hint: Any) -> tuple[Any, str | None]:
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        if any(value == choice and type(value) is type(choice) for choice in choices):
+            return value, None
+        close = nearest(str(value), map(str, choices)) if value is not None else None
+        listed = ", ".join(map(str, choices))
+        if len(choices) == 1:
+            return value, f"must be {listed}"
+        return value, f"must be one of {listed}" + (f" (did you mean {close}?)" if close else "")
+    if get_origin(hint) is list:
+        (item,) = get_args(hint)
+        if not isinstance(value, (list, tuple)):
+            return (
+                value,
+                f"must be a list, e.g. [{value if isinstance(value, str) else '0.9,0.99'}]",
+            )
+        fitted = [_fit(entry, item) for entry in value]
+        return [entry for entry, _ in fitted], next((why for _, why in fitted if why), None)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and (isinstance(value, int) or hint is int) and abs(value) > 2**63:
+        return value, "must be smaller than 2^63"
+    if hint is float and is_number:
+        return float(value), None
+    if hint is int and is_number and math.isfinite(value) and value == int(value):
+        return int(value), None
+    if hint in (bool, str, _NONE) and isinstance(value, hint):
+        return value, None
+    words = {
+        bool: "true or false", int: "a whole number", float: "a number", str: "text", _NONE: "null"
+    }  # fmt: skip
+    return value, f"must be {words[hint]}"
+
+
+def _build(schema: type, sections: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(schema)
+    return schema(
+        **{
+            name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+            for name, value in sections.items()
+        }
+    )

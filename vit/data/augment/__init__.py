@@ -1,0 +1,1 @@
+"""What changes images: augmentation of training batches, corruptions for evaluation."""

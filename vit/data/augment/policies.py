@@ -1,0 +1,195 @@
+"""RandAugment, TrivialAugment, AutoAugment, 3-Augment, colour jitter: what an image goes through.
+
+Drawn per image, for the *global* batch, then sliced by rank, as everything in `augment`. The
+operations of the images of a batch are applied together, one kind at a time.
+
+Legend: B batch, C channels, H height, W width, S operations one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit.config.schema import AugmentConfig
+from vit.data.augment.operations import OPERATIONS
+from vit.runtime.seeding import numpy_generator
+
+BINS = 30
+"""Magnitudes go from 0 to this."""
+Size = tuple[int, int]
+_NAMES = list(OPERATIONS)
+_SPACE = 14
+"""RandAugment and TrivialAugment draw from the first so many operations."""
+_SIGNED = {
+    "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
+    "contrast", "sharpness",
+}  # fmt: skip
+
+
+_CIFAR = [
+    (("invert", 0.1, 0), ("contrast", 0.2, 6)),
+    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
+    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
+    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.5, 0), ("equalize", 0.9, 0)),
+    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
+    (("color", 0.4, 3), ("brightness", 0.6, 7)),
+    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
+    (("equalize", 0.6, 0), ("equalize", 0.5, 0)),
+    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
+    (("color", 0.7, 7), ("translate_x", 0.5, 8)),
+    (("equalize", 0.3, 0), ("autocontrast", 0.4, 0)),
+    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
+    (("brightness", 0.9, 6), ("color", 0.2, 8)),
+    (("solarize", 0.5, 2), ("invert", 0.0, 0)),
+    (("equalize", 0.2, 0), ("autocontrast", 0.6, 0)),
+    (("equalize", 0.2, 0), ("equalize", 0.6, 0)),
+    (("color", 0.9, 9), ("equalize", 0.6, 0)),
+    (("autocontrast", 0.8, 0), ("solarize", 0.2, 8)),
+    (("brightness", 0.1, 3), ("color", 0.7, 0)),
+    (("solarize", 0.4, 5), ("autocontrast", 0.9, 0)),
+    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.9, 0), ("solarize", 0.8, 3)),
+    (("equalize", 0.8, 0), ("invert", 0.1, 0)),
+    (("translate_y", 0.7, 9), ("autocontrast", 0.9, 0)),
+]
+"""Operation, probability and strength from 0 to 9 of AutoAugment's policy for CIFAR-10."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What each image goes through, on the host.
+
+    Attributes:
+        operations: positions in OPERATIONS, int64 (B, S).
+        magnitudes: of each, float32 (B, S).
+    """
+
+    operations: np.ndarray
+    magnitudes: np.ndarray
+
+    def slice(self, part: slice) -> Chain:
+        """The chains of some images."""
+        return Chain(self.operations[part], self.magnitudes[part])
+
+
+def draw(config: AugmentConfig, batch: int, size: Size, seed: int, step: int) -> Chain:
+    """Draw for a global batch of `batch` images of `size` (height, width) at `step`."""
+    policy = POLICIES[config.policy](config, batch, size, numpy_generator(seed, "augment", step, 6))
+    jitter = _jitter(config, batch, numpy_generator(seed, "augment", step, 7))
+    return Chain(
+        np.concatenate([policy.operations, jitter.operations], axis=1),
+        np.concatenate([policy.magnitudes, jitter.magnitudes], axis=1).astype(np.float32),
+    )
+
+
+def apply(images: Tensor, chain: Chain) -> Tensor:
+    """Send uint8 images (B, C, H, W) through their chains."""
+    for stage in range(chain.operations.shape[1]):
+        images = images.clone()
+        kinds = chain.operations[:, stage]
+        magnitudes = torch.from_numpy(chain.magnitudes[:, stage]).to(images.device)
+        for kind in np.unique(kinds):
+            rows = torch.from_numpy(np.flatnonzero(kinds == kind)).to(images.device)
+            changed = OPERATIONS[_NAMES[kind]](images.index_select(0, rows), magnitudes[rows])
+            images.index_copy_(0, rows, changed)
+    return images
+
+
+def no_policy(config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator) -> Chain:
+    """Nothing."""
+    return Chain(np.zeros((batch, 0), np.int64), np.zeros((batch, 0)))
+
+
+def randaugment(config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator) -> Chain:
+    """`config.operations` random operations of one magnitude (Cubuk et al. 2020)."""
+    shape = (batch, config.operations)
+    kinds = rng.integers(_SPACE, size=shape)
+    ranges = _ranges(size, shear=0.3, shift=150 / 331, turn=30.0, blend=0.9, bits=4)
+    return Chain(kinds, _magnitudes(kinds, np.full(shape, config.magnitude), ranges, rng))
+
+
+def trivialaugment(
+    config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator
+) -> Chain:
+    """One random operation of a random magnitude (TrivialAugment Wide, Mueller & Hutter 2021)."""
+    kinds = rng.integers(_SPACE, size=(batch, 1))
+    ranges = _ranges(size, shear=0.99, shift=None, turn=135.0, blend=0.99, bits=6)
+    return Chain(kinds, _magnitudes(kinds, rng.integers(BINS + 1, size=(batch, 1)), ranges, rng))
+
+
+def autoaugment(config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator) -> Chain:
+    """One of the 25 pairs of operations found for CIFAR-10 (Cubuk et al. 2019, table 7)."""
+    steps = [[_NAMES.index(name) for name, _, _ in pair] for pair in _CIFAR]
+    odds = np.array([[odds for _, odds, _ in pair] for pair in _CIFAR])
+    bins = np.array([[strength for _, _, strength in pair] for pair in _CIFAR])
+    chosen = rng.integers(len(_CIFAR), size=batch)
+    kinds = np.array(steps)[chosen]
+    ranges = _ranges(size, shear=0.3, shift=150 / 331, turn=30.0, blend=0.9, bits=4)
+    magnitudes = _magnitudes(kinds, bins[chosen] * BINS / 9, ranges, rng)
+    kinds[rng.random(kinds.shape) >= odds[chosen]] = _NAMES.index("identity")
+    return Chain(kinds, magnitudes)
+
+
+def three_augment(config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator) -> Chain:
+    """Gray, solarised or blurred, at even odds (3-Augment, Touvron et al. 2022, section 3.4).
+
+    The paper adds augment.color_jitter=0.3.
+    """
+    kinds = np.array([_NAMES.index(name) for name in ("grayscale", "solarize", "blur")])
+    chosen = rng.integers(3, size=(batch, 1))
+    deviations = rng.uniform(0.1, 2.0, size=(batch, 1))
+    magnitudes = np.where(chosen == 2, deviations, 128.0)
+    return Chain(kinds[chosen], magnitudes)
+
+
+POLICIES: dict[str, Callable[[AugmentConfig, int, Size, np.random.Generator], Chain]] = {
+    "none": no_policy,
+    "randaugment": randaugment,
+    "trivialaugment": trivialaugment,
+    "autoaugment": autoaugment,
+    "three_augment": three_augment,
+}
+
+
+def _jitter(config: AugmentConfig, batch: int, rng: np.random.Generator) -> Chain:
+    """Brightness, contrast and saturation by random factors, in a random order per image."""
+    strength = config.color_jitter
+    if strength == 0:
+        return Chain(np.zeros((batch, 0), np.int64), np.zeros((batch, 0)))
+    kinds = np.array([_NAMES.index(name) for name in ("brightness", "contrast", "color")])
+    order = rng.random((batch, 3)).argsort(axis=1)
+    return Chain(kinds[order], rng.uniform(-min(strength, 1.0), strength, (batch, 3)))
+
+
+def _ranges(
+    size: Size, *, shear: float, shift: float | None, turn: float, blend: float, bits: int
+) -> dict[str, tuple[float, float]]:
+    """What magnitudes 0 and BINS mean for each operation, as in torchvision."""
+    height, width = size
+    down, right = (32.0, 32.0) if shift is None else (shift * height, shift * width)
+    blends = dict.fromkeys(("brightness", "color", "contrast", "sharpness"), (0.0, blend))
+    return {
+        "shear_x": (0.0, shear), "shear_y": (0.0, shear), "translate_x": (0.0, right),
+        "translate_y": (0.0, down), "rotate": (0.0, turn), **blends,
+        "posterize": (8.0, 8.0 - bits), "solarize": (255.0, 0.0),
+    }  # fmt: skip
+
+
+def _magnitudes(
+    kinds: np.ndarray, bins: np.ndarray, ranges: dict[str, tuple[float, float]],
+    rng: np.random.Generator,
+) -> np.ndarray:  # fmt: skip
+    """The value of each operation's magnitude; symmetric ones get a random sign."""
+    low, high = np.array([ranges.get(name, (0.0, 0.0)) for name in _NAMES]).T
+    values = low[kinds] + (high - low)[kinds] * bins / BINS
+    values = np.where(kinds == _NAMES.index("posterize"), np.rint(values), values)
+    is_signed = np.isin(kinds, [_NAMES.index(name) for name in _SIGNED])
+    flips = rng.integers(2, size=kinds.shape)
+    magnitudes: np.ndarray = np.where(is_signed & (flips == 1), -values, values)
+    return magnitudes

@@ -1,0 +1,318 @@
+"""Images decoded and made small once, kept in a few large files.
+
+A shard holds some hundred images and is named by what it was made from (names, sizes and times of
+the files, and how they were made small), so a changed file makes its shard anew and no other.
+Shards are written whole or not at all, by several runs at once if they like, and checked at every
+start: a damaged one is made anew. What goes wrong later is read from the photos.
+
+A shard is the CRC-32 of what follows, the images one after the other, the index (JSON: where each
+image lies) and its length; both numbers have 4 bytes, little-endian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from tqdm import tqdm
+
+from vit.data.formats import FORMATS
+from vit.data.reading.decode import decode, decode_bytes, reason
+from vit.data.reading.transform import MAX_PIXELS, resize
+from vit.data.reading.workers import WorkerPool, announce
+from vit.data.types import FileImages
+from vit.errors import DataError
+from vit.runtime.files import remove_stale, write_atomic
+
+_IMAGES = 256
+_QUALITY = 95
+_VERSION = 2
+_THREADS = 16
+_BLOCK = 2**20
+_NUMBER = 4
+"""Bytes of a checksum or a length."""
+
+Entry = tuple[int, int, int, int, str | None]
+"""Of an image: first byte, length, height, width, and what it is damaged by."""
+
+Index = list[Entry | None]
+"""Of a shard; nothing is kept of an image whose file could not be read when the shard was made."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an image is kept.
+
+    Attributes:
+        kind: `jpeg` (quality 95, colours at half the size) or `uint8` (as it is).
+        size: the shorter side in pixels; smaller images stay as they are.
+        channels: 3 (RGB) or 1 (gray).
+        max_pixels: what would be decoded to more is refused.
+    """
+
+    kind: str
+    size: int
+    channels: int
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a shard is made of, and where it lies.
+
+    Attributes:
+        path: of the shard.
+        files: of the images.
+        recipe: how they are kept.
+    """
+
+    path: str
+    files: tuple[str, ...]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class MadeSmall:
+    """An image as it would be kept, made anew from its file."""
+
+    file: str
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        return self.file
+
+    def open(self) -> np.ndarray:
+        """The image: uint8 (H, W, channels).
+
+        Raises:
+            OSError, ValueError, SyntaxError: see `decode.decode`.
+        """
+        data, height, width = made_small(self.file, self.recipe)
+        return _pixels(bytearray(data), height, width, self.recipe)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One image in a shard; with a `reason` there is none.
+
+    Attributes:
+        made: is opened instead, with the same pixels, where the shard is lost after the start.
+    """
+
+    made: MadeSmall
+    shard: str
+    start: int
+    length: int
+    height: int
+    width: int
+    reason: str | None
+
+    def __str__(self) -> str:
+        return self.shard
+
+    def open(self) -> np.ndarray:
+        """The image: uint8 (H, W, channels).
+
+        Raises:
+            ValueError: it was damaged when the shard was made.
+        """
+        if self.reason is not None:
+            raise ValueError(self.reason)
+        data = bytearray(self.length)
+        try:  # no mapping: reading one that was cut short ends the process
+            with open(self.shard, "rb", buffering=0) as file:
+                file.seek(self.start)
+                if file.readinto(data) == self.length:
+                    return _pixels(data, self.height, self.width, self.made.recipe)
+        except (OSError, ValueError):
+            pass
+        return self.made.open()
+
+
+class CachedImages(FileImages):
+    """Images in files, of which small versions are kept.
+
+    Args:
+        images: the files.
+        folder: where shards lie; made if missing.
+        recipe: how images are kept.
+        pool: makes the shards that are missing or damaged, with a progress bar.
+        report: is told in a sentence that some were damaged.
+        check: read the shards to see whether they are; else another process just did.
+
+    Raises:
+        DataError: a worker died or hangs, or the folder cannot be written.
+        DiskFullError: no space; what was made stays and is used by the next start.
+    """
+
+    def __init__(
+        self, images: FileImages, folder: Path, recipe: Recipe, pool: WorkerPool,
+        report: Callable[[str], None] = warnings.warn, check: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(images.root, images.names)
+        self.recipe = recipe
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"data.cache_dir={folder} cannot be made ({error.strerror}); choose another"
+            ) from None
+        remove_stale(folder, f"{'[0-9a-f]' * 32}.shard")
+        shards = _shards(images, folder, recipe)
+        indexes = _indexes(shards, check)
+        if damaged := indexes.count([]):
+            report(
+                f"damaged shards of the image cache in {folder} are made anew "
+                f"({damaged} of {len(shards)})"
+            )
+        missing = [i for i, index in enumerate(indexes) if not index]
+        with tqdm(
+            total=sum(len(shards[i].files) for i in missing), desc="caching", unit="img",
+            disable=None, leave=False,
+        ) as bar:  # fmt: skip
+            made = pool.map(make_shard, [shards[i] for i in missing])
+            for i, index in zip(missing, made, strict=True):
+                indexes[i] = index
+                bar.update(len(index))
+        self._entries = [
+            entry and (shard.path, *entry)
+            for shard, index in zip(shards, indexes, strict=True)
+            for entry in index or []
+        ]
+
+    def source(self, index: int) -> Cached | MadeSmall:
+        """Where image `index` is."""
+        made = MadeSmall(self.path(index), self.recipe)
+        entry = self._entries[index]
+        return made if entry is None else Cached(made, *entry)
+
+
+def make_shard(shard: Shard) -> Index:
+    """Decode, make small and write the images of a shard.
+
+    Raises:
+        DataError: it cannot be written.
+        DiskFullError: no space.
+    """
+    blobs: list[bytes] = []
+    index: Index = []
+    start = _NUMBER
+    for file in shard.files:
+        announce(file)
+        blob, entry = _kept(file, shard.recipe, start)
+        blobs.append(blob)
+        index.append(entry)
+        start += len(blob)
+    announce(shard.path)
+    text = json.dumps(index).encode()
+    content = b"".join([*blobs, text, _bytes(len(text))])
+    path = Path(shard.path)
+    try:
+        write_atomic(path, _bytes(zlib.crc32(content)) + content)
+    except OSError as error:
+        raise DataError(
+            f"data.cache_dir={path.parent} cannot be written ({error.strerror}); choose another"
+        ) from None
+    return index
+
+
+def _kept(file: str, recipe: Recipe, start: int) -> tuple[bytes, Entry | None]:
+    """What is kept of an image, from byte `start` on."""
+    try:
+        blob, height, width = made_small(file, recipe)
+    except Exception as error:  # decoders raise a wide range of types
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            return b"", None  # not the image's fault, and it may pass
+        return b"", (start, 0, 0, 0, reason(error))
+    return blob, (start, len(blob), height, width, None)
+
+
+def made_small(file: str, recipe: Recipe) -> tuple[bytes, int, int]:
+    """An image as it is kept, and its height and width."""
+
+    def enough(height: int, width: int) -> tuple[int, int]:
+        share = recipe.size / min(height, width)
+        return (height, width) if share >= 1 else (int(height * share), int(width * share))
+
+    image = decode(file, recipe.channels, enough, recipe.max_pixels)
+    height, width, _ = image.shape
+    short = min(height, width)
+    if short > recipe.size:
+        height, width = recipe.size * height // short, recipe.size * width // short
+        image = resize(image, height, width)
+    image = np.ascontiguousarray(image)
+    if recipe.kind == "uint8":
+        return image.tobytes(), height, width
+    space = "RGB" if recipe.channels == 3 else "GRAY"
+    return simplejpeg.encode_jpeg(image, _QUALITY, space, colorsubsampling="420"), height, width
+
+
+def _pixels(data: bytearray, height: int, width: int, recipe: Recipe) -> np.ndarray:
+    """The image that is kept as `data`, writable as torch wants it: uint8 (H, W, channels)."""
+    if recipe.kind == "jpeg":
+        return decode_bytes(bytes(data), recipe.channels)
+    return np.frombuffer(data, np.uint8).reshape(height, width, recipe.channels)
+
+
+def _shards(images: FileImages, folder: Path, recipe: Recipe) -> list[Shard]:
+    """The shards of all images, named by their content."""
+    count = len(images.names)
+    parts = [range(i, min(i + _IMAGES, count)) for i in range(0, count, _IMAGES)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(lambda part: _shard(images, part, folder, recipe), parts))
+
+
+def _shard(images: FileImages, part: Sequence[int], folder: Path, recipe: Recipe) -> Shard:
+    files = tuple(images.path(i) for i in part)
+    content = hashlib.blake2b(repr((_VERSION, FORMATS, recipe)).encode(), digest_size=16)
+    for i, file in zip(part, files, strict=True):
+        try:
+            status = os.stat(file)
+            text = f"{images.names[i]}\0{status.st_size}\0{status.st_mtime_ns}\0"
+        except OSError:  # gone since it was listed; reading it says so
+            text = f"{images.names[i]}\0\0\0"
+        content.update(text.encode("utf-8", "surrogateescape"))
+    return Shard(str(folder / f"{content.hexdigest()}.shard"), files, recipe)
+
+
+def _indexes(shards: list[Shard], check: bool) -> list[Index | None]:
+    """The indexes of shards, as `_index` gives them, with a bar."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = threads.map(lambda shard: _index(shard.path, check), shards)
+        return list(tqdm(
+            found, total=len(shards), desc="checking the cache", unit="shard", disable=None,
+            leave=False,
+        ))  # fmt: skip
+
+
+def _index(path: str, check: bool) -> Index | None:
+    """The index of a shard; empty if it is damaged, None if there is no shard."""
+    try:
+        with open(path, "rb") as file:
+            expected, found = file.read(_NUMBER), 0
+            while check and (block := file.read(_BLOCK)):
+                found = zlib.crc32(block, found)
+            if check and _bytes(found) != expected:
+                return []
+            file.seek(-_NUMBER, os.SEEK_END)
+            length = int.from_bytes(file.read(_NUMBER), "little")
+            file.seek(-_NUMBER - length, os.SEEK_END)
+            index: Index = json.loads(file.read(length))
+            return index
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return []
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(_NUMBER, "little")

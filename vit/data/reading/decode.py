@@ -1,0 +1,200 @@
+"""Image files to upright 8-bit images; whatever is damaged says so."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vit.data.formats import FORMATS
+from vit.data.reading.transform import MAX_PIXELS, REDUCTIONS
+from vit.data.types import Kept
+
+JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+"""How their files begin."""
+LYING = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width."""
+
+
+Enough = Callable[[int, int], tuple[int, int]]
+"""From the height and width of an image, which it is told once, to those that would do."""
+
+
+def whole(height: int, width: int) -> tuple[int, int]:
+    """Nothing less will do."""
+    return height, width
+
+
+def decode(
+    path: str, channels: int, enough: Enough = whole, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """The first frame of an image, upright, on white: uint8 (H, W, channels), RGB or gray.
+
+    JPEG is decoded by libjpeg-turbo through simplejpeg, which gives Pillow's pixels faster and,
+    other than Pillow, refuses data that is damaged in the middle. It may be decoded at 1/2,
+    1/4 or 1/8 of its size, where that is `enough`: much faster for large photos.
+
+    Raises:
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is no image that
+            we read, damaged, or would be decoded to more than `max_pixels`.
+    """
+    return decode_bytes(Path(path).read_bytes(), channels, enough, max_pixels)
+
+
+def open_image(
+    source: str | Kept, channels: int, enough: Enough, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """As `decode`, of a file or of an image that was decoded before."""
+    if isinstance(source, str):
+        return decode(source, channels, enough, max_pixels)
+    image = source.open()
+    enough(*image.shape[:2])
+    return image
+
+
+def decode_bytes(
+    data: bytes, channels: int, enough: Enough = whole, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """As `decode`, of a file's content."""
+    if not data:
+        raise ValueError("the file is empty")
+    size = _size_of_upright_jpeg(data, max_pixels)
+    if size is not None:
+        pixels = _decode_jpeg(data, *size, *enough(*size), max_pixels)
+        return _with_channels(pixels, channels)
+    try:
+        return _with_pillow(data, channels, enough, max_pixels)
+    except ValueError:
+        needed = _needed_of_png(data)
+        if len(needed) == len(data):
+            raise
+        # Texts and profiles may be over Pillow's limits; the pixels do without them.
+        return _with_pillow(needed, channels, enough, max_pixels)
+
+
+def _with_pillow(data: bytes, channels: int, enough: Enough, max_pixels: int) -> np.ndarray:
+    """As `decode_bytes`, where a JPEG needs Pillow to know how it lies."""
+    is_jpeg = data.startswith(JPEG) and _is_in_one_scan(data)  # which may be decoded smaller
+    Image.MAX_IMAGE_PIXELS = None if is_jpeg else max_pixels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of EXIF that is damaged: pixels are not
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            # Pillow turns TIFF upright itself.
+            orientation = 1 if file.format == "TIFF" else file.getexif().get(0x0112, 1)
+            lies = orientation in LYING
+            rows, columns = enough(*(file.size if lies else file.size[::-1]))
+            if file.format in ("JPEG", "MPO") and file.mode in ("RGB", "L"):
+                rows, columns = (columns, rows) if lies else (rows, columns)
+                pixels = _decode_jpeg(data, file.height, file.width, rows, columns, max_pixels)
+                image = Image.fromarray(pixels)
+            else:
+                _check_pixels(file.height, file.width, max_pixels)
+                image = flatten(file)
+            mode = "RGB" if channels == 3 else "L"
+            if image.mode != mode or image is file:
+                image = image.convert(mode)
+    if orientation != 1:
+        image.getexif()[0x0112] = orientation
+        image = ImageOps.exif_transpose(image)
+    return np.array(image).reshape(image.height, image.width, channels)
+
+
+def _needed_of_png(data: bytes) -> bytes:
+    """A PNG without its texts and its colour profile; EXIF, which says how it lies, stays."""
+    if not data.startswith(PNG):
+        return data
+    kept, at = [PNG], len(PNG)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _is_in_one_scan(data: bytes) -> bool:
+    """Whether a JPEG can be decoded smaller without taking memory for all of it.
+
+    One in several scans, such as a progressive one, is held whole meanwhile.
+    """
+    at, components = len(JPEG), 0
+    while at + 10 <= len(data):
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0xC2:
+            return False
+        if marker in (0xC0, 0xC1):
+            components = data[at + 9]
+        if marker == 0xDA:
+            return data[at + 4] == components
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def _size_of_upright_jpeg(data: bytes, max_pixels: int) -> tuple[int, int] | None:
+    """Height and width of a JPEG in colour or gray without EXIF, which needs no more of Pillow."""
+    if not data.startswith(JPEG) or b"Exif" in data:
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None  # Pillow knows better what is wrong
+    if space not in ("YCbCr", "Gray", "RGB") or height * width > max_pixels:
+        return None
+    return height, width
+
+
+def _decode_jpeg(
+    data: bytes, height: int, width: int, rows: int, columns: int, max_pixels: int
+) -> np.ndarray:
+    """RGB pixels, at 1/2, 1/4 or 1/8 of the size where at least (rows, columns) are left."""
+    factor = next((f for f in REDUCTIONS if height >= f * rows and width >= f * columns), 1)
+    least = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
+    _check_pixels(least["min_height"], least["min_width"], max_pixels)
+    pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", **least)
+    return pixels
+
+
+def _check_pixels(height: int, width: int, most: int) -> None:
+    if height * width > most:
+        raise Image.DecompressionBombError(
+            f"Image size ({height * width} pixels) exceeds limit of {most} pixels, could be "
+            f"decompression bomb DOS attack."
+        )
+
+
+def _with_channels(rgb: np.ndarray, channels: int) -> np.ndarray:
+    """RGB pixels (H, W, 3) as (H, W, channels)."""
+    return rgb if channels == 3 else np.array(Image.fromarray(rgb).convert("L"))[..., None]
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """8 bits a channel and no transparency: of 16-bit values the high byte is kept, what is
+    transparent is laid on white.
+
+    Raises:
+        ValueError: 32 bits a value, of which nobody knows the range.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits a value; save it with 8 or 16")
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be decoded, in a few words of one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"the content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"{text.rstrip('.')}; if it is none, raise data.max_pixels"
+    return error.strerror if isinstance(error, OSError) and error.strerror else text

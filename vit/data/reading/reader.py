@@ -1,0 +1,267 @@
+"""How a run reads its images: into what, held or streamed, and what a damaged one means.
+
+Legend: B images of a batch, C channels, N images of a split.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vit.config.schema import ReadConfig
+from vit.data.reading.cache import CachedImages, Recipe
+from vit.data.reading.store import BatchRequest, ImageStore, InMemory, Streaming
+from vit.data.reading.transform import View
+from vit.data.reading.workers import Bad, WorkerPool, worker_count
+from vit.data.types import ArrayImages, DataSet, FileImages, Samples
+from vit.errors import DataError
+from vit.runtime.dist import ALONE, World
+from vit.runtime.files import cache_home
+
+POOL_FROM = 1024
+"""Fewer images than this are decoded in the process itself: workers would take longer to start."""
+_ROWS = 256
+
+
+class Normalise:
+    """uint8 pixels to what the model was trained on.
+
+    Args:
+        mean, std: one value per channel, of pixels in [0, 1].
+        device: where the images will be.
+
+    Attributes:
+        colour: the mean colour, uint8 (C, 1, 1).
+    """
+
+    def __init__(self, mean: list[float], std: list[float], device: torch.device) -> None:
+        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.colour = (255 * self.mean).round().clamp(0, 255).to(torch.uint8)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, height, width) -> float32 (pixel / 255 - mean) / std."""
+        return images.float().sub_(255 * self.mean).div_(255 * self.std)  # one copy, not three
+
+    def undo(self, images: Tensor) -> Tensor:
+        """Normalised images as pixels in [0, 1], for people to look at."""
+        return (images * self.std + self.mean).clamp(0, 1)
+
+
+class BadImages:
+    """The images of a split that turned out damaged, and whether that may be.
+
+    Args:
+        names: of all images of the split.
+        allowed: how many may be damaged; None: not one.
+    """
+
+    def __init__(self, names: Sequence[str], allowed: int | None) -> None:
+        self.names = names
+        self.allowed = allowed
+        self.reasons: dict[int, str] = {}
+        self._told: set[int] = set()
+
+    def named(self) -> dict[str, str]:
+        """The damaged images by name, with the reasons."""
+        return {self.names[i]: self.reasons[i] for i in sorted(self.reasons)}
+
+    def news(self) -> dict[str, str]:
+        """Those that this was not told before, by name, with the reasons."""
+        fresh = sorted(self.reasons.keys() - self._told)
+        self._told |= set(fresh)
+        return {self.names[i]: self.reasons[i] for i in fresh}
+
+    def note(self, bad: Mapping[int, str]) -> None:
+        """Remember damaged images by position, unless they end the run.
+
+        Raises:
+            DataError: naming them, up to ten: they are not to be skipped, or too many.
+        """
+        reasons = {**self.reasons, **bad}
+        if not bad or (self.allowed is not None and len(reasons) <= self.allowed):
+            self.reasons = reasons
+            return
+        listed = sorted(reasons)
+        shown = "; ".join(f"{self.names[i]} ({reasons[i]})" for i in listed[:10])
+        more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+        allowed, skip = "", "skip them with data.on_bad_image=skip"
+        if self.allowed is not None:
+            allowed = f", {self.allowed} allowed by data.bad_image_limit"
+            skip = f"allow them with data.bad_image_limit={share_of(len(listed), len(self.names))}"
+        raise DataError(
+            f"{len(listed)} of {len(self.names)} images cannot be decoded{allowed}; repair or "
+            f"remove them, or {skip}: {shown}{more}"
+        )
+
+
+def allowed_of(share: float, images: int) -> int:
+    """How many of a split's images `data.bad_image_limit` lets go; one of however few."""
+    return max(math.floor(share * images + 1e-9), int(share > 0))
+
+
+def share_of(count: int, images: int) -> float:
+    """The smallest `data.bad_image_limit`, in whole percent, that lets `count` images go."""
+    return math.ceil(100 * count / images) / 100
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How images are read.
+
+    Attributes:
+        view: what evaluation sees of an image.
+        normalise: from pixels to the model's input.
+        device: where the images go.
+        held: decoded once and held on the device, or streamed from their files.
+        pool: decodes.
+        world: the processes of this machine hold images in common.
+        bad_images: share of a split's images that may be damaged; None: not one.
+    """
+
+    view: View
+    normalise: Normalise
+    device: torch.device
+    held: bool
+    pool: WorkerPool
+    bad_images: float | None
+    world: World = ALONE
+
+    @classmethod
+    def of(
+        cls, config: ReadConfig, patch: int, device: torch.device, world: World = ALONE
+    ) -> Reader:
+        """The reader that settings describe, for a model with patches of `patch` px."""
+        height, width = config.size
+        whole = patch if config.aspect == "native" else None
+        return cls(
+            view=View(
+                height,
+                width,
+                len(config.mean),
+                config.center_crop,
+                patch=whole,
+                max_pixels=config.max_pixels,
+            ),
+            normalise=Normalise(config.mean, config.std, device),
+            device=device,
+            held=config.memory == "device",
+            pool=WorkerPool(worker_count(config.workers, world.local_size), config.timeout),
+            world=world,
+            bad_images=config.bad_image_limit if config.on_bad_image == "skip" else None,
+        )
+
+    def keeping(
+        self, data: DataSet, config: ReadConfig, report: Callable[[str], None] = warnings.warn
+    ) -> DataSet:
+        """The data set, read from small versions of its images where `data.cache` wants them.
+
+        What is missing or damaged is made here, by one process of each machine; `report` is told
+        of damage.
+
+        Raises:
+            DataError: a worker died or hangs, or the folder cannot be written.
+            DiskFullError: no space.
+        """
+        if config.cache == "none":
+            return data
+        recipe = Recipe(config.cache, config.cache_size, self.view.channels, config.max_pixels)
+        folder = Path(config.cache_dir) if config.cache_dir else cache_home() / "images"
+        kept: dict[int, CachedImages] = {}
+        splits = {}
+        for turn in (True, False):  # the first process of a machine makes what the others find
+            if turn == (self.world.local_rank == 0):
+                for split, samples in data.splits.items():
+                    images = samples.images
+                    if isinstance(images, FileImages):
+                        if id(images) not in kept:
+                            kept[id(images)] = CachedImages(
+                                images, folder, recipe, self.pool, report, check=turn
+                            )
+                        samples = replace(samples, images=kept[id(images)])
+                    splits[split] = samples
+            if self.world.size > 1:
+                self.world.wait()
+        return DataSet(data.classes, splits)
+
+    def bad(self, samples: Samples) -> BadImages:
+        """A record of the damaged ones among `samples`; one may be skipped of however few."""
+        share = self.bad_images
+        return BadImages(samples.names, None if share is None else allowed_of(share, len(samples)))
+
+    def open(self, samples: Samples, rows: int, view: View, bad: BadImages) -> ImageStore:
+        """The store of a split; images to be held are decoded here.
+
+        Args:
+            samples: the split.
+            rows: most images of a batch.
+            view: from an image to pixels.
+            bad: is told the damaged images, of a held split at once.
+        """
+        damaged: Bad = {}
+        if isinstance(samples.images, ArrayImages):
+            pixels = samples.images.pixels[samples.index]
+        elif self.held:
+            whole = replace(view, crop_scale=None)
+            pixels, damaged = self.world.array_once_per_machine(
+                lambda: decode_all(samples, whole, self.pool)
+            )
+            bad.note(damaged)
+        else:
+            return Streaming(samples.images, samples.index, rows, view, self.pool, self.device)
+        return InMemory(torch.from_numpy(pixels).to(self.device), damaged, view)
+
+
+def decode_all(samples: Samples, view: View, pool: WorkerPool) -> tuple[np.ndarray, Bad]:
+    """All images of a split in files.
+
+    Returns:
+        uint8 (N, C, height, width), and the damaged ones by position.
+    """
+    pixels = np.empty((len(samples), *view.shape), np.uint8)
+    bad: Bad = {}
+    for first, rows, damaged in _in_order(samples, view, pool, "decoding"):
+        pixels[first : first + len(rows)] = rows
+        bad |= damaged
+    return pixels, bad
+
+
+def verify(samples: Samples, reader: Reader) -> Bad:
+    """Decode all images of a split, keep none, and give the damaged ones by position."""
+    bad: Bad = {}
+    if isinstance(samples.images, ArrayImages):
+        return bad
+    for _, _, damaged in _in_order(samples, reader.view, reader.pool, "verifying"):
+        bad |= damaged
+    return bad
+
+
+def _in_order(
+    samples: Samples, view: View, pool: WorkerPool, what: str
+) -> Iterator[tuple[int, np.ndarray, Bad]]:
+    """Position of the first image, pixels and damaged positions, batch by batch, with a bar."""
+    assert isinstance(samples.images, FileImages)
+    count = len(samples)
+    pool = pool if count >= POOL_FROM else WorkerPool(0, pool.timeout)
+    store = Streaming(samples.images, samples.index, _ROWS, view, pool, torch.device("cpu"))
+    starts = range(0, count, _ROWS)
+    requests = [BatchRequest(np.arange(start, min(start + _ROWS, count))) for start in starts]
+    with tqdm(total=count, desc=what, unit="img", disable=None, leave=False) as bar:
+        to_come = iter(enumerate(requests))
+        for number, request in islice(to_come, store.ahead):
+            store.submit(number, request)
+        for k, request in enumerate(requests):
+            for number, later in islice(to_come, 1):
+                store.submit(number, later)
+            rows, damaged = store.collect(k, request)
+            yield starts[k], rows.numpy(), {starts[k] + row: why for row, why in damaged.items()}
+            bar.update(len(rows))

@@ -1,0 +1,226 @@
+"""The images of a split as pixels: held in memory, or streamed from their files.
+
+Legend: B images of a batch, C channels, N images of a split.
+"""
+
+from __future__ import annotations
+
+import weakref
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing.shared_memory import SharedMemory
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit.data.reading.resample import resize_boxes
+from vit.data.reading.transform import View, crop_boxes
+from vit.data.reading.workers import Bad, WorkerPool, WorkerTask, render_into, shared_memory
+from vit.data.types import FileImages
+from vit.errors import DataError
+
+AHEAD = 2
+"""Batches that workers render while one is used."""
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One batch.
+
+    Attributes:
+        positions: which images of the split, int64 (B,).
+        lots: what their random crops are drawn with, as in `views.crop_boxes`; None: no crop.
+    """
+
+    positions: np.ndarray
+    lots: np.ndarray | None = None
+
+
+class ImageStore(Protocol):
+    """The pixels of a split, batch by batch, as a `View` renders them.
+
+    Attributes:
+        ahead: so many batches after the one that is collected are best submitted by then.
+    """
+
+    ahead: int
+
+    def submit(self, k: int, request: BatchRequest) -> None:
+        """Have batch number `k` rendered.
+
+        Raises:
+            DataError: a worker died or hangs.
+        """
+
+    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Bad]:
+        """Batch number `k`, which was submitted.
+
+        Returns:
+            uint8 (B, C, height, width) on the device, and the rows that cannot be decoded, with the
+            reason; their pixels mean nothing.
+
+        Raises:
+            DataError: a worker died or hangs; what else was submitted is lost.
+        """
+
+    def render(self, request: BatchRequest) -> tuple[Tensor, Bad]:
+        """As `collect`, of any images, here and now."""
+
+
+class InMemory:
+    """Images decoded and held on the device.
+
+    Args:
+        pixels: uint8 (N, C, height, width).
+        damaged: positions whose pixels mean nothing.
+        view: whose random crop is made of the held pixels.
+    """
+
+    ahead = 0
+
+    def __init__(self, pixels: Tensor, damaged: Bad, view: View) -> None:
+        self.pixels = pixels
+        self.damaged = damaged
+        self.view = view
+
+    def submit(self, k: int, request: BatchRequest) -> None:
+        """See ImageStore; there is nothing to prepare."""
+
+    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Bad]:
+        """See ImageStore."""
+        return self.render(request)
+
+    def render(self, request: BatchRequest) -> tuple[Tensor, Bad]:
+        """See ImageStore."""
+        at = request.positions
+        images = self.pixels[torch.from_numpy(at).to(self.pixels.device)]
+        if request.lots is not None and self.view.crop_scale is not None:
+            boxes = crop_boxes(
+                request.lots, self.view.height, self.view.width, self.view.crop_scale
+            )
+            images = resize_boxes(images, torch.from_numpy(boxes).to(images.device))
+        if not self.damaged:
+            return images, {}
+        return images, {r: self.damaged[p] for r, p in enumerate(at) if p in self.damaged}
+
+
+class Streaming:
+    """Images that stay in their files: workers render them into shared memory, each batch that is
+    under way into a slot of its own.
+
+    Args:
+        images: the files.
+        index: which of them the split has, int64 (N,).
+        rows: most images of a batch.
+        view: from an image to pixels.
+        pool: renders; with no workers this process does, when a batch is collected.
+        device: where the images go.
+    """
+
+    def __init__(
+        self, images: FileImages, index: np.ndarray, rows: int, view: View, pool: WorkerPool,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.images = images
+        self.index = index
+        self.rows = rows
+        self.view = view
+        self.pool = pool
+        self.device = device
+        self.ahead = AHEAD if pool.workers else 0
+        self._copies = (
+            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            if device.type == "cuda"
+            else None
+        )
+        self._under_way: dict[int, list[Future[Bad]]] = {}
+        self._memory: SharedMemory | None = None
+
+    def submit(self, k: int, request: BatchRequest) -> None:
+        """See ImageStore."""
+        if self.pool.workers == 0:
+            return
+        if self._memory is None:
+            size = (AHEAD + 1) * self.rows * int(np.prod(self.view.shape))
+            self._memory = shared_memory(size)
+            weakref.finalize(self, _release, self._memory)
+        count = len(request.positions)
+        size = max(1, -(-count // (2 * self.pool.workers)))
+        start = k % (AHEAD + 1) * self.rows
+        try:
+            self._free(k % (AHEAD + 1))
+            self._under_way[k] = [
+                self.pool.submit(self._task(request, slice(first, first + size), start))
+                for first in range(0, count, size)
+            ]
+        except DataError:
+            self._under_way.clear()  # what the failed workers were given
+            raise
+
+    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Bad]:
+        """See ImageStore."""
+        if self.pool.workers == 0:
+            return self.render(request)
+        bad: Bad = {}
+        try:
+            for future in self._under_way[k]:
+                rendered: Bad = self.pool.result(future)
+                bad |= rendered
+        except DataError:
+            self._under_way.clear()
+            raise
+        del self._under_way[k]
+        return self._moved(self._slot(k)[: len(request.positions)].copy()), bad
+
+    def render(self, request: BatchRequest) -> tuple[Tensor, Bad]:
+        """See ImageStore."""
+        pixels = np.empty((len(request.positions), *self.view.shape), np.uint8)
+        bad = render_into(pixels, self._task(request, slice(None)))
+        return self._moved(pixels), bad
+
+    def _free(self, slot: int) -> None:
+        """End what was submitted for a slot and never collected: it must not write while others
+        do.
+        """
+        for number in [n for n in self._under_way if n % (AHEAD + 1) == slot]:
+            for future in self._under_way.pop(number):
+                if not future.cancel():
+                    self.pool.result(future)
+
+    def _task(self, request: BatchRequest, part: slice, start: int = 0) -> WorkerTask:
+        """Part of a request, for rows from `start` on of the shared memory."""
+        first = part.start or 0
+        return WorkerTask(
+            memory=self._memory.name if self._memory is not None else "",
+            offset=(start + first) * int(np.prod(self.view.shape)),
+            first=first,
+            sources=[self.images.source(i) for i in self.index[request.positions[part]]],
+            lots=None if request.lots is None else request.lots[part],
+            view=self.view,
+        )
+
+    def _slot(self, k: int) -> np.ndarray:
+        """Where batch `k` is rendered: uint8 (rows, C, height, width)."""
+        assert self._memory is not None
+        slots = (AHEAD + 1, self.rows, *self.view.shape)
+        whole: np.ndarray = np.ndarray(slots, np.uint8, self._memory.buf)
+        batch: np.ndarray = whole[k % (AHEAD + 1)]
+        return batch
+
+    def _moved(self, pixels: np.ndarray) -> Tensor:
+        """Pixels on the device; on a GPU they travel while it still computes what came before."""
+        if self._copies is None:
+            return torch.from_numpy(pixels).to(self.device)
+        computing = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._copies):
+            moved = torch.from_numpy(pixels).pin_memory().to(self.device, non_blocking=True)
+        computing.wait_stream(self._copies)
+        moved.record_stream(computing)
+        return moved
+
+
+def _release(memory: SharedMemory) -> None:
+    memory.close()
+    memory.unlink()

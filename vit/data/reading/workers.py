@@ -1,0 +1,255 @@
+"""Processes that render images into shared memory; a worker that dies or hangs is told by file.
+
+What is rendered is said by the request alone, so the number of workers changes nothing but the
+time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from ctypes import c_char
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from vit.data.reading.decode import open_image, reason
+from vit.data.reading.transform import Box, View
+from vit.data.types import Kept
+from vit.errors import ConfigError, DataError
+from vit.runtime.memory import keep_memory
+
+Bad = dict[int, str]
+"""Rows whose image cannot be decoded, with the reason."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_LINE = 4096
+_board: Any = None
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """Images for one worker.
+
+    Attributes:
+        memory: name of the shared memory that the pixels go to.
+        offset: of the first row in it, in bytes.
+        first: number of the first row.
+        sources: of one image per row.
+        lots: what random crops are drawn with, as in `View.render`; None: no random crop.
+        view: from an image to pixels.
+    """
+
+    memory: str
+    offset: int
+    first: int
+    sources: Sequence[str | Kept]
+    lots: np.ndarray | None
+    view: View
+
+
+def render_into(rows: np.ndarray, task: WorkerTask) -> Bad:
+    """Render the images of `task` into `rows`, uint8 (n, channels, height, width)."""
+    bad: Bad = {}
+    for i, source in enumerate(task.sources):
+        announce(str(source))
+        lots = None if task.lots is None else task.lots[i]
+        try:
+            rows[i] = _read(source, task.view, lots)
+        except Exception as error:  # decoders raise a wide range of types
+            rows[i] = 0
+            bad[task.first + i] = reason(error)
+    announce("")
+    return bad
+
+
+def announce(file: str) -> None:
+    """Note which file this worker is at, for the case that it dies there."""
+    if _board is not None:
+        _board.value = file.encode(errors="replace")[: _LINE - 1]
+
+
+def _read(source: str | Kept, view: View, lots: np.ndarray | None) -> np.ndarray:
+    """What `view` shows of an image."""
+    size: tuple[int, int] | None = None
+    box: Box | None = None
+
+    def enough(height: int, width: int) -> tuple[int, int]:
+        nonlocal size, box
+        size, box = (height, width), view.box(height, width, lots)
+        return view.enough(height, width, box)
+
+    image = open_image(source, view.channels, enough, view.max_pixels)
+    return view.render(image, box, size)
+
+
+class WorkerPool:
+    """Processes that render tasks, started when they are first needed.
+
+    Args:
+        workers: how many.
+        timeout: seconds after which a task that is waited for counts as hanging.
+    """
+
+    def __init__(self, workers: int, timeout: float) -> None:
+        self.workers = workers
+        self.timeout = timeout
+        self._pool: ProcessPoolExecutor | None = None
+        self._boards: list[Any] = []
+
+    def submit(self, task: WorkerTask) -> Future[Bad]:
+        """Have `task` rendered."""
+        return self._start(_render, task)
+
+    def map(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """What `job`, a function of a module, makes of each item, in order.
+
+        Raises:
+            DataError: as in `result`.
+        """
+        if self.workers == 0:
+            yield from map(job, items)
+            return
+        futures = [self._start(job, item) for item in items]
+        for future in futures:
+            yield self.result(future)
+
+    def _start(self, job: Callable[[Item], Result], item: Item) -> Future[Result]:
+        if self._pool is None:
+            if multiprocessing.get_start_method(allow_none=True) == "loky":
+                # That of joblib, whose jobs we may be; workers are told it and do not know it.
+                multiprocessing.set_start_method("forkserver", force=True)
+            # Forks of a process that does nothing else: forking one that runs threads can hang.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            with undisturbed():  # what it starts with, the workers have
+                forkserver.ensure_running()
+            self._boards = [context.Array(c_char, _LINE, lock=False) for _ in range(self.workers)]
+            turn = context.Value("i", 0)
+            self._pool = ProcessPoolExecutor(
+                self.workers, context, _start_worker, (turn, self._boards)
+            )
+        try:
+            return self._pool.submit(job, item)
+        except BrokenProcessPool:
+            raise self._died() from None
+
+    def result(self, future: Future[Result]) -> Result:
+        """What `future` gives.
+
+        Raises:
+            DataError: a worker died or hangs; names the files that were being read.
+        """
+        try:
+            return future.result(self.timeout)
+        except BrokenProcessPool:
+            raise self._died() from None
+        except TimeoutError:
+            names = self._being_read()
+            self.stop()
+            raise DataError(
+                f"a data worker said nothing for {self.timeout:g} s while reading {names}; is the "
+                f"disk reachable? If it is just slow, raise data.timeout"
+            ) from None
+
+    def stop(self) -> None:
+        """End all workers at once; the next task starts new ones."""
+        if self._pool is not None:
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _died(self) -> DataError:
+        names = self._being_read()
+        self.stop()
+        return DataError(
+            f"a data worker was killed, perhaps for want of memory, while reading {names}; try "
+            f"fewer data.workers"
+        )
+
+    def _being_read(self) -> str:
+        """The files that workers are at, or died at."""
+        names = [board.value.decode(errors="replace") for board in self._boards]
+        return " or ".join(filter(None, names)) or "no file"
+
+
+def shared_memory(size: int) -> SharedMemory:
+    """Memory that workers share, where there is room for it.
+
+    Raises:
+        ConfigError: too little room in /dev/shm, which a write to it would end the process for.
+    """
+    if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free < size:
+        raise ConfigError(
+            f"workers need {size / 2**20:.0f} MiB of shared memory, more than /dev/shm has free; "
+            f"give it more (docker: --shm-size), or try data.workers=0 or a smaller "
+            f"trainer.batch_size"
+        )
+    with undisturbed():  # Python's tracker of shared memory, which this starts
+        return SharedMemory(create=True, size=size)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Processes that are started here outlive signals that go to the whole group, from the first
+    moment on: the main process decides what they mean.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def worker_count(workers: int | str, processes: int = 1) -> int:
+    """`auto` is one per processor that each of `processes` on this machine may use, at most 16."""
+    if isinstance(workers, int):
+        return workers
+    available = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, min(available // processes, 16))
+
+
+@cache
+def _attach(name: str) -> SharedMemory:
+    return SharedMemory(name)
+
+
+def _render(task: WorkerTask) -> Bad:
+    shape = (len(task.sources), *task.view.shape)
+    rows = np.ndarray(shape, np.uint8, _attach(task.memory).buf, task.offset)
+    return render_into(rows, task)
+
+
+def _start_worker(turn: Any, boards: list[Any]) -> None:
+    global _board
+    keep_memory()
+    torch.set_num_threads(1)
+    with turn.get_lock():
+        _board = boards[turn.value % len(boards)]
+        turn.value += 1
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed leaves no worker behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,58 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in torchvision's files, downloaded on first use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit.config.schema import DataConfig
+from vit.data.types import ArrayImages, DataSet, Samples
+from vit.errors import ConfigError, DataError
+
+
+def load_cifar10(config: DataConfig) -> DataSet:
+    """50,000 training and 10,000 test images of 10 classes, 32x32 RGB; see `_load`."""
+    from torchvision.datasets import CIFAR10
+
+    return _load(CIFAR10, config)
+
+
+def load_cifar100(config: DataConfig) -> DataSet:
+    """50,000 training and 10,000 test images of 100 classes, 32x32 RGB; see `_load`."""
+    from torchvision.datasets import CIFAR100
+
+    return _load(CIFAR100, config)
+
+
+def _load(kind: Any, config: DataConfig) -> DataSet:
+    """Read torchvision's files below `data.root` (default `data/`), or download them there.
+
+    Raises:
+        DataError: no network and no files; says which file to put where.
+        ConfigError: `data.image_size` is not 32.
+    """
+    if config.size != (32, 32):
+        raise ConfigError(
+            f"data.image_size={config.image_size}: {config.name} is 32 px; use data.image_size=32"
+        )
+    root = Path(config.root or "data")
+    splits, classes = {}, []
+    for split in ("train", "test"):
+        try:
+            source = kind(root, train=split == "train", download=True)
+        except (OSError, RuntimeError) as error:
+            archive = root / kind.filename
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise DataError(
+                f"{config.name} is not under {root}/ and the download failed ({reason}); "
+                f"put {Path(kind.url).name} (md5 {kind.tgz_md5}) at {archive}"
+            ) from None
+        pixels = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
+        index = np.arange(len(pixels))
+        labels = np.asarray(source.targets, dtype=np.int64)
+        names = [str(i) for i in index]
+        splits[split] = Samples(labels, names, ArrayImages(pixels), index)
+        classes = list(source.classes)
+    return DataSet(classes, splits)

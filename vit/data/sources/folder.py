@@ -1,0 +1,185 @@
+"""A folder of images with one sub-folder per class, with or without named splits."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vit.config.schema import DataConfig
+from vit.data.sources import layout
+from vit.data.sources.layout import SPLITS, split_of
+from vit.data.sources.listing import READ, counted
+from vit.data.sources.scan import list_folder, reading_folders, scan, sub_folders
+from vit.data.types import DataSet, FileImages, Samples
+from vit.errors import DataError, shortened
+
+Naming = Callable[[list[str]], list[str]]
+"""From the class folders, sorted, to the names of their classes."""
+
+
+def as_they_are(folders: list[str]) -> list[str]:
+    """Classes are named as their folders."""
+    return folders
+
+
+def load(config: DataConfig, naming: Naming = as_they_are) -> DataSet:
+    """List `data.root`: `<root>/<class>/...` or `<root>/{train,val,test}/<class>/...`.
+
+    Raises:
+        DataError: the folder is missing, has no class, a class without images to train on, or
+            splits that disagree.
+    """
+    assert config.root is not None
+    root = Path(config.root)
+    with reading_folders():
+        layout.check_folder("data.root", root)
+        folders = split_folders(root) or {"train": ""}
+        classes = class_names(root / folders["train"], naming)
+        listed = _Listing(classes, naming)
+        if folders["train"]:
+            listed.note_loose(root)
+        splits = {split: listed.samples(root, name, split) for split, name in folders.items()}
+    return DataSet(classes, splits, notes=listed.notes())
+
+
+def load_flat(root: Path, classes: list[str], naming: Naming = as_they_are) -> DataSet:
+    """Every image below `root`, which has sub-folders for `classes` and no others: split `images`.
+
+    Raises:
+        DataError: see `load`.
+    """
+    with reading_folders():
+        layout.check_folder("images", root)
+        listed = _Listing(classes, naming)
+        samples = listed.samples(root)
+    return DataSet(classes, {"images": samples}, notes=listed.notes())
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """The folder of each split; none where the folders of `root` are classes.
+
+    They are splits where the one for training has folders itself, or where all are called so.
+
+    Raises:
+        DataError: there is none for training, there are two for one split, or other images beside.
+    """
+    found = sorted(sub_folders(root))
+    named = {split: [f for f in found if split_of(f) == split] for split in SPLITS}
+    others = [folder for folder in found if split_of(folder) is None]
+    if not any(sub_folders(root / folder) for folder in named["train"]) and (others or not found):
+        return {}
+    if not named["train"]:
+        raise DataError(f"data.root={root} has {shortened(found)} but no train folder; add it")
+    for split, folders in named.items():
+        if len(folders) > 1:
+            raise DataError(
+                f"data.root={root} has {folders[0]} and {folders[1]}, which are both called "
+                f"{split}; keep one of them"
+            )
+    filled = [folder for folder, below in scan(root, others).items() if below.files]
+    if filled:
+        raise DataError(
+            f"data.root={root} has a train folder with classes, and {shortened(filled)} beside it "
+            f"holds images but is no split; call it val or test, or move it away (or rename "
+            f"{named['train'][0]}, if that is a class)"
+        )
+    return {split: folders[0] for split, folders in named.items() if folders}
+
+
+def class_names(root: Path, naming: Naming) -> list[str]:
+    """The names of the sub-folders of `root`, in the order of the folders.
+
+    Raises:
+        DataError: fewer than two.
+    """
+    folders = sorted(sub_folders(root))
+    if len(folders) < 2:
+        what = layout.too_few(root, folders)
+        raise DataError(f"{root} has {len(folders)} class folders; {what}")
+    return naming(folders)
+
+
+class _Listing:
+    """Lists the splits of a data set, and notes what is worth a line.
+
+    Args:
+        classes: the names of all classes.
+        naming: how they come from folders.
+    """
+
+    def __init__(self, classes: list[str], naming: Naming) -> None:
+        self.classes = classes
+        self.naming = naming
+        self._left_out: Counter[str] = Counter()
+        self._empty: list[str] = []
+
+    def notes(self) -> list[str]:
+        """What was left out, and the classes without images."""
+        left_out = [counted(self._left_out)] if self._left_out else []
+        return left_out + ([f"{'; '.join(self._empty)}: support 0"] if self._empty else [])
+
+    def note_loose(self, folder: Path) -> None:
+        """Note the files that lie beside the folders of classes or splits."""
+        _, images, left_out, _ = list_folder(folder)
+        self._left_out.update(left_out)
+        if images:
+            self._left_out[f"images directly in {folder} (they have no class)"] += len(images)
+
+    def samples(self, place: Path, prefix: str = "", split: str = "images") -> Samples:
+        """All image files below `place/prefix/<class folder>`, by class and then by path.
+
+        Raises:
+            DataError: a class folder is unknown; one holds no image in training, or none does.
+            OSError: a folder cannot be read.
+        """
+        root = place / prefix
+        folders = sorted(sub_folders(root))
+        labels = self._labels(root, folders, alone=not prefix)
+        self.note_loose(root)
+        below = scan(root, folders)
+        filled = [folder for folder in folders if below[folder].files]
+        for folder in folders:
+            self._left_out.update(below[folder].left_out)
+            if split == "train" and not below[folder].files:
+                why = f"{counted(below[folder].left_out)}; " if below[folder].left_out else ""
+                raise DataError(
+                    f"class folder {root / folder} holds no image ({why}images are {READ}); "
+                    f"fill or remove it{'' if prefix else layout.the_one(root, filled)}"
+                )
+        counts = [len(below[folder].files) for folder in folders]
+        if not filled:
+            why = f" ({counted(self._left_out)})" if self._left_out else ""
+            raise DataError(f"{root} holds no image{why}; images are {READ}: fill or remove it")
+        there = {label for label, count in zip(labels, counts, strict=True) if count}
+        empty = [name for label, name in enumerate(self.classes) if label not in there]
+        if empty:
+            self._empty.append(f"{prefix or root} has no image of {shortened(empty)}")
+        names = [os.path.join(prefix, name) for folder in folders for name in below[folder].files]
+        images = FileImages(str(place).rstrip(os.sep) or os.sep, names)
+        numbers = np.repeat(np.array(labels, np.int64), counts)
+        return Samples(numbers, names, images, np.arange(len(names)))
+
+    def _labels(self, root: Path, folders: list[str], *, alone: bool) -> list[int]:
+        """The class of each folder."""
+        if not folders:
+            raise DataError(layout.unlabelled(root))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        # A readable name that two classes share has its folder behind it.
+        found = [
+            name if name in numbers or name == folder else f"{name} ({folder})"
+            for name, folder in zip(self.naming(folders), folders, strict=True)
+        ]
+        extra = [f for f, name in zip(folders, found, strict=True) if name not in numbers]
+        if extra:
+            missing = sorted(set(self.classes) - set(found))
+            hint = layout.with_classes(root, self.classes, self.naming) if alone else ""
+            raise DataError(
+                f"{root} does not have the expected class folders: missing "
+                f"{shortened(missing) or '-'}, not expected {shortened(extra)}; expected "
+                f"{shortened(self.classes)}{hint}"
+            )
+        return [numbers[name] for name in found]

@@ -1,0 +1,49 @@
+"""The data sets by name: `data=<name>` picks one. A new one is a file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vit.config.schema import DataConfig
+from vit.data.sources import cifar, digits, folder, imagenet
+from vit.data.sources.splits import Cutter
+from vit.data.types import DataSet
+
+SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
+    "digits": digits.load,
+    "cifar10": cifar.load_cifar10,
+    "cifar100": cifar.load_cifar100,
+    "folder": folder.load,
+    "imagenet": imagenet.load,
+}
+
+
+NAMINGS: dict[str, folder.Naming] = {"imagenet": imagenet.readable}
+"""How sources in folders name their classes, where not as the folders."""
+
+
+def load_images(root: Path, classes: list[str], source: str) -> DataSet:
+    """Every image of a folder with one sub-folder for each of `classes`, named as the source of
+    that name (a key of SOURCES) does it, as a split `images`.
+
+    Raises:
+        DataError: the folder is missing, or its classes are others.
+    """
+    return folder.load_flat(root, classes, NAMINGS.get(source, folder.as_they_are))
+
+
+def load_data_set(config: DataConfig) -> DataSet:
+    """List the data set that `config` names, with train, val and test cut as it says.
+
+    Raises:
+        DataError: it is missing or unusable; the message says what to do.
+    """
+    listed = SOURCES[config.name](config)
+    cutter = Cutter(config.split_seed, config.split_by)
+    splits = cutter.complete(listed.splits, config.val_fraction, config.test_fraction)
+    unused = {}
+    if config.limit_per_class is not None:
+        splits["train"], unused["train"] = cutter.limit(splits["train"], config.limit_per_class)
+    small = sorted({listed.classes[label] for _, label in cutter.small})
+    return DataSet(listed.classes, splits, unused, listed.notes, small)

@@ -1,1 +1,0 @@
-"""Where data, model, optimiser and artifacts meet: training, evaluation, restore."""

@@ -1,0 +1,136 @@
+"""From a trained model to a file for other programs, which is run before it counts as written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vit.config.commands import ExportConfig
+from vit.data.types import Samples
+from vit.errors import ConfigError, DataError, ExportError
+from vit.export.formats import FORMATS
+from vit.export.parity import AT_ONCE, BOUNDS, MERGING, Agreement, compare, milliseconds
+from vit.export.source import Content, Source, as_function
+from vit.inference.evaluator import Evaluator
+from vit.runtime.files import move_over, staging, write_atomic
+
+_REMEDIES = {
+    "fp32": "take another format",
+    "fp16": "take precision=fp32",
+    "int8": "take precision=fp16 or fp32",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, beside its checkpoint.
+
+    Attributes:
+        agreement: of their answers.
+        sizes: of the checkpoint and of the export, in bytes.
+        times: milliseconds per image of both, by the number of images at once.
+    """
+
+    agreement: Agreement
+    sizes: tuple[int, int]
+    times: dict[int, list[float]]
+
+
+def find_images(config: ExportConfig, job: Evaluator) -> tuple[Samples, str]:
+    """The images to compare on, and what to call them.
+
+    Raises:
+        DataError: there are none, or their classes are not the checkpoint's.
+    """
+    try:
+        split = config.split
+        if split is None:
+            split = "val" if config.images is None and "val" in job.splits() else "test"
+        samples, what = job.find(config.evaluation(split))
+    except DataError as error:
+        hint = (
+            "an export is compared with its checkpoint on images: give data.root=<where the "
+            "run's data is now> or images=<a folder with one sub-folder for each class>"
+        )
+        raise DataError([*error.problems, hint]) from None
+    if config.limit is None or config.limit >= len(samples):
+        return samples, what
+    return samples.take(np.linspace(0, len(samples) - 1, config.limit).round().astype(int)), what
+
+
+def open_trained(config: ExportConfig) -> Evaluator:
+    """The model, on the CPU, with what reads its images.
+
+    Raises:
+        NoCheckpointError: nothing there, or nothing undamaged.
+        ConfigError: it takes no images of this size, cannot merge so many patches, pads its
+            images, or its settings are not of this version.
+    """
+    job = Evaluator.of(Path(config.checkpoint), config.evaluation("val"), torch.device("cpu"))
+    if job.trained.preprocessing["aspect"] == "native":
+        raise ConfigError(
+            f"{job.trained.path} pads its images and marks the padding (data.aspect=native), which "
+            f"exports do not take; train with data.aspect=crop to export"
+        )
+    return job
+
+
+def export(
+    config: ExportConfig, job: Evaluator, samples: Samples, what: str, output: Path
+) -> Exported:
+    """Write the model to `output`, unless it does not answer as its checkpoint does.
+
+    Args:
+        config: format and precision.
+        job: the model.
+        samples, what: from `find_images`.
+        output: a file, or a folder; what is there is replaced in the end, or stays.
+
+    Raises:
+        ConfigError: the format cannot hold the model.
+        ExportError: what was written answers otherwise.
+        DivergedError: an answer of the checkpoint is not finite.
+        DataError: an image is damaged and may not be, or a worker failed.
+        DiskFullError: no space.
+    """
+    writer = FORMATS[config.format]
+    source = Source(job.trained, config.merge)
+    content = writer.write(source, config.precision)
+    with staging(output) as staged:
+        _put(content, staged)
+        answer = writer.run(staged)
+        agreement, pixels = compare(source.model, answer, job.open(samples, what))
+        job.trained.check(torch.from_numpy(agreement.logits[0]))
+        bounds = BOUNDS[config.precision]
+        if config.merge and config.precision == "fp32":
+            bounds = MERGING
+        broken = agreement.broken(bounds)
+        if broken is not None:
+            raise ExportError(
+                f"the export does not answer as its checkpoint does and was removed: {broken} "
+                f"({len(samples):,} of {what}); {_REMEDIES[config.precision]}"
+            )
+        both = [as_function(source), answer]
+        batches = {count: np.resize(pixels, (count, *pixels.shape[1:])) for count in (1, AT_ONCE)}
+        times = {count: milliseconds(both, batch) for count, batch in batches.items()}
+        move_over(staged, output)
+    sizes = job.trained.path.stat().st_size, _size(content)
+    return Exported(agreement, sizes, times)
+
+
+def _put(content: Content, path: Path) -> None:
+    """Write a file, or the files of a folder."""
+    if isinstance(content, bytes):
+        write_atomic(path, memoryview(content))
+        return
+    path.mkdir()
+    for name, part in content.items():
+        write_atomic(path / name, memoryview(part))
+
+
+def _size(content: Content) -> int:
+    """In bytes."""
+    return len(content) if isinstance(content, bytes) else sum(map(len, content.values()))

@@ -1,0 +1,108 @@
+"""The formats of `vit-export`, and what cannot be asked of them; torch comes when one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vit.config.checks import Check
+from vit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vit.export.source import Answer, Content, Source
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of exported models.
+
+    Attributes:
+        module: what writes it and runs what was written, by functions `write` and `run`.
+        suffix: how its file's name ends; empty: it is a folder.
+        precisions: of weights, and of what is computed with them where the format computes.
+        computes: it holds operations, not weights alone.
+        packages: what it needs of the extra `onnx`.
+    """
+
+    module: str
+    suffix: str
+    precisions: tuple[str, ...]
+    computes: bool
+    packages: tuple[str, ...] = ()
+
+    def check_packages(self) -> None:
+        """Make sure that what it needs is installed.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        missing = [name for name in self.packages if find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"this format needs {', '.join(missing)}; pip install 'vit-train[onnx]'"
+            )
+
+    def write(self, source: Source, precision: str) -> Content:
+        """A model in a precision, as the content of a file or of a folder's files.
+
+        Raises:
+            ConfigError: the format cannot hold the model.
+        """
+        write: Callable[[Source, str], Content] = import_module(self.module).write
+        return write(source, precision)
+
+    def run(self, path: Path) -> Answer:
+        """What was written at `path` as a function, by those who would use it."""
+        run: Callable[[Path], Answer] = import_module(self.module).run
+        return run(path)
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(
+        "vit.export.onnx", ".onnx", ("fp32", "fp16", "int8"), True,
+        ("onnx", "onnxscript", "onnxruntime"),
+    ),
+    "torch": Format("vit.export.torch_export", ".pt2", ("fp32", "fp16"), True),
+    "safetensors": Format("vit.export.safetensors", ".safetensors", ("fp32", "fp16"), False),
+    "timm": Format("vit.export.timm_config", "", ("fp32", "fp16"), False),
+}  # fmt: skip
+
+
+def _precision_exists(format: str, precision: str, _: int | None) -> str | None:
+    kind = FORMATS[format]
+    if precision in kind.precisions:
+        return None
+    able = [name for name, other in FORMATS.items() if precision in other.precisions]
+    return (
+        f"precision={precision} is not to be had with format={format}; take "
+        f"precision={' or '.join(kind.precisions)}, or format={' or '.join(able)}"
+    )
+
+
+def _output_fits(format: str, output: str | None, _: int | None) -> str | None:
+    suffix = FORMATS[format].suffix
+    if output is None or output.endswith(suffix):
+        return None
+    return f"output={output} must end in {suffix}, as format={format} writes such a file"
+
+
+def _merging_is_computed(format: str, merge: int, _: int | None) -> str | None:
+    if not merge or FORMATS[format].computes:
+        return None
+    able = [name for name, kind in FORMATS.items() if kind.computes]
+    return (
+        f"merge={merge}: format={format} holds weights, which merging does not change; take "
+        f"merge=0, or format={' or '.join(able)}"
+    )
+
+
+CHECKS = [
+    Check(("format", "precision"), _precision_exists),
+    Check(("format", "output"), _output_fits),
+    Check(("format", "merge"), _merging_is_computed),
+]
+"""Contradictions between the settings of `vit-export`."""

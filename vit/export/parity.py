@@ -1,0 +1,164 @@
+"""What an exported model answers, beside its checkpoint, on the images that users have.
+
+Legend: N images, B batch, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from vit.data.loader import EvalLoader
+from vit.errors import DataError
+from vit.export.source import Answer
+
+AT_ONCE = 64
+"""Images that are run, and timed, at once."""
+_ROUNDS = 30
+_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far an export may be from its checkpoint.
+
+    Attributes:
+        difference: of one logit, at most.
+        changed: share of the images that may get another label, or one image.
+        lost: share of the images that may be right less often, or one image.
+    """
+
+    difference: float
+    changed: float
+    lost: float
+
+
+BOUNDS = {
+    "fp32": Bounds(1e-4, 0.0, 0.0),
+    "fp16": Bounds(np.inf, 0.01, 0.005),
+    "int8": Bounds(np.inf, 0.05, 0.01),
+}
+"""By precision. One image more: two logits that are all but equal may change places."""
+MERGING = BOUNDS["fp16"]
+"""In fp32 with merging patches: of two pairs that are all but equally alike, rounding chooses which
+one merges, and logits jump."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The answers of a checkpoint (first) and its export (second).
+
+    Attributes:
+        logits: both float32 (N, K).
+        labels: the truth, (N,).
+    """
+
+    logits: tuple[np.ndarray, np.ndarray]
+    labels: np.ndarray
+
+    @property
+    def difference(self) -> float:
+        """The largest of two logits; not a number where the export gave none."""
+        first, second = self.logits
+        return float(np.abs(first - second).max())
+
+    @property
+    def changed(self) -> int:
+        """Images that the export gives another label."""
+        first, second = (logits.argmax(axis=1) for logits in self.logits)
+        return int((first != second).sum())
+
+    @property
+    def right(self) -> tuple[int, int]:
+        """Images whose class each of them finds."""
+        first, second = (
+            int((logits.argmax(axis=1) == self.labels).sum()) for logits in self.logits
+        )
+        return first, second
+
+    def broken(self, bounds: Bounds) -> str | None:
+        """What is beyond `bounds`, in words; None: nothing."""
+        count = len(self.labels)
+        first, second = self.right
+        if not np.isfinite(self.difference):
+            return "some logits are not finite"
+        if self.difference > bounds.difference:
+            return f"a logit differs by {self.difference:.2g}, and by {bounds.difference:g} at most"
+        if self.changed > max(1, bounds.changed * count):
+            return f"{self.changed:,} of {count:,} images get another label"
+        if first - second > max(1, bounds.lost * count):
+            return f"{first - second:,} of {count:,} images less are right"
+        return None
+
+
+def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Agreement, np.ndarray]:
+    """Run both on the same images: one on the loader's tensors, the other on their bytes.
+
+    Args:
+        model: the checkpoint's, on the CPU.
+        answer: the export.
+        loader: the images, on the CPU.
+
+    Returns:
+        the answers, and some of the images, uint8 (B, height, width, C).
+
+    Raises:
+        DataError: an image is damaged and may not be, all are, or a worker failed.
+    """
+    ours, theirs, truth = [], [], []
+    some: list[np.ndarray] = []
+    with tqdm(total=len(loader.labels), desc="comparing", leave=False, disable=None,
+              unit="img") as bar:  # fmt: skip
+        for images, labels, _, _ in loader:
+            for start in range(0, len(images), AT_ONCE):
+                part = images[start : start + AT_ONCE]
+                pixels = as_bytes(part, loader)
+                with torch.no_grad():
+                    ours.append(model(part).numpy())
+                theirs.append(answer(pixels))
+                some = some or [pixels]
+                bar.update(len(part))
+            truth.append(labels.numpy())
+    if not some:
+        raise DataError("no image is left to compare the export on; repair or replace them")
+    logits = np.concatenate(ours), np.concatenate(theirs)
+    return Agreement(logits, np.concatenate(truth)), some[0]
+
+
+def as_bytes(images: torch.Tensor, loader: EvalLoader) -> np.ndarray:
+    """The bytes that a loader's images were: uint8 (B, height, width, C)."""
+    pixels = loader.normalise.undo(images).mul(255).round().byte()
+    bytes_: np.ndarray = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    return bytes_
+
+
+def milliseconds(
+    answers: Sequence[Answer], images: np.ndarray, seconds: float = _SECONDS
+) -> list[float]:
+    """The time that each takes for one image of a batch, the median of rounds in turns.
+
+    Args:
+        answers: what is measured.
+        images: the batch, uint8 (B, height, width, C).
+        seconds: after which no round is begun.
+    """
+    taken: list[list[float]] = [[] for _ in answers]
+    for answer in answers:
+        _seconds(answer, images)  # the first time is longer
+    start = time.perf_counter()
+    while len(taken[0]) < 3 or (len(taken[0]) < _ROUNDS and time.perf_counter() - start < seconds):
+        for times, answer in zip(taken, answers, strict=True):
+            times.append(_seconds(answer, images))
+    return [1000 * float(np.median(times)) / len(images) for times in taken]
+
+
+def _seconds(answer: Callable[[np.ndarray], object], images: np.ndarray) -> float:
+    start = time.perf_counter()
+    answer(images)
+    return time.perf_counter() - start

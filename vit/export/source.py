@@ -1,0 +1,156 @@
+"""What is exported: a trained model, its preprocessing inside, and what its file says about it.
+
+Legend: B batch, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from vit.artifacts.checkpoint import FORMAT_VERSION
+from vit.artifacts.run_dir import RunDir
+from vit.inference.load import Trained
+from vit.model.merging import merged
+
+Content = bytes | dict[str, bytes]
+"""Of a file, or of the files of a folder by their names."""
+Answer = Callable[[np.ndarray], np.ndarray]
+"""uint8 (B, height, width, C) -> logits float32 (B, K), on the CPU."""
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}
+PIXELS = "uint8 (batch, height, width, channels); scaled and normalised inside"
+NORMALISED = "float32 (batch, channels, height, width); (pixel / 255 - mean) / std"
+"""What a file takes as its input."""
+
+
+class Served(nn.Module):
+    """Scales and normalises pixels, and runs a model on them.
+
+    Args:
+        model: images (B, C, height, width), normalised, to logits (B, K); it is copied.
+        mean, std: one value per channel, of pixels in [0, 1].
+        dtype: of the model's weights and of what it computes; normalising and logits are float32.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).to(dtype).eval()
+        self.dtype = dtype
+        self.register_buffer("mean", 255 * torch.tensor(mean))
+        self.register_buffer("std", 255 * torch.tensor(std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, height, width, C) -> float32 (B, K)."""
+        normalised = (images.float() - self.mean) / self.std
+        logits: Tensor = self.model(normalised.permute(0, 3, 1, 2).to(self.dtype)).float()
+        return logits
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Attributes:
+        trained: the model, on the CPU.
+        merge: patches that each block merges away.
+    """
+
+    trained: Trained
+    merge: int = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """What computes the logits."""
+        return merged(self.trained.model, self.merge)
+
+
+def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
+    """What a file says about itself, as plain values; keys as in a checkpoint.
+
+    Args:
+        source: the model.
+        precision: of the file.
+        takes: what its input is, in words.
+    """
+    trained = source.trained
+    run = RunDir.of(trained.path)
+    return {
+        "format_version": FORMAT_VERSION,
+        "input": takes,
+        "precision": precision,
+        "merge": source.merge,
+        "classes": trained.classes,
+        "preprocessing": trained.preprocessing,
+        "spec": trained.model.config.plain(),
+        "origin": {
+            "run": run.path.name if run else None,
+            "checkpoint": trained.path.name,
+            "step": trained.step,
+            "images": trained.images,
+            "vit-train": version("vit-train"),
+        },
+    }
+
+
+def served(source: Source, precision: str = "fp32") -> Served:
+    """The model with its preprocessing inside."""
+    seen = source.trained.preprocessing
+    return Served(source.model, seen["mean"], seen["std"], _DTYPES[precision])
+
+
+def traced(source: Source, precision: str) -> ExportedProgram:
+    """The model as a graph of operations for any number of images, without traces of its source."""
+    seen = source.trained.preprocessing
+    pixels = torch.zeros(2, *seen["image_size"], seen["channels"], dtype=torch.uint8)
+    program = torch.export.export(
+        served(source, precision), (pixels,), dynamic_shapes=({0: Dim("batch")},)
+    )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def weights_file(state: Mapping[str, Tensor], precision: str, about: dict[str, str]) -> bytes:
+    """A safetensors file; whole numbers stay what they are."""
+    dtype = _DTYPES[precision]
+    tensors = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in state.items()
+    }
+    content: bytes = safetensors.torch.save(tensors, about)
+    return content
+
+
+def on_pixels(model: nn.Module) -> Answer:
+    """A model of torch's as a function of arrays."""
+
+    @torch.no_grad()
+    def answer(images: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = model(torch.from_numpy(images)).numpy()
+        return logits
+
+    return answer
+
+
+def as_function(source: Source) -> Answer:
+    """The checkpoint's own model, in fp32, as a function of arrays."""
+    return on_pixels(served(source))

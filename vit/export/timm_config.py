@@ -1,0 +1,84 @@
+"""A folder as Hugging Face's hub has it, from which timm and transformers build the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vit.config.model import ViTConfig
+from vit.errors import ConfigError
+from vit.export.source import Answer, Served, Source, on_pixels, weights_file
+from vit.model.weights import timm_kwargs
+
+_ARCHITECTURE = "vit_base_patch16_224"
+"""timm's name of a plain model, all of whose arguments are given."""
+_SAID_ANEW = ("num_classes", "norm_layer", "mlp_layer", "act_layer")
+
+
+def write(source: Source, precision: str) -> dict[str, bytes]:
+    """A folder as Hugging Face's hub has it, of timm's model of the same shape."""
+    trained = source.trained
+    try:
+        config = hub_config(trained.model.config, trained.preprocessing, trained.classes)
+    except ValueError as error:
+        raise ConfigError(f"format=timm: {error}; take format=onnx, torch or safetensors") from None
+    weights = weights_file(trained.model.state_dict(), precision, {"format": "pt"})
+    return {
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "model.safetensors": weights,
+    }
+
+
+def run(path: Path) -> Answer:
+    """With timm, by its own account of the preprocessing."""
+    import timm
+
+    model = timm.create_model(f"local-dir:{path}", pretrained=True)
+    seen: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    return on_pixels(Served(model, seen["mean"], seen["std"]))
+
+
+def hub_config(
+    config: ViTConfig, preprocessing: Mapping[str, Any], classes: Sequence[str]
+) -> dict[str, Any]:
+    """The content of config.json, of plain values, for our state dict as it is.
+
+    Args:
+        config: the model's architecture.
+        preprocessing: of its images.
+        classes: names of its logits.
+
+    Raises:
+        ValueError: timm has no such model, or none that JSON can name.
+    """
+    if config.mlp != "gelu":
+        raise ValueError(f"timm's configurations have no word for mlp={config.mlp}")
+    arguments = timm_kwargs(config)
+    named = {key: value for key, value in arguments.items() if key not in _SAID_ANEW}
+    named = {key: value for key, value in named.items() if value is not None}
+    if config.norm != "layernorm":
+        named["norm_layer"] = config.norm
+    return {
+        "architecture": _ARCHITECTURE,
+        "num_classes": config.num_classes,
+        "num_features": config.dim,
+        "global_pool": arguments["global_pool"],
+        "label_names": list(classes),
+        "model_args": named,
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [config.channels, *config.image_size],
+            "fixed_input_size": True,
+            "interpolation": preprocessing["interpolation"],
+            "crop_pct": preprocessing["center_crop"],
+            "crop_mode": "center",
+            "mean": preprocessing["mean"],
+            "std": preprocessing["std"],
+            "num_classes": config.num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }

@@ -1,0 +1,1 @@
+"""A trained model on images: load, predict, evaluate, explain."""

@@ -1,0 +1,215 @@
+"""A trained model and its images as `vit-eval` puts them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from vit.artifacts.run_dir import RunDir
+from vit.config.commands import EvalConfig
+from vit.config.schema import DataConfig, ReadConfig
+from vit.config.validate import to_data_config
+from vit.data.loader import EvalLoader
+from vit.data.manifest import Manifest, Restored, changed, known_among, restore
+from vit.data.reading.reader import POOL_FROM, Reader
+from vit.data.reading.workers import WorkerPool
+from vit.data.sources.registry import load_data_set, load_images
+from vit.data.types import DataSet, FileImages, Samples
+from vit.errors import ConfigError, DataError
+from vit.inference.load import Trained, check_classes, load_trained, read_manifest, tell_changes
+from vit.inference.predict import Predictions, predict, with_mirror_images
+from vit.model.merging import merged
+from vit.runtime import console
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What predictions are made with.
+
+    Attributes:
+        trained: the model.
+        model: what predicts: `trained.model`, or with merged patches.
+        reading: how images are read.
+        reader: of the images.
+        tta: `none` or `flip`.
+        root: where the run's data set is now; None: where it was.
+    """
+
+    trained: Trained
+    model: nn.Module
+    reading: ReadConfig
+    reader: Reader
+    tta: str
+    root: str | None
+
+    @classmethod
+    def of(cls, place: Path, config: EvalConfig, device: torch.device) -> Evaluator:
+        """With the model of a run folder or a checkpoint file.
+
+        Raises:
+            NoCheckpointError: nothing there, or nothing undamaged.
+            ConfigError: it takes no images of this size, cannot merge so many patches, or its
+                settings are not of this version.
+        """
+        trained = load_trained(place.expanduser(), device, console.warn, config.data.size)
+        try:
+            model = merged(trained.model, config.merge)
+        except ValueError as error:
+            raise ConfigError(f"merge={config.merge}: {trained.path}: {error}") from None
+        if config.merge and trained.preprocessing.get("aspect") == "native":
+            raise ConfigError(
+                f"merge={config.merge}: {trained.path} pads its images (data.aspect=native), and "
+                f"padding does not merge; leave merge out"
+            )
+        if config.data.root and trained.config["data"].get("name") == "digits":
+            root = config.data.root
+            raise ConfigError(f"data.root={root} is not read by data=digits; try images={root}")
+        own, given = trained.read_config(), config.data
+        limit = given.bad_image_limit
+        reading = replace(
+            own,
+            workers=given.workers,
+            on_bad_image=given.on_bad_image or own.on_bad_image,
+            bad_image_limit=own.bad_image_limit if limit is None else limit,
+        )
+        reader = Reader.of(reading, trained.model.config.patch_size, device)
+        return cls(trained, model, reading, reader, config.tta, given.root)
+
+    def find(self, config: EvalConfig) -> tuple[Samples, str]:
+        """The images to evaluate on, and what to call them.
+
+        Raises:
+            DataError: the split does not exist, or the classes are not the checkpoint's.
+        """
+        if config.images is not None:
+            folder, classes = Path(config.images), self.trained.classes
+            found = load_images(folder, classes, self.trained.config["data"].get("name"))
+            self._note(found)
+            return found.splits["images"], f"images-{folder.resolve().name}"
+        self._note(self._listed)
+        self._tell(config.split)
+        splits = self.splits()
+        if config.split not in splits:
+            raise DataError(
+                f"split={config.split}: the run's data has none; choose one of "
+                f"{', '.join(split for split in splits if split != 'train')}"
+            )
+        return splits[config.split], config.split
+
+    def splits(self) -> dict[str, Samples]:
+        """The splits of the run: its own images, as far as they are there.
+
+        Raises:
+            DataError: the data is missing, or the classes are not the checkpoint's.
+        """
+        if self._own is None:
+            return self._listed.splits
+        here = {
+            split: samples.take(np.setdiff1d(np.arange(len(samples)), self._own.gone[split]))
+            for split, samples in self._own.data.splits.items()
+        }
+        return {split: samples for split, samples in here.items() if len(samples)}
+
+    def trained_on(self, samples: Samples) -> int | None:
+        """How many of the images the weights were trained on; None: not known."""
+        manifest = self._manifest
+        if manifest is None:
+            try:
+                manifest = Manifest.of(self._listed)
+            except ConfigError:
+                return None
+            in_files = isinstance(self._listed.splits["train"].images, FileImages)
+            if in_files and manifest.digest() != self.trained.images:
+                return None
+        return int(known_among(samples, manifest.trained()).sum())
+
+    @cached_property
+    def _manifest(self) -> Manifest | None:
+        return read_manifest(RunDir.of(self.trained.path), self.trained.images, console.warn)
+
+    @cached_property
+    def _data(self) -> DataConfig:
+        """Which images the run had."""
+        section = self.trained.config["data"]
+        return to_data_config({**section, "root": self.root or section.get("root")})
+
+    @cached_property
+    def _listed(self) -> DataSet:
+        """The run's data set as it is now."""
+        config = self._data
+        found = load_data_set(config)
+        check_classes(
+            found.classes, self.trained.classes, str(config.root or config.name),
+            "give the data it was trained on",
+        )  # fmt: skip
+        return found
+
+    @cached_property
+    def _own(self) -> Restored | None:
+        """The run's own images in it; None: which they are is not known, or it is another one."""
+        if self._manifest is None:
+            return None
+        own = restore(self._manifest, self._listed)
+        here = any(len(own.gone[split]) < len(own.data.splits[split]) for split in own.gone)
+        return own if here else None
+
+    @staticmethod
+    def _note(data: DataSet) -> None:
+        for note in data.notes:
+            console.warn(note)
+
+    def _tell(self, split: str) -> None:
+        """What is not as it was when the run started."""
+        own, manifest = self._own, self._manifest
+        if manifest is None:
+            return
+        if own is None:
+            console.warn(
+                f"{self._data.root} holds none of the images that the run was started with: its "
+                f"{split} images as they are now are scored"
+            )
+        if own is None or split not in own.data.splits:
+            return
+        names = own.data.splits[split].names
+        gone = [names[i] for i in own.gone[split].tolist()]
+        others = changed(manifest, own, split)
+        tell_changes(f"of {split} gone since the run started, not scored", gone)
+        tell_changes("that came after the run started, left out", own.added)
+        tell_changes(f"of {split} changed since the run started", others)
+
+    def open(self, samples: Samples, what: str) -> EvalLoader:
+        """The images as the model wants them; few of them are decoded without workers.
+
+        Raises:
+            DataError: a worker failed.
+        """
+        reader = self.reader
+        if len(samples) < POOL_FROM:
+            reader = replace(reader, pool=WorkerPool(0, self.reading.timeout))
+        data = DataSet(self.trained.classes, {what: samples})
+        kept = reader.keeping(data, self.reading, console.warn)
+        return EvalLoader(kept.splits[what], self.trained.evaluation["batch_size"], reader)
+
+    def predict(self, loader: EvalLoader) -> tuple[Predictions, Predictions]:
+        """Predictions of the images alone, and as asked for (the same without TTA).
+
+        Raises:
+            DataError: an image is damaged and may not be, or a worker failed.
+            DivergedError: an answer is not finite.
+        """
+        trained, flips = self.trained, self.tta == "flip"
+        precision = trained.evaluation["precision"]
+        predictions = predict(
+            self.model, loader, self.reader.device, precision, logits=True, mirrored=flips
+        )
+        for answers in (predictions.losses, predictions.logits, predictions.mirrored):
+            if answers is not None:
+                trained.check(torch.from_numpy(answers))
+        for name, why in loader.bad.news().items():
+            console.warn(f"damaged images are left out of the scores: {name} ({why})")
+        return predictions, with_mirror_images(predictions) if flips else predictions

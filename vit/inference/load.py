@@ -1,0 +1,251 @@
+"""Between a model and its checkpoint: the user gives a path, never an architecture."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit.artifacts import checkpoint
+from vit.artifacts.run_dir import RunDir
+from vit.config.checks import nearest_multiples
+from vit.config.model import ViTConfig
+from vit.config.schema import ReadConfig
+from vit.config.validate import to_read_config
+from vit.data.manifest import Manifest
+from vit.errors import (
+    MOST_NAMES,
+    ConfigError,
+    DataError,
+    DivergedError,
+    NoCheckpointError,
+    shortened,
+)
+from vit.model.vit import VisionTransformer
+from vit.model.weights import not_finite, resized
+from vit.runtime import console
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and all that is needed to use it.
+
+    Attributes:
+        model: the selected weights, on the device, in eval mode.
+        classes: names of the logits.
+        preprocessing: how an image becomes the model's input: `image_size` [height, width],
+            `channels`, `mean`, `std`, `aspect`, `center_crop`, and how files are read.
+        evaluation: `batch_size` and `precision` of the run's own evaluations.
+        config: the run's settings as plain values.
+        step: the optimiser step of the weights.
+        path: the file.
+        images: digest of the list of the run's images; None: an earlier version kept none.
+    """
+
+    model: VisionTransformer
+    classes: list[str]
+    preprocessing: dict[str, Any]
+    evaluation: dict[str, Any]
+    config: dict[str, Any]
+    step: int
+    path: Path
+    images: str | None
+
+    def read_config(self) -> ReadConfig:
+        """How its images are read: from their files, the way that its own evaluations did.
+
+        No other settings of the run are looked at. Small images that the run kept are not used
+        where the model takes larger ones now.
+
+        Raises:
+            ConfigError: these are not of this version.
+        """
+        told = {"mean", "std", "aspect", "center_crop"} & self.preprocessing.keys()
+        seen = {key: self.preprocessing[key] for key in told}
+        height, width = self.preprocessing["image_size"]
+        section = {**self.config["data"], **seen, "memory": "stream"}
+        own = to_read_config(section)
+        config = replace(own, image_size=[height, width])
+        is_kept = own.size == config.size or max(config.size) / own.center_crop <= own.cache_size
+        return config if is_kept else replace(config, cache="none")
+
+    def check(self, answers: Tensor) -> None:
+        """Look at logits of the model, or at what was computed from them.
+
+        Raises:
+            DivergedError: one is not finite.
+        """
+        if not answers.isfinite().all():
+            raise DivergedError(
+                f"{self.path} gives answers that are not finite, its training diverged; give "
+                f"another checkpoint, or train again with a lower optim.lr"
+            )
+
+
+def load_run(path: str | Path, device: str | torch.device = "cpu") -> Trained:
+    """The trained model of a run folder (its best weights) or of a checkpoint file.
+
+    Warns when the best checkpoint is damaged and the newest is taken instead.
+
+    Args:
+        path: `outputs/<name>`, or a file in its `checkpoints`.
+        device: where the model goes.
+
+    Raises:
+        NoCheckpointError: nothing there, or nothing undamaged.
+
+    Example:
+        >>> run = load_run("outputs/flowers")  # doctest: +SKIP
+        >>> probabilities = run.model(images).softmax(dim=-1)  # doctest: +SKIP
+        >>> run.classes[probabilities[0].argmax()]  # doctest: +SKIP
+        'rose'
+    """
+    told: list[str] = []
+    run = load_trained(Path(path), torch.device(device), told.append)
+    for message in told:
+        warnings.warn(message, stacklevel=2)
+    return run
+
+
+def load_trained(
+    where: Path,
+    device: torch.device,
+    report: Callable[[str], None],
+    size: tuple[int, int] | None = None,
+) -> Trained:
+    """The model of a run folder (its best weights, else its last) or of a checkpoint file.
+
+    Args:
+        where: run folder or file.
+        device: where the model goes.
+        report: told when the best checkpoint is damaged and the newest is taken instead.
+        size: height and width of the images that it is for; None: of those it was trained on.
+
+    Raises:
+        NoCheckpointError: nothing there, nothing undamaged, or weights that are not finite.
+        ConfigError: `size` is not whole patches.
+    """
+    path, content = find(where, report)
+    try:
+        weights, config = content["weights"], ViTConfig(**content["spec"])
+        if name := not_finite(weights):
+            raise checkpoint.BadCheckpointError(
+                f"{path} holds weights that are not finite ({name}), its training diverged; "
+                f"give another checkpoint"
+            )
+        if size is not None:
+            _check_size(size, config.patch_size)
+            weights, config = resized(weights, config, size)
+        model = VisionTransformer(config)
+        model.load_state_dict(weights)
+        preprocessing = {"aspect": "crop", **content["preprocessing"]}  # once there was no other
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise NoCheckpointError(f"{path} describes no model of this version ({reason})") from None
+    return Trained(
+        model=model.to(device).eval(),
+        classes=content["classes"],
+        preprocessing={**preprocessing, "image_size": list(config.image_size)},
+        evaluation=content["evaluation"],
+        config=content["config"],
+        step=content["step"],
+        path=path,
+        images=content["images"],
+    )
+
+
+def read_manifest(
+    run: RunDir | None, digest: str | None, report: Callable[[str], None]
+) -> Manifest | None:
+    """The list of a run's images; None: there is none that is sound.
+
+    Args:
+        run: the run folder, if there is one.
+        digest: what the list must have; None: an earlier version kept none.
+        report: told when it is missing or damaged.
+    """
+    if digest is None or run is None:
+        return None
+    try:
+        manifest = Manifest.from_bytes(run.images.read_bytes())
+        if manifest.digest() == digest:
+            return manifest
+        reason = "it is of other images"
+    except Exception as error:  # a damaged file fails in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    report(f"the list of the run's images, {run.images}, cannot be used ({reason})")
+    return None
+
+
+def trained_on(path: Path, digest: str | None) -> list[Manifest]:
+    """The images that the weights of a run of ours were trained on, as far as they are known.
+
+    Args:
+        path: of the checkpoint or export.
+        digest: of the list of the run's images.
+    """
+    manifest = read_manifest(RunDir.of(path), digest, console.warn)
+    if manifest is None:
+        console.warn(
+            f"which images {path} was trained on is not known: if there are such among the test "
+            f"images, scores are too high"
+        )
+        return []
+    return manifest.trained()
+
+
+def tell_changes(what: str, names: Sequence[str]) -> None:
+    """Warn of the images `what`, if there are any."""
+    if names:
+        console.warn(f"images {what}: {len(names):,} ({shortened(names)})")
+
+
+def check_classes(found: list[str], expected: list[str], where: str, remedy: str) -> None:
+    """Refuse data of other classes than a model's.
+
+    Raises:
+        DataError: both lists, of many classes what differs, and `remedy`.
+    """
+    if found == expected:
+        return
+    few = max(len(found), len(expected)) <= MOST_NAMES
+    now = found if few else sorted(set(found) - set(expected))
+    then = expected if few else sorted(set(expected) - set(found))
+    only = "" if few else "only "
+    raise DataError(
+        f"{where} {only}has the classes {shortened(now) or '-'}, the checkpoint {only}has "
+        f"{shortened(then) or '-'}; {remedy}"
+    )
+
+
+def _check_size(size: tuple[int, int], patch: int) -> None:
+    if not (size[0] % patch or size[1] % patch):
+        return
+    height, width = size
+    near = nearest_multiples(height, patch)
+    if height != width:
+        near = "[{},{}]".format(*(round(side / patch) * patch or patch for side in size))
+    raise ConfigError(
+        f"data.image_size={height if height == width else [height, width]} is no multiple of the "
+        f"model's patch of {patch} px; try data.image_size={near}"
+    )
+
+
+def find(where: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that a path stands for; see `load_trained`."""
+    if where.is_file():
+        return where, checkpoint.load(where)
+    if not where.exists():
+        raise NoCheckpointError(f"checkpoint={where} does not exist; give a run folder or a file")
+    run = RunDir(where)
+    if run.best.is_file():
+        try:
+            return run.best, checkpoint.load(run.best)
+        except checkpoint.BadCheckpointError as error:
+            report(f"{error}; taking the newest checkpoint instead of the best")
+    return checkpoint.newest(run, report)

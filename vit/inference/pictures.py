@@ -1,0 +1,167 @@
+"""What a model says of images, drawn: sheets of labelled thumbnails, and where it looked.
+
+Legend: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vit.artifacts.predictions import Labelled
+from vit.data.loader import EvalLoader
+from vit.data.padding import unpadded
+from vit.data.reading.reader import decode_all
+from vit.data.reading.transform import View
+from vit.data.reading.workers import WorkerPool
+from vit.errors import printable
+from vit.inference.explain import class_attention, heat_of_each, relevance, rollout
+from vit.inference.load import Trained
+from vit.inference.predict import unlabelled
+from vit.model.vit import VisionTransformer
+from vit.report.drawing import grid, overlay
+from vit.runtime.device import autocast
+
+Method = Callable[[VisionTransformer, Tensor, Tensor, Tensor | None], Tensor]
+METHODS: dict[str, Method] = {
+    "rollout": lambda model, images, classes, mask: rollout(model, images, mask),
+    "relevance": relevance,
+    "attention": lambda model, images, classes, mask: class_attention(model, images, mask)[
+        :, -1
+    ].mean(dim=1),
+}
+"""From a model, images, the class of each and their mask to maps (B, rows, columns); see
+`engine.explain`."""
+
+_THUMBNAIL = 128
+_FIGURE = 224
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An image, what the model says of it, and where it looked.
+
+    Attributes:
+        name: of the image.
+        image: what the model saw, enlarged for drawing where it is small: uint8 (H, W, 3).
+        caption: the most probable class with its probability, and the class that was asked for.
+        heats: of each method, in [0, 1], (rows, columns).
+        layers: of every head in every layer likewise, (layers, heads, rows, columns).
+    """
+
+    name: str
+    image: np.ndarray
+    caption: str
+    heats: dict[str, np.ndarray]
+    layers: np.ndarray
+
+    def tiles(self) -> list[np.ndarray]:
+        """The image, and what each method shows on it."""
+        return [self.image, *(overlay(self.image, heats) for heats in self.heats.values())]
+
+    def small_tiles(self) -> list[np.ndarray]:
+        """The tiles at half their size, for an index of many images."""
+        return [np.asarray(Image.fromarray(tile).reduce(2)) for tile in self.tiles()]
+
+    def figure(self) -> np.ndarray:
+        """The tiles side by side under the caption: uint8 (H, W, 3)."""
+        return titled(grid([self.tiles()], labels_top=["image", *self.heats]), self.caption)
+
+    def layers_figure(self) -> np.ndarray:
+        """A row for each layer, a tile for each head: uint8 (H, W, 3)."""
+        rows = [[overlay(self.image, heats) for heats in layer] for layer in self.layers]
+        layers, heads = self.layers.shape[:2]
+        sheet = grid(
+            rows, [f"head {h + 1}" for h in range(heads)], [f"layer {n + 1}" for n in range(layers)]
+        )
+        return titled(sheet, self.caption)
+
+
+def explain(
+    trained: Trained,
+    loader: EvalLoader,
+    device: torch.device,
+    methods: Sequence[str],
+    wanted: int | None,
+) -> Iterator[Explained]:
+    """Explain every image of `loader` that is not damaged, in order.
+
+    Args:
+        trained: the model.
+        loader: the images, a few in a batch: all attention of a batch is held at once.
+        methods: keys of METHODS.
+        wanted: the class whose relevance is shown; None: the most probable one of each image.
+
+    Raises:
+        DivergedError: an answer is not finite.
+    """
+    for images, _, index, mask in loader:
+        if not len(index):
+            continue
+        with torch.no_grad(), autocast(device, trained.evaluation["precision"]):
+            logits = trained.model.forward(images, mask)
+        trained.check(logits)
+        chances = logits.float().softmax(dim=-1).cpu().numpy()
+        best = logits.argmax(dim=-1)
+        classes = best if wanted is None else torch.full_like(best, wanted)
+        maps = {name: METHODS[name](trained.model, images, classes, mask) for name in methods}
+        heats = {name: heat_of_each(values, mask) for name, values in maps.items()}
+        layers = heat_of_each(class_attention(trained.model, images, mask), mask)
+        pictures = _pictures(loader.normalise.undo(images), mask)
+        for i, (position, number) in enumerate(zip(index, best.tolist(), strict=True)):
+            caption = _caption(trained.classes[number], chances[i, number])
+            if wanted is not None:
+                share = chances[i, wanted]
+                caption += f"; relevance for {_caption(trained.classes[wanted], share)}"
+            yield Explained(
+                name=loader.names[position],
+                image=pictures[i],
+                caption=caption,
+                heats={name: values[i] for name, values in heats.items()},
+                layers=layers[i],
+            )
+
+
+def titled(image: np.ndarray, title: str) -> np.ndarray:
+    """An image with a line above it: uint8 (H, W, 3)."""
+    return grid([[image]], labels_top=[title])
+
+
+def contact_sheet(images: Sequence[Labelled]) -> np.ndarray:
+    """Thumbnails of image files, each with its best label and probability: uint8 (H, W, 3).
+
+    Args:
+        images: named by their paths; at least one.
+    """
+    samples = unlabelled([name for name, _ in images])
+    view = View(_THUMBNAIL, _THUMBNAIL, 3, max_pixels=sys.maxsize)  # the model has seen them
+    pixels, _ = decode_all(samples, view, WorkerPool(0, 60))
+    tiles = [
+        titled(thumbnail.transpose(1, 2, 0), _caption(*labels[0]))
+        for thumbnail, (_, labels) in zip(pixels, images, strict=True)
+    ]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    return grid([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
+
+
+def _caption(label: str, probability: float) -> str:
+    """The number first: it is not cut off."""
+    return f"{100 * probability:.0f} % {printable(label)}"
+
+
+def _pictures(images: Tensor, mask: Tensor | None) -> list[np.ndarray]:
+    """Pixels in [0, 1], (B, C, height, width), as RGB images of 224 px at least, uint8 (H, W, 3).
+
+    Each pixel becomes a square, so that a small image stays what the model sees.
+    """
+    factor = max(1, -(-_FIGURE // max(images.shape[-2:])))
+    pixels = (255 * images).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return [image.permute(1, 2, 0).numpy() for image in unpadded(pixels.cpu(), mask)]

@@ -1,0 +1,233 @@
+"""Exact evaluation: every sample once, summed in order in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit.artifacts.predictions import Labelled
+from vit.data.loader import EvalLoader
+from vit.data.padding import mirrored as mirror_images
+from vit.data.reading.cache import MadeSmall, Recipe
+from vit.data.reading.reader import POOL_FROM, Reader
+from vit.data.types import FileImages, Kept, Samples
+from vit.inference.load import Trained
+from vit.runtime.device import autocast
+from vit.runtime.dist import is_sharded
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says of each of N samples, in their order.
+
+    Attributes:
+        losses: cross-entropy in nats, float64 (N,).
+        top: the five most probable classes, best first (fewer with fewer classes), (N, 5).
+        probability: of the best class, float32 (N,).
+        labels: the truth, (N,).
+        index: which samples of the split they are, (N,): damaged ones may have been left out.
+        logits: float32 (N, K), if they were asked for.
+        mirrored: of the mirror images, float32 (N, K), if they were asked for.
+    """
+
+    losses: np.ndarray
+    top: np.ndarray
+    probability: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+    logits: np.ndarray | None = None
+    mirrored: np.ndarray | None = None
+
+    def scores(self) -> dict[str, float]:
+        """`loss` in nats, `top1` and `top5` in percent, over all samples alike."""
+        hits = self.top == self.labels[:, None]
+        count = len(self.labels)
+        return {
+            "loss": float(self.losses.sum() / count),
+            "top1": float(100 * hits[:, 0].sum() / count),
+            "top5": float(100 * hits.any(axis=1).sum() / count),
+        }
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    loader: EvalLoader,
+    device: torch.device,
+    precision: str,
+    between: Callable[[], None] = lambda: None,
+    *,
+    logits: bool = False,
+    mirrored: bool = False,
+) -> Predictions:
+    """Run `model` over a split, each process over its batches.
+
+    Args:
+        model: from images to logits, its weights as they are; always run eagerly, so that a
+            compiled training run and a later evaluation of its checkpoint give the same numbers.
+        loader: the split.
+        precision: `bf16` or `fp32`.
+        between: called after every batch, equally often by every process; may raise to stop.
+        logits: keep all logits.
+        mirrored: run the mirror images too, and keep their logits.
+
+    Returns:
+        The predictions for the whole split, the same in every process and for every world.
+    """
+    model.eval()
+    parts: list[dict[str, Tensor | np.ndarray]] = []
+    for images, labels, index, mask in loader:
+        answer = _logits(model, images, mask, device, precision)
+        part: dict[str, Tensor | np.ndarray] = {"labels": labels, "index": index}
+        part |= _judge(answer, labels)
+        if logits:
+            part["logits"] = answer
+        if mirrored:
+            mirror = mirror_images(images, mask)
+            part["mirrored"] = _logits(model, mirror, mask, device, precision)
+        parts.append(part)
+        between()
+    for _ in range(len(loader) - len(parts)):  # rounds in which other processes have a batch
+        if is_sharded(model):  # whose weights are gathered by all or by none
+            for _ in range(1 + mirrored):
+                _logits(model, loader.dummy_batch(), None, device, precision)
+        between()
+    ours = [{name: _on_host(column) for name, column in part.items()} for part in parts]
+    shares = loader.world.gather((ours, loader.bad.reasons))
+    for _, reasons in shares:
+        loader.bad.note(reasons)
+    in_order = [part[k] for k in range(len(loader)) for part, _ in shares if k < len(part)]
+    columns = {name: np.concatenate([part[name] for part in in_order]) for name in in_order[0]}
+    return Predictions(**{**columns, "losses": columns["losses"].astype(np.float64)})
+
+
+def with_mirror_images(predictions: Predictions) -> Predictions:
+    """Predictions by the mean of the probabilities of each image and its mirror image.
+
+    Args:
+        predictions: with `logits` and `mirrored`.
+
+    Returns:
+        The same images; `logits` are the logarithms of the mean probabilities.
+    """
+    assert predictions.logits is not None
+    assert predictions.mirrored is not None
+    views = [
+        torch.from_numpy(x).log_softmax(-1) for x in (predictions.logits, predictions.mirrored)
+    ]
+    logits = torch.logaddexp(*views) - math.log(2)
+    judged = _judge(logits, torch.from_numpy(predictions.labels))
+    columns = {name: column.numpy() for name, column in judged.items()}
+    columns["losses"] = columns["losses"].astype(np.float64)
+    return replace(predictions, **columns, logits=logits.numpy(), mirrored=None)
+
+
+def _logits(
+    model: nn.Module, images: Tensor, mask: Tensor | None, device: torch.device, precision: str
+) -> Tensor:
+    """Of a batch, in float32."""
+    with autocast(device, precision):
+        logits: Tensor = model(images, mask) if is_sharded(model) else model.forward(images, mask)
+    return logits.float()
+
+
+def _judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Loss, best classes and probability of the best one, of each image of a batch."""
+    return {
+        "losses": F.cross_entropy(logits, labels, reduction="none"),
+        "top": logits.topk(min(5, logits.shape[1])).indices,
+        "probability": logits.softmax(dim=-1).amax(dim=-1),
+    }
+
+
+def _on_host(column: Tensor | np.ndarray) -> np.ndarray:
+    return column.cpu().numpy() if isinstance(column, Tensor) else column
+
+
+class PathImages(FileImages):
+    """Images in files that are named by their paths.
+
+    Args:
+        paths: of the files.
+        recipe: how the run keeps its images; None: it does not.
+    """
+
+    def __init__(self, paths: Sequence[str], recipe: Recipe | None) -> None:
+        super().__init__("", paths)
+        self.recipe = recipe
+
+    def path(self, index: int) -> str:
+        """The file of image `index`."""
+        return self.names[index]
+
+    def source(self, index: int) -> str | Kept:
+        """Where image `index` is read from."""
+        path = self.names[index]
+        return path if self.recipe is None else MadeSmall(path, self.recipe)
+
+
+def unlabelled(paths: Sequence[str], recipe: Recipe | None = None) -> Samples:
+    """The images of `paths`, all of class 0; see `PathImages`."""
+    count = len(paths)
+    return Samples(np.zeros(count, np.int64), paths, PathImages(paths, recipe), np.arange(count))
+
+
+def open_images(
+    trained: Trained,
+    paths: Sequence[str],
+    device: torch.device,
+    workers: int | Literal["auto"] = 0,
+    batch_size: int | None = None,
+) -> EvalLoader:
+    """Images as the run's own evaluation sees its images; the damaged ones are left out.
+
+    Args:
+        trained: the model.
+        paths: of the files, which are the images' names.
+        device: where the images go.
+        workers: processes that decode, where there are many images.
+        batch_size: images of a batch; None: the run's own.
+
+    Raises:
+        ConfigError: how the run read its images is not of this version.
+    """
+    config = replace(trained.read_config(), workers=workers if len(paths) >= POOL_FROM else 0)
+    reader = replace(Reader.of(config, trained.model.config.patch_size, device), bad_images=1.0)
+    recipe = None
+    if config.cache != "none":
+        recipe = Recipe(config.cache, config.cache_size, len(config.mean), config.max_pixels)
+    size = batch_size or trained.evaluation["batch_size"]
+    return EvalLoader(unlabelled(paths, recipe), size, reader)
+
+
+@torch.no_grad()
+def classify(
+    trained: Trained, loader: EvalLoader, device: torch.device, top: int
+) -> Iterator[Labelled]:
+    """The `top` most probable classes of each image of `loader` (or all K), in order.
+
+    What is damaged is missing, and in `loader.bad`.
+
+    Raises:
+        DataError: a worker failed.
+        DivergedError: an answer is not finite.
+    """
+    for images, _, index, mask in loader:
+        if not len(index):
+            continue
+        with autocast(device, trained.evaluation["precision"]):
+            logits = trained.model.forward(images, mask)
+        logits = logits.float()
+        trained.check(logits)
+        best = logits.topk(min(top, logits.shape[1])).indices
+        chances = logits.softmax(dim=-1).gather(1, best)
+        for position, numbers, share in zip(index, best.tolist(), chances.tolist(), strict=True):
+            labels = [trained.classes[number] for number in numbers]
+            yield loader.names[position], list(zip(labels, share, strict=True))

@@ -1,0 +1,1 @@
+"""Scores, figures and pages from arrays: knows no run and no model."""

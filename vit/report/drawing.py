@@ -1,0 +1,188 @@
+"""Heat maps on images, and labelled sheets of images, as PNG.
+
+Legend: H height, W width.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vit.errors import printable
+
+_COLOURS = "plasma"
+"""A map of matplotlib: even steps for every kind of colour vision; its yellow peaks in purple rings
+stand out on white, on black and on photos."""
+_TILE = 112
+_GAP = 4
+_TEXT = 13
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
+    """Colour an image where it is hot; where it is cold it stays as it is.
+
+    Args:
+        image: uint8 (H, W, 3).
+        heat: values in [0, 1], (rows, columns), stretched bilinearly over the image.
+        strength: how far the hottest place goes from its pixel to the colour, in [0, 1].
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    from matplotlib import colormaps
+
+    height, width, _ = image.shape
+    cells = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32))
+    smooth = np.asarray(cells.resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
+    colours = 255 * np.asarray(colormaps[_COLOURS](smooth))[..., :3]
+    alpha = strength * smooth[..., None]
+    blend = np.asarray((1 - alpha) * image + alpha * colours)
+    return blend.round().astype(np.uint8)
+
+
+def grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    labels_top: Sequence[str] = (),
+    labels_left: Sequence[str] = (),
+) -> np.ndarray:
+    """A sheet of images, each in the middle of a tile, with a label per column and per row.
+
+    A tile is as large as the largest image, and at least 112 px at its longer side: small images
+    are enlarged by a whole number, each pixel a square. Labels that are longer than a tile are cut.
+
+    Args:
+        rows: the images of each row, uint8 (H, W, 3); at least one.
+        labels_top: of the columns; empty: none.
+        labels_left: of the rows; empty: none.
+
+    Returns:
+        uint8 (height, width, 3), on white.
+    """
+    high, wide = (max(image.shape[axis] for row in rows for image in row) for axis in (0, 1))
+    factor = max(1, -(-_TILE // max(high, wide)))
+    high, wide = factor * high, factor * wide
+    font = typeface(_TEXT)
+    above = [_cut(label, wide, font) for label in labels_top]
+    beside = [_cut(label, 2 * _TILE, font) for label in labels_left]
+    top = _TEXT + 2 * _GAP if above else _GAP
+    left = int(max((font.getlength(label) for label in beside), default=-_GAP)) + 2 * _GAP
+    columns = max(len(row) for row in rows)
+    size = (left + columns * (wide + _GAP), top + len(rows) * (high + _GAP))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            width, height = factor * image.shape[1], factor * image.shape[0]
+            tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            across, down = (wide - width) // 2, (high - height) // 2
+            sheet.paste(tile, (left + j * (wide + _GAP) + across, top + i * (high + _GAP) + down))
+    for j, label in enumerate(above):
+        centre = left + j * (wide + _GAP) + wide / 2
+        draw.text((centre, top / 2), label, "black", font, anchor="mm")
+    for i, label in enumerate(beside):
+        middle = top + i * (high + _GAP) + high / 2
+        draw.text((left - _GAP, middle), label, "black", font, anchor="rm")
+    return np.array(sheet)
+
+
+def typeface(size: int) -> ImageFont.FreeTypeFont:
+    """The font of labels, `size` px high: it knows the letters of most alphabets."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def png(image: np.ndarray) -> bytes:
+    """The content of a PNG file of an image, uint8 (H, W, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def _cut(label: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """The label in one line of at most `width` px."""
+    line = printable(" ".join(label.split()))
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "...") > width:
+        line = line[:-1]
+    return line + "..."
+
+
+LABELLED = 30
+"""Up to so many classes a confusion matrix has names and numbers."""
+_CELL = 44
+_LONGEST = 14
+_GAP = 4
+
+
+def colours(values: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] as colours from dark to light, of any shape: uint8 (..., 3)."""
+    from matplotlib import colormaps
+
+    rgb: np.ndarray = colormaps["viridis"](np.asarray(values, float), bytes=True)[..., :3]
+    return rgb
+
+
+def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """A confusion matrix: rows are the true classes, columns what the model said.
+
+    A cell's colour is its share of the row. Up to LABELLED classes it shows the count.
+
+    Args:
+        counts: (K, K).
+        classes: K names.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    rgb = colours(shares)
+    if len(classes) > LABELLED:
+        side = max(1, 800 // len(classes))
+        return rgb.repeat(side, axis=0).repeat(side, axis=1)
+    font = typeface(12)
+    names = [printable(name) for name in classes]
+    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
+    margin = 12 + max(int(font.getlength(name)) for name in names)
+    side = margin + _CELL * len(classes)
+    sheet = Image.new("RGB", (side, side), "white")
+    sheet.paste(Image.fromarray(rgb.repeat(_CELL, axis=0).repeat(_CELL, axis=1)), (margin, margin))
+    pen = ImageDraw.Draw(sheet)
+    middles = margin + _CELL * np.arange(len(classes)) + _CELL // 2
+    for name, middle in zip(names, middles.tolist(), strict=True):
+        pen.text((margin - 6, middle), name, "black", font, anchor="rm")
+        across = Image.new("RGB", (margin, _CELL), "white")
+        ImageDraw.Draw(across).text((6, _CELL // 2), name, "black", font, anchor="lm")
+        sheet.paste(across.rotate(90, expand=True), (middle - _CELL // 2, 0))
+    for row, column in np.argwhere(counts):
+        ink = "white" if shares[row, column] < 0.6 else "black"
+        place = (int(middles[column]), int(middles[row]))
+        pen.text(place, f"{counts[row, column]}", ink, font, anchor="mm")
+    return np.asarray(sheet)
+
+
+def similarity_picture(similarity: np.ndarray, side: int = 640) -> np.ndarray:
+    """One tile for each patch: how similar its position is to all others.
+
+    Colours go from the least similar of all pairs to 1.
+
+    Args:
+        similarity: (rows, columns, rows, columns).
+        side: about how wide the picture is, in pixels.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    rows, columns = similarity.shape[:2]
+    scale = max(1, (side // columns - _GAP) // columns)
+    least = similarity.min()
+    spread = (similarity - least) / max(1 - least, 1e-12)
+    tiles = colours(spread).repeat(scale, axis=2).repeat(scale, axis=3)
+    tiles = np.pad(tiles, ((0, 0),) * 2 + ((0, _GAP),) * 2 + ((0, 0),), constant_values=255)
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(
+        rows * tiles.shape[2], columns * tiles.shape[3], 3
+    )

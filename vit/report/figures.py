@@ -1,0 +1,109 @@
+"""Where the lines and bars of a report's figures go, in the units of their SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit.report.metrics import Bins
+
+Points = Sequence[tuple[float, float]]
+_MOST_POINTS = 300
+
+
+def reliability(bins: Bins) -> dict[str, Any]:
+    """A reliability diagram (DeGroot & Fienberg 1983) above a histogram, in 360 x 330.
+
+    Each bar goes up to the accuracy or the mean confidence of a bin, whichever is less; its gap,
+    from there to the other.
+    """
+    left, right, top, bottom = 44.0, 350.0, 10.0, 240.0
+    number, total = len(bins.count), int(bins.count.sum())
+    width, most = (right - left) / number, max(int(bins.count.max()), 1)
+
+    def height(share: float) -> float:
+        return bottom - share * (bottom - top)
+
+    bars = []
+    for i in np.flatnonzero(bins.count):
+        count, accuracy, confidence = (
+            float(column[i]) for column in (bins.count, bins.accuracy, bins.confidence)
+        )
+        bars.append(
+            {
+                "x": left + i * width + 1,
+                "width": width - 2,
+                "y": height(min(accuracy, confidence)),
+                "height": bottom - height(min(accuracy, confidence)),
+                "gap_y": height(max(accuracy, confidence)),
+                "gap": abs(height(accuracy) - height(confidence)),
+                "too_sure": confidence > accuracy,
+                "count_y": 300 - 44 * count / most,
+                "count": 44 * count / most,
+                "text": f"confidence {100 * i / number:.0f} to {100 * (i + 1) / number:.0f} %: "
+                f"{count:,.0f} images, mean confidence {100 * confidence:.1f} %, "
+                f"accuracy {100 * accuracy:.1f} %",
+            }
+        )
+    ticks = [{"text": f"{20 * i}", "x": left + i * (right - left) / 5, "y": height(i / 5)}
+             for i in range(6)]  # fmt: skip
+    largest = f"{100 * most / max(total, 1):.0f} %"
+    return {"bars": bars, "ticks": ticks, "left": left, "right": right, "top": top,
+            "bottom": bottom, "largest": largest}  # fmt: skip
+
+
+def chart(lines: Mapping[str, Points], mark: float | None = None) -> dict[str, Any] | None:
+    """Lines over a common x axis that starts at 0, in 460 x 260; None where there is none.
+
+    Args:
+        lines: by name, (x, y) in rising x.
+        mark: an x to be marked.
+    """
+    lines = {name: thinned(points) for name, points in lines.items() if len(points) > 1}
+    if not lines:
+        return None
+    left, right, top, bottom = 44.0, 450.0, 12.0, 222.0
+    last = max(points[-1][0] for points in lines.values())
+    values = [y for points in lines.values() for _, y in points]
+    y_ticks, x_ticks = nice_ticks(min(values), max(values)), nice_ticks(0, last)
+    low, high = min(y_ticks[0], min(values)), max(y_ticks[-1], max(values))
+
+    def across(x: float) -> float:
+        return left + (right - left) * x / last
+
+    def height(y: float) -> float:
+        return bottom - (bottom - top) * (y - low) / (high - low)
+
+    return {
+        "lines": {
+            name: " ".join(f"{across(x):.1f},{height(y):.1f}" for x, y in points)
+            for name, points in lines.items()
+        },
+        "y_ticks": [{"text": f"{y:g}", "y": height(y)} for y in y_ticks],
+        "x_ticks": [{"text": f"{x:g}", "x": across(x)} for x in x_ticks if x <= last],
+        "mark": across(mark) if mark is not None and 0 <= mark <= last else None,
+        "left": left, "right": right, "top": top, "bottom": bottom,
+    }  # fmt: skip
+
+
+def thinned(points: Points) -> list[tuple[float, float]]:
+    """At most 300 points: means of neighbours."""
+    size = -(-len(points) // _MOST_POINTS)
+    groups = [points[first : first + size] for first in range(0, len(points), size)]
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in groups
+    ]
+
+
+def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten, from below `low` to above `high`."""
+    span = max(high - low, 1e-9 * max(abs(high), 1.0))
+    rough = span / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]

@@ -1,0 +1,280 @@
+"""An evaluation as one HTML page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vit.report.figures import Points, chart, reliability
+from vit.report.gallery import FULL_MATRIX, Chosen, largest_pairs
+from vit.report.metrics import Bins, PerClass, Score
+from vit.report.render import rendered
+
+BUDGET = 12_000_000
+"""Characters that all images of a page may take together."""
+SCORES = {
+    "top1": ("top-1", "%", "the most probable class is the true one"),
+    "top5": ("top-5", "%", "the true class is among the five most probable"),
+    "macro_f1": ("macro F1", "", "mean over classes, rare ones count like frequent ones; best 1"),
+    "loss": ("NLL", "nats", "mean negative log-likelihood of the true class; best 0"),
+    "brier": ("Brier score", "", "squared error of the probabilities, 0 to 2; best 0"),
+    "ece": ("ECE", "", "gap between confidence and accuracy, 15 bins; best 0"),
+}
+"""By key of metrics.json: name, unit, what it says."""
+_SPELT = {
+    "gaussian_noise": "Gaussian noise",
+    "gaussian_blur": "Gaussian blur",
+    "jpeg_compression": "JPEG compression",
+}
+
+
+@dataclass(frozen=True)
+class Versus:
+    """A second model on the N images of a report.
+
+    Attributes:
+        names: of both models.
+        top1: of both, in percent.
+        counts: images that both are right on, the first alone, the second alone, and none.
+        statement: what it comes to, a sentence.
+        predicted: classes by the second model (N,).
+        first, second: images to be shown that it alone is right on, by number.
+    """
+
+    names: tuple[str, str]
+    top1: tuple[float, float]
+    counts: tuple[int, int, int, int]
+    statement: str
+    predicted: np.ndarray
+    first: Sequence[int]
+    second: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page shows of an evaluation of N images in K classes.
+
+    All texts may be hostile: they are escaped.
+
+    Attributes:
+        title: its heading.
+        facts: short texts below it.
+        classes: K names.
+        names: of the images (N,).
+        labels, predicted: classes (N,).
+        confidence: probability of the predicted class (N,).
+        scores: by keys of SCORES.
+        compared: plain scores of evaluations to be seen side by side, by what they are called;
+            of two, the second is compared with the first.
+        versus: a second model on the same images; None without one.
+        corruptions: top-1 in percent of images made worse, by name and severity; may be empty.
+        table: scores of each class.
+        confusion: (K, K), true classes are the rows.
+        reliability: by caption.
+        calibration: what was done about calibration, a sentence.
+        loss, top1: learning curves by name, (epoch, value); empty without a run.
+        epoch: that of the weights.
+        settings: of the run, by key.
+        command: that made the page.
+        chosen: the images.
+    """
+
+    title: str
+    facts: Sequence[str]
+    classes: Sequence[str]
+    names: Sequence[str]
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    scores: Mapping[str, Score]
+    compared: Mapping[str, Mapping[str, float]]
+    versus: Versus | None
+    corruptions: Mapping[str, Mapping[int, float]]
+    table: PerClass
+    confusion: np.ndarray
+    reliability: Mapping[str, Bins]
+    calibration: str
+    loss: Mapping[str, Points]
+    top1: Mapping[str, Points]
+    epoch: float | None
+    settings: Mapping[str, Any]
+    command: str
+    chosen: Chosen
+
+    def different(self) -> list[int]:
+        """The images on which two models differ that are to be shown."""
+        return [] if self.versus is None else [*self.versus.first, *self.versus.second]
+
+
+def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping[int, str]) -> str:
+    """The page.
+
+    Args:
+        report: what it shows.
+        thumbnails: images as data URIs, by number; what is not among them is not shown.
+        overlays: where the model looked, likewise.
+    """
+    columns = (report.table.precision, report.table.recall, report.table.f1, report.table.support)
+    rows = zip(report.classes, *(column.tolist() for column in columns), strict=True)
+    return rendered(
+        "report.html",
+        report=report,
+        scores=_cards(report),
+        compared=_comparison(report.compared),
+        versus=_versus(report, report.versus, thumbnails) if report.versus else None,
+        corruptions=_corruptions(report) if report.corruptions else None,
+        rows=list(rows),
+        matrix=_matrix(report) if len(report.classes) <= FULL_MATRIX else None,
+        pairs=_pairs(report) if len(report.classes) > FULL_MATRIX else None,
+        full_matrix=FULL_MATRIX,
+        reliability={text: reliability(bins) for text, bins in report.reliability.items()},
+        charts={
+            "loss (nats)": chart(report.loss, report.epoch),
+            "top-1 (%)": chart(report.top1, report.epoch),
+        },
+        lists=_lists(report, thumbnails),
+        overlays=overlays,
+        data=_data(report, thumbnails, overlays),
+    )
+
+
+def _shown(key: str, value: float) -> str:
+    return f"{value:.2f}" if SCORES[key][1] == "%" else f"{value:.4f}"
+
+
+def _keys(report: Report) -> list[str]:
+    """Of few classes, the true one is always among the best five."""
+    return [key for key in SCORES if key != "top5" or len(report.classes) > 5]
+
+
+def _cards(report: Report) -> list[dict[str, str]]:
+    cards = []
+    for key in _keys(report):
+        name, unit, about = SCORES[key]
+        score = report.scores[key]
+        value, low, high = (_shown(key, x) for x in (score.value, score.low, score.high))
+        cards.append({"name": name, "unit": unit, "about": about, "value": value,
+                      "low": low, "high": high})  # fmt: skip
+    return cards
+
+
+def _comparison(compared: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """A row of each evaluation: its name, its scores; the keys that all of them have."""
+    if not compared:
+        return []
+    keys = [key for key in SCORES if all(key in scores for scores in compared.values())]
+    units = [SCORES[key][1] for key in keys]
+    heads = [
+        SCORES[key][0] + f" ({unit})" * bool(unit) for key, unit in zip(keys, units, strict=True)
+    ]
+    table = [["", *heads]]
+    for name, scores in compared.items():
+        table.append([name, *(_shown(key, scores[key]) for key in keys)])
+    if len(compared) == 2:
+        before, after = compared.values()
+        change = {key: after[key] - before[key] for key in keys}
+        signed = ("+" * (change[key] > 0) + _shown(key, change[key]) for key in keys)
+        table.append(["difference", *signed])
+    return table
+
+
+def _versus(report: Report, versus: Versus, thumbnails: Mapping[int, str]) -> dict[str, Any]:
+    """Both models, and for each the images that it alone is right on, as the other took them."""
+    both, first, second, none = versus.counts
+    sides = []
+    for turn, (numbers, predicted, count) in enumerate(
+        ((versus.first, versus.predicted, first), (versus.second, report.predicted, second))
+    ):
+        images = [
+            {"number": i, "name": str(report.names[i]), "label": report.classes[report.labels[i]],
+             "said": report.classes[predicted[i]]}
+            for i in numbers if i in thumbnails
+        ]  # fmt: skip
+        sides.append(
+            {"name": versus.names[turn], "top1": versus.top1[turn], "count": count,
+             "images": images}
+        )  # fmt: skip
+    return {"statement": versus.statement, "sides": sides, "cells": [[both, first], [second, none]]}
+
+
+def _corruptions(report: Report) -> dict[str, Any]:
+    """Rows of top-1 by severity, with their mean and its distance from the clean score."""
+    clean = report.scores["top1"].value
+    table = {name: list(row.values()) for name, row in report.corruptions.items()}
+    table["mean"] = np.mean(list(table.values()), axis=0).tolist()
+    return {
+        "clean": clean,
+        "severities": list(next(iter(report.corruptions.values()))),
+        "rows": [
+            {"name": _SPELT.get(name, name), "cells": cells, "mean": sum(cells) / len(cells),
+             "drop": clean - sum(cells) / len(cells)}
+            for name, cells in table.items()
+        ],
+    }  # fmt: skip
+
+
+def _matrix(report: Report) -> list[list[dict[str, Any]]]:
+    """Cells with their count and share of the row."""
+    totals = np.maximum(report.confusion.sum(axis=1), 1)
+    shares = report.confusion / totals[:, None]
+    return [
+        [
+            {"count": count, "percent": round(100 * share, 1), "key": f"{label},{said}"}
+            for said, (count, share) in enumerate(zip(counts, row, strict=True))
+        ]
+        for label, (counts, row) in enumerate(
+            zip(report.confusion.tolist(), shares.tolist(), strict=True)
+        )
+    ]
+
+
+def _pairs(report: Report) -> list[dict[str, Any]]:
+    """The most frequent confusions."""
+    wrong = report.labels != report.predicted
+    pairs = largest_pairs(report.labels[wrong], report.predicted[wrong], len(report.classes))
+    support = report.table.support
+    return [
+        {"label": report.classes[label], "said": report.classes[said], "count": count,
+         "percent": 100 * count / int(support[label]), "key": f"{label},{said}"}
+        for label, said, count in pairs if (label, said) in report.chosen.cells
+    ]  # fmt: skip
+
+
+def _lists(report: Report, thumbnails: Mapping[int, str]) -> dict[str, list[dict[str, Any]]]:
+    """The images that are always open."""
+    named = {"worst": report.chosen.worst, "uncertain": report.chosen.uncertain}
+    return {
+        name: [{"number": i, **_caption(report, i)} for i in numbers if i in thumbnails]
+        for name, numbers in named.items()
+    }
+
+
+def _caption(report: Report, number: int) -> dict[str, Any]:
+    return {
+        "name": str(report.names[number]),
+        "label": report.classes[report.labels[number]],
+        "said": report.classes[report.predicted[number]],
+        "right": bool(report.labels[number] == report.predicted[number]),
+        "percent": round(100 * float(report.confidence[number]), 1),
+    }
+
+
+def _data(
+    report: Report, thumbnails: Mapping[int, str], overlays: Mapping[int, str]
+) -> dict[str, Any]:
+    """What the page's script reads."""
+    cells = {
+        f"{label},{said}": [i for i in numbers if i in thumbnails]
+        for (label, said), numbers in report.chosen.cells.items()
+    }
+    in_cells = {i for numbers in cells.values() for i in numbers}
+    return {
+        "classes": list(report.classes),
+        "thumbnails": thumbnails,
+        "overlays": overlays,
+        "cells": cells,
+        "captions": {i: _caption(report, i) for i in sorted(in_cells)},
+    }

@@ -1,0 +1,128 @@
+"""What a run prints: a header, a progress bar per epoch, a line per epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vit.errors import VitError, printable
+
+_MUTED = [False]
+_NAMED = 10
+
+
+def mute() -> None:
+    """Say nothing from now on, and show no bar: another process speaks."""
+    _MUTED[0] = True
+
+
+def say(text: str) -> None:
+    """Print a line without tearing a progress bar."""
+    if _MUTED[0]:
+        return
+    tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
+    sys.stdout.flush()
+
+
+def warn(text: str) -> None:
+    """Print a warning to standard error."""
+    if _MUTED[0]:
+        return
+    tqdm.write(f"warning: {printable(text)}", file=sys.stderr)
+
+
+class OnlyWarned:
+    """Lets what is only looked at fail: a warning for the first of each kind, and all goes on."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Around what makes `what`; errors that the user must see are not held up."""
+        try:
+            yield
+        except VitError:
+            raise
+        except Exception as error:
+            if what not in self._told:
+                self._told.add(what)
+                warn(f"{what} cannot be made ({type(error).__name__}: {error}); all else goes on")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    from importlib.metadata import version
+
+    names = ("vit-train", "torch", "torchvision", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def commit() -> str:
+    """The git commit of this code, with `+` when it was changed since; empty outside a checkout."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+class EpochBar:
+    """tqdm over the images of an epoch; silent when standard error is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def start(self, epoch: int, total: int, done: int) -> None:
+        """Open the bar of `epoch` (from 1) at `done` of `total` images."""
+        self.close()
+        self._bar = tqdm(
+            total=total, initial=done, desc=f"epoch {epoch}", unit="img", leave=False,
+            disable=_MUTED[0] or None, file=sys.stderr, dynamic_ncols=True,
+        )  # fmt: skip
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a bar."""
+        return self._bar is not None
+
+    def advance(self, images: int) -> None:
+        """Count images."""
+        if self._bar is not None:
+            self._bar.update(images)
+
+    def show(self, **values: str) -> None:
+        """Put values behind the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix(values, refresh=False)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """`75` as `1:15`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def damaged(reasons: Mapping[str, str], total: int) -> list[str]:
+    """A line for each damaged image, for ten at most, and one that counts them."""
+    if not reasons:
+        return []
+    named = list(reasons.items())[:_NAMED]
+    lines = [f"{printable(name)} cannot be decoded ({why})" for name, why in named]
+    return [*lines, f"{len(reasons):,} of {total:,} images are damaged; repair or remove them"]

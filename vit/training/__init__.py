@@ -1,0 +1,1 @@
+"""A run: set-up, the loop, one step, its checkpoints and what it reports."""

@@ -1,0 +1,102 @@
+"""The objects that a training run is made of, and its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vit.artifacts.logger import Logger
+from vit.artifacts.run_dir import RunDir
+from vit.config.resolve import Plan
+from vit.config.schema import RunConfig
+from vit.data.loader import EvalLoader, TrainLoader
+from vit.optim.schedule import lr_at
+from vit.runtime.console import versions
+from vit.runtime.dist import World
+from vit.runtime.signals import StopRequest
+from vit.training.loss import Loss
+from vit.training.state import TrainState, parameter_count
+
+ShouldPrune = Callable[[float, float], bool]
+"""Told (epoch, validation top-1) after each evaluation; True ends the run."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """All that `Trainer` works with; `setup.set_up` builds them.
+
+    Attributes:
+        config: final settings.
+        plan: their durations.
+        state: model, optimiser and counters, where the run goes on from.
+        loss: of a batch.
+        train, val, test: loaders; of val and test there may be none.
+        classes: names of the logits.
+        images: digest of the list of the run's images.
+        run: its folder.
+        logger: of its metrics.
+        stop: whether a signal came.
+        device: where it computes.
+        world: of its processes.
+        should_prune: asked after each evaluation.
+        fingerprint: what the bits of the result depend on besides the settings.
+    """
+
+    config: RunConfig
+    plan: Plan
+    state: TrainState
+    loss: Loss
+    train: TrainLoader
+    val: EvalLoader | None
+    test: EvalLoader | None
+    classes: list[str]
+    images: str
+    run: RunDir
+    logger: Logger
+    stop: StopRequest
+    device: torch.device
+    world: World
+    should_prune: ShouldPrune
+    fingerprint: dict[str, str | int]
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step number `step`."""
+        return schedule_lr(self.config, self.plan, step)
+
+    def summary(self, state: str, scores: dict[str, float]) -> dict[str, Any]:
+        """For summary.json: what became of the run.
+
+        Args:
+            state: `running`, `finished`, `failed`, `interrupted` or `pruned`.
+            scores: `val_*` and `test_*`, top-1 and top-5 in percent, loss in nats; of a run that
+                has not ended the best validation so far stands in.
+        """
+        trained = self.state
+        best = trained.best
+        speed = trained.images / trained.seconds if trained.seconds else 0.0
+        return {
+            "state": state,
+            "val_top1": scores.get("val_top1", best.top1 if best is not None else None),
+            "test_top1": scores.get("test_top1"),
+            **{key: value for key, value in scores.items() if not key.endswith("top1")},
+            "best_epoch": best.epoch if best is not None else None,
+            "step": trained.step,
+            "epoch": float(self.plan.epoch_at(trained.step)),
+            "params": parameter_count(trained.model),
+            "images_per_second": round(speed, 1),
+            "seconds": round(trained.seconds, 3),
+            "versions": versions(),
+        }
+
+
+def schedule_lr(config: RunConfig, plan: Plan, step: int) -> float:
+    """The learning rate of step number `step` under `config`."""
+    schedule, lr = config.schedule, config.optim.lr
+    assert not isinstance(lr, str)
+    return lr_at(
+        step, name=schedule.name, lr=lr, steps=plan.steps, warmup=plan.warmup,
+        final=schedule.final,
+    )  # fmt: skip

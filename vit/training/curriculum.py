@@ -1,0 +1,52 @@
+"""What is easier at the start of training: fewer patches, smaller images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch.nn.functional as F
+
+from vit.config.resolve import Plan
+from vit.config.schema import RunConfig, height_width
+from vit.data.types import Batch
+from vit.model.vit import VisionTransformer
+from vit.training.state import flops_per_image
+
+
+class Curriculum:
+    """Drops patches and shrinks images until the schedule's step for each.
+
+    Args:
+        config: of the run.
+        plan: when each ends.
+        model: is told how many patches to drop, and what smaller images are.
+    """
+
+    def __init__(self, config: RunConfig, plan: Plan, model: VisionTransformer) -> None:
+        self._config = config
+        self._plan = plan
+        self._model = model
+        self._size = config.data.size
+        self._flops: dict[tuple[object, ...], int] = {}
+
+    def __call__(self, batch: Batch, step: int) -> Batch:
+        """The batch of step number `step` as the model is to see it."""
+        config, model = self._config, self._model
+        drops = step < self._plan.patch_dropout_end
+        model.patch_dropout.rate = drops * config.model.patch_dropout
+        small = config.schedule.small_images
+        if small is None or step >= self._plan.small_images_end:
+            self._size, model.interpolate_positions = config.data.size, False
+            return batch
+        self._size, model.interpolate_positions = height_width(small), True
+        images = F.interpolate(batch.images, self._size, mode="bilinear", antialias=True)
+        return replace(batch, images=images)
+
+    def flops(self) -> int:
+        """Operations of a forward pass of one image as the last one was seen."""
+        if self._config.trainer.cache_features:
+            return 2 * self._model.head.weight.numel()
+        rate = self._model.patch_dropout.rate
+        if (rate, self._size) not in self._flops:
+            self._flops[rate, self._size] = flops_per_image(self._model, rate, self._size)
+        return self._flops[rate, self._size]

@@ -1,0 +1,114 @@
+"""What a run says before its first step: what it is, and what its data makes doubtful."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vit.config.schema import RunConfig
+from vit.data.types import DataSet, FileImages, Samples
+from vit.errors import shortened
+from vit.runtime import console
+from vit.runtime import device as runtime_device
+from vit.training.components import Components
+from vit.training.state import flops_per_image, parameter_count
+
+_LOOKED_AT = 50
+"""Files whose sizes are read."""
+_UNEVEN = 10
+"""How much rarer than the most frequent class one is told to be."""
+
+
+def announce(parts: Components, data: DataSet, start: list[str]) -> None:
+    """The header: what this run is, and where."""
+    config, device = parts.config, parts.device
+    versions = console.versions()
+    notes = _about(config, data)
+    commit = console.commit()
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    model, shape = parts.state.model, parts.state.model.config
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    processes = f"{parts.world.size} x " if parts.world.size > 1 else ""
+    lines = [
+        f"vit-train {versions['vit-train']}{f' ({commit})' if commit else ''}, "
+        f"torch {versions['torch']}, python {versions['python']}",
+        f"device   {processes}{runtime_device.describe(device)}{threads}, "
+        f"{config.trainer.precision}",
+        f"data     {config.data.name}: {sizes}; {len(data.classes)} classes, "
+        f"{'x'.join(map(str, shape.image_size))} px",
+        *notes,
+        f"model    {config.model.name}: patch {shape.patch_size}, dim {shape.dim}, depth "
+        f"{shape.depth}, heads {shape.heads}; {parameter_count(model):,} parameters, "
+        f"{flops_per_image(model) / 1e9:.3g} GFLOPs per image",
+        f"plan     {parts.plan.steps:,} steps of {config.trainer.batch_size} images, "
+        f"{float(parts.plan.epoch_at(parts.plan.steps)):g} epochs",
+        f"folder   {_relative(parts.run.path)}",
+    ]
+    lines[-1:-1] = start
+    if config.distill.teacher is not None:
+        lines.insert(-1, f"teacher  {config.distill.teacher}")
+    if parts.state.step:
+        lines.append(f"resumed  at step {parts.state.step}")
+    console.say("\n".join(lines))
+
+
+def doubts(config: RunConfig, data: DataSet) -> list[str]:
+    """What a person would want to know of the data before training, each with the remedy."""
+    counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes))
+    batch, images = config.trainer.batch_size, len(data.splits["train"])
+    most, least = int(counts.argmax()), int(counts.argmin())
+    single = [name for name, count in zip(data.classes, counts, strict=True) if count == 1]
+    found = {
+        f"trainer.batch_size={batch} is more than the {images:,} training images, so a step shows "
+        f"some of them again; try a smaller one": batch > images,
+        f"one training image alone: {shortened(single)}; add more": bool(single),
+        "no validation images, so the last weights are kept and not the best; give "
+        "data.val_fraction=0.1": "val" not in data.splits,
+        "no test images; give data.test_fraction=0.1 or a test folder": "test" not in data.splits,
+        f"{shortened([data.classes[least]])} has {counts[least]:,} training images, "
+        f"{shortened([data.classes[most]])} {counts[most]:,}; try data.balance=sampler": (
+            config.data.balance == "none" and counts[least] * _UNEVEN <= counts[most]
+        ),
+    }
+    return [problem for problem, is_so in found.items() if is_so]
+
+
+def _about(config: RunConfig, data: DataSet) -> list[str]:
+    """Lines on the classes, the files, and how they were listed and cut."""
+    counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes))
+    named = [f"{name} {count:,}" for name, count in zip(data.classes, counts, strict=True)]
+    lines = [f"classes  {shortened(named)}"]
+    if isinstance(data.splits["train"].images, FileImages):
+        held = "held decoded" if config.data.memory == "device" else "streamed"
+        lines.append(f"files    {_sizes(data.splits['train'])}; {held}")
+    lines += [f"note     {note}" for note in data.notes]
+    if data.small:
+        lines.append(
+            f"note     {shortened(data.small)}: too few images for an exact share, so which one is "
+            f"held out may change when images come or go"
+        )
+    return lines
+
+
+def _sizes(samples: Samples) -> str:
+    """How large the files are, of some of them, whose headers are read."""
+    sizes = []
+    assert isinstance(samples.images, FileImages)
+    for i in samples.index[:: -(-len(samples) // _LOOKED_AT)]:
+        with contextlib.suppress(Exception), Image.open(samples.images.path(int(i))) as image:
+            sizes.append(image.size)
+    if not sizes:
+        return "of unknown size"
+    low, middle, high = (np.sort(np.array(sizes), axis=0)[at] for at in (0, len(sizes) // 2, -1))
+    spread = "" if (low == high).all() else f" ({low[1]}x{low[0]} to {high[1]}x{high[0]})"
+    return f"{middle[1]}x{middle[0]} px{spread}"
+
+
+def _relative(path: Path) -> Path:
+    """The path as seen from here, where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path

@@ -1,0 +1,117 @@
+"""What TensorBoard shows of a model besides its scores."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit.artifacts.logger import Logger, image_grid
+from vit.data.loader import EvalLoader
+from vit.data.padding import unpadded
+from vit.errors import printable
+from vit.inference.explain import (
+    MOST_TOKENS,
+    attention_distance,
+    heat_of_each,
+    patch_filters,
+    position_similarity,
+    rollout,
+)
+from vit.inference.predict import Predictions
+from vit.model.vit import VisionTransformer
+from vit.report.drawing import confusion_picture, grid, overlay, similarity_picture
+
+SHARE = 0.01
+"""Of the training time, at most, but for the first and the last pictures."""
+IMAGES = 12
+MOST_CURVES = 100
+"""Classes that have a curve of their own."""
+
+
+class Album:
+    """Pictures of a model after its evaluations.
+
+    Args:
+        logger: shows them.
+        loader: validation, of which a fixed set of images is shown.
+        classes: names of the logits.
+    """
+
+    def __init__(self, logger: Logger, loader: EvalLoader, classes: list[str]) -> None:
+        self.logger = logger
+        self.loader = loader
+        self.classes = classes
+        self.shown = in_turn(loader.labels.cpu().numpy(), IMAGES)
+        self.seconds = 0.0
+        self.last = 0.0
+
+    def is_due(self, trained: float) -> bool:
+        """Whether there is time for pictures after `trained` seconds of training, and for the last
+        ones at the run's end.
+        """
+        return self.seconds + 2 * self.last <= SHARE * trained
+
+    def add(self, model: VisionTransformer, predictions: Predictions, step: int) -> None:
+        """Show `model` (in eval mode) after `step`, and what it said about validation."""
+        started = time.perf_counter()
+        self._confusion(predictions, step)
+        similarity = position_similarity(model)
+        if similarity is not None:
+            self._picture("model/positions", similarity_picture(similarity.cpu().numpy()), step)
+        filters = patch_filters(model)
+        self.logger.images("model/patch_filters", image_grid(filters.cpu(), 7, 48), step)
+        if model.coordinates[..., 0].numel() + model.prefix <= MOST_TOKENS:
+            self._attention(model, step)
+        self.last = time.perf_counter() - started
+        self.seconds += self.last
+
+    def _confusion(self, predictions: Predictions, step: int) -> None:
+        counts = np.zeros((len(self.classes),) * 2, int)
+        np.add.at(counts, (predictions.labels, predictions.top[:, 0]), 1)
+        self._picture("val/confusion", confusion_picture(counts, self.classes), step)
+        there = np.flatnonzero(counts.sum(axis=1))[:MOST_CURVES]
+        recalls = 100 * counts.diagonal()[there] / counts.sum(axis=1)[there]
+        tags = [f"val_recall/{printable(self.classes[k])}" for k in there]
+        self.logger.scalars(dict(zip(tags, recalls.tolist(), strict=True)), step)
+
+    @torch.no_grad()
+    def _attention(self, model: VisionTransformer, step: int) -> None:
+        images, labels, _, mask = self.loader.take(self.shown)
+        probability, best = model(images, mask).softmax(dim=-1).max(dim=-1)
+        pictures = (self.loader.normalise.undo(images) * 255).byte().expand(-1, 3, -1, -1).cpu()
+        rows, names = [], []
+        heats = heat_of_each(rollout(model, images, mask), mask)
+        for shown, heat, label, said, sure in zip(
+            unpadded(pictures, mask), heats, labels.tolist(), best.tolist(), probability.tolist(),
+            strict=True,
+        ):  # fmt: skip
+            picture = shown.permute(1, 2, 0).numpy()
+            rows.append([picture, overlay(picture, heat)])
+            names.append(f"{self.classes[label]}, said {self.classes[said]} {100 * sure:.0f} %")
+        sheet = grid(rows, labels_top=["image", "rollout"], labels_left=names)
+        self._picture("val/attention", sheet, step)
+        far = attention_distance(model, images, mask).mean(dim=1)
+        curves = {f"attention_distance/layer_{i:02}": d for i, d in enumerate(far.tolist())}
+        self.logger.scalars(curves, step)
+
+    def _picture(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """uint8 (height, width, 3)."""
+        pixels: Tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        self.logger.images(tag, pixels, step)
+
+
+def in_turn(labels: np.ndarray, count: int) -> np.ndarray:
+    """Positions of `count` samples (fewer, if there are fewer): one of each class, then the next.
+
+    Args:
+        labels: (N,).
+        count: how many.
+    """
+    order = np.argsort(labels, kind="stable")
+    firsts = np.searchsorted(labels[order], labels[order])
+    turn = np.empty(len(labels), int)
+    turn[order] = np.arange(len(labels)) - firsts
+    return np.lexsort((labels, turn))[:count]

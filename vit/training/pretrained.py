@@ -1,0 +1,163 @@
+"""Weights to start from, wherever they come from: `model.weights`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit.config.checks import OF_FILES, SETTING_OF
+from vit.config.model import ARCH_KEYS
+from vit.config.schema import RunConfig
+from vit.data.manifest import Manifest
+from vit.errors import ConfigError
+from vit.model.vit import VisionTransformer
+from vit.model.weights import (
+    LoadReport,
+    MismatchError,
+    differs,
+    load_matching,
+    not_finite,
+    spec_of,
+)
+from vit.runtime.device import autocast
+
+HEAD = 64
+"""Width of a head, where weights do not say how many heads there are ..."""
+WIDEST = 1024
+"""... of models up to this width: ViT-L and all smaller ones have such heads, wider ones others."""
+MOST_NAMES = 8
+"""Tensors that are named in a line."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights with timm's names, and what came with them.
+
+    Attributes:
+        place: where they are from, as the user gave it.
+        weights: the state dict.
+        spec: what is known of the model's spec besides what the weights say.
+        classes: names of the logits; None: not known.
+        mean, std: of each channel, what the model's images were normalised with; None: not known.
+        trained_on: images of a run of ours.
+    """
+
+    place: str
+    weights: dict[str, Tensor]
+    spec: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    trained_on: Sequence[Manifest] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: a weight is not finite."""
+        if name := not_finite(self.weights):
+            raise ConfigError(
+                f"model.weights={self.place} holds numbers that are not finite ({name}); give "
+                f"other weights"
+            )
+
+    def settings(self, config: RunConfig) -> dict[str, Any]:
+        """Settings of the run `config` that the weights decide, keys of `checks.FROM_WEIGHTS`.
+
+        They are the model's shape, how its images were normalised where they have as many channels,
+        and the image size where the run's images have none of their own.
+
+        Raises:
+            ConfigError: these are no weights of a Vision Transformer.
+        """
+        try:
+            spec = {**spec_of(self.weights), **self.spec}
+        except ValueError as error:
+            raise ConfigError(f"model.weights={self.place} cannot be used: {error}") from None
+        if "heads" not in spec and spec["dim"] % HEAD == 0 and spec["dim"] <= WIDEST:
+            spec["heads"] = spec["dim"] // HEAD
+        found = {setting: spec.get(key) for key, setting in SETTING_OF.items()}
+        found["model.mlp_ratio"] = ratio(spec["mlp_dim"], spec["dim"])
+        if self.mean is not None and len(self.mean) == len(config.data.mean):
+            found |= {"data.mean": self.mean, "data.std": self.std}
+        if config.data.name not in OF_FILES:
+            found["data.image_size"] = None
+        kept = {key: value for key, value in found.items() if value is not None}
+        return {**kept, "model.layer_scale": spec["layer_scale"]}
+
+    def into(self, model: VisionTransformer, classes: list[str]) -> LoadReport:
+        """Give the weights to `model`, whose logits are `classes`, as far as they fit.
+
+        Raises:
+            ConfigError: they are of a model of another shape, or of no Vision Transformer.
+        """
+        try:
+            same = self.classes is None or self.classes == classes
+            return load_matching(model, self.weights, self.spec, same_classes=same)
+        except MismatchError as error:
+            wanted = " ".join(
+                setting(key, error.spec)
+                for key in ARCH_KEYS
+                if key in error.spec and differs(key, error.spec[key], model.config)
+            )
+            raise ConfigError(
+                f"model.weights={self.place} is of a model of another shape; give {wanted}"
+            ) from None
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            raise ConfigError(f"model.weights={self.place} cannot be used: {error}") from None
+
+
+def describe(report: LoadReport, config: RunConfig) -> list[str]:
+    """What became of the weights that `config.model.weights` names, as lines to read."""
+    lines = [f"weights  {config.model.weights}: {len(report.taken)} tensors taken"]
+    for word, names in (
+        ("resized", report.resized), ("new", report.new), ("not used", report.unused),
+    ):  # fmt: skip
+        if names:
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            lines.append(f"         {word}: {', '.join(names[:MOST_NAMES])}{more}")
+    mean, std = ([round(x, 4) for x in values] for values in (config.data.mean, config.data.std))
+    lines.append(f"         images are normalised with mean {mean}, deviation {std}")
+    if config.trainer.freeze != "none":
+        lines.append(f"         frozen: {config.trainer.freeze}")
+    return lines
+
+
+class HeadAlone(nn.Module):
+    """A head that is called as its model is, with features (B, D) for images."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, D) -> (B, K)."""
+        logits: Tensor = self.head(features)
+        return logits
+
+
+@torch.no_grad()
+def features(
+    model: VisionTransformer, images: Tensor, mask: Tensor | None, precision: str
+) -> Tensor:
+    """What the head of `model` sees of normalised images, in evaluation: float32 (B, D)."""
+    model.eval()
+    with autocast(images.device, precision):
+        x, mask = model.encode(images, mask, model.queries)
+        return model.forward_head(x, mask, pre_logits=True).float()
+
+
+def setting(key: str, spec: dict[str, Any]) -> str:
+    """A value of a spec as the user would give it."""
+    if key == "mlp_dim":
+        return f"model.mlp_ratio={ratio(spec['mlp_dim'], spec['dim']):.6g}"
+    value = spec[key]
+    word = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+    return f"{SETTING_OF[key]}={word}"
+
+
+def ratio(mlp_dim: int, dim: int) -> float:
+    """`mlp_ratio` of a hidden width, of which the model takes the whole part."""
+    exact = mlp_dim / dim
+    return exact if int(dim * exact) == mlp_dim else (mlp_dim + 0.5) / dim

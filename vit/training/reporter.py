@@ -1,0 +1,155 @@
+"""What a run says while it trains: log lines, the progress bar, pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vit.artifacts.logger import image_grid
+from vit.config.validate import flatten, to_plain
+from vit.data.reading.reader import BadImages
+from vit.inference.predict import Predictions
+from vit.runtime import console
+from vit.runtime.device import matrix_rate
+from vit.training.clock import Clock, due
+from vit.training.components import Components
+from vit.training.curriculum import Curriculum
+from vit.training.monitor import Album
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """Steps without a finite loss and gradient: the most in a row since the last log line, the
+    number of the last one, and the mean gradient norm of the others.
+    """
+
+    most: int
+    last: int
+    grad_norm: float
+
+
+class Reporter:
+    """Tells console, `metrics.jsonl` and TensorBoard how a run fares.
+
+    Args:
+        parts: of the run; only read, but for the windows over which means are taken.
+        clock: its training time.
+        curriculum: what the last step's images were like.
+    """
+
+    def __init__(self, parts: Components, clock: Clock, curriculum: Curriculum) -> None:
+        self.parts = parts
+        self.state = parts.state
+        self.clock = clock
+        self.curriculum = curriculum
+        self.rate = matrix_rate(parts.device, parts.config.trainer.precision)
+        self.bar = console.EpochBar()
+        self.only_warned = console.OnlyWarned()
+        self._album: Album | None = None
+        self._last_log = (parts.state.seconds, parts.state.images)
+        self._val_scores: dict[str, float] = {}
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+    def first_batch(self) -> None:
+        """The first images as the model sees them, in TensorBoard."""
+        parts = self.parts
+        if self.state.step == 0 and parts.world.leads and not parts.config.trainer.cache_features:
+            with self.only_warned("a picture of the first batch"):
+                images = parts.train.normalise.undo(parts.train.batch_at(0).images[:32])
+                parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
+
+    def open_bar(self) -> None:
+        """A new bar at the start of an epoch, or where a resumed run is."""
+        step = self.state.step
+        if self.bar.is_open and not due(step, self.parts.plan.steps_per_epoch):
+            return
+        images = len(self.parts.train)
+        epoch, done = divmod(step * self.parts.config.trainer.batch_size, images)
+        self.bar.start(epoch + 1, images, done)
+
+    def log(self, lr: float) -> NonFinite:
+        """The line of some steps: read the counters from the device, write them down."""
+        parts, state = self.parts, self.state
+        means = state.since("log", move=True)
+        in_row, most, total, last = state.bad.tolist()
+        seconds = self.clock.seconds
+        then, images_then = self._last_log
+        self._last_log = (seconds, state.images)
+        speed = (state.images - images_then) / max(seconds - then, 1e-9)
+        utilisation = 3 * self.curriculum.flops() * speed / self.rate / parts.world.size
+        values = {
+            "epoch": float(parts.plan.epoch_at(state.step)),
+            "loss": means["loss"],
+            "top1": means["top1"],
+            "lr": lr,
+            "grad_norm": means["grad_norm"],
+            "bad_steps": total,
+            "bad_images": len(parts.train.bad.reasons),
+            "images_per_second": round(speed, 1),
+            "mfu": round(utilisation, 4),
+            "seconds": round(seconds, 3),
+        }
+        parts.logger.log("train", state.step, values)
+        batch = parts.config.trainer.batch_size
+        left = (parts.plan.steps - state.step) * batch / max(speed, 1e-9)
+        self.bar.show(
+            loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}", eta=console.duration(left)
+        )
+        self.warn_corrupt(parts.train.bad, "replaced by the next ones")
+        state.bad[1] = in_row
+        return NonFinite(most, last, means["grad_norm"])
+
+    def evaluated(self, scores: dict[str, float]) -> None:
+        """The line of a validation with these scores."""
+        parts, state = self.parts, self.state
+        weights = "model" if state.ema is None else "ema"
+        epoch = float(parts.plan.epoch_at(state.step))
+        parts.logger.log("val", state.step, {"epoch": epoch, **scores, "weights": weights})
+        self._val_scores = scores
+
+    def epoch_line(self, *, is_end: bool) -> None:
+        """How the epoch went, or went so far, on the console."""
+        state, plan = self.state, self.parts.plan
+        means = state.since("epoch", move=is_end)
+        total = float(plan.epoch_at(plan.steps))
+        line = (
+            f"epoch {float(plan.epoch_at(state.step)):6.2f}/{total:g}  step {state.step}  "
+            f"train loss {means['loss']:.4f} top-1 {means['top1']:5.2f}"
+        )
+        if self._val_scores and state.evaluated_at == state.step:
+            best = " *" if state.best is not None and state.best.step == state.step else ""
+            loss, top1 = self._val_scores["loss"], self._val_scores["top1"]
+            line += f" | val loss {loss:.4f} top-1 {top1:5.2f}{best}"
+        speed = state.images / max(self.clock.seconds, 1e-9)
+        console.say(f"{line} | {speed:,.0f} images/s  {console.duration(self.clock.seconds)}")
+
+    def pictures(self, predictions: Predictions, *, is_last: bool) -> None:
+        """Pictures of the selected weights after a validation, as far as there is time for them."""
+        with self.clock.paused(), self.only_warned("pictures of the validation"):
+            self._show(predictions, is_last)
+
+    def _show(self, predictions: Predictions, is_last: bool) -> None:
+        parts, state = self.parts, self.state
+        assert parts.val is not None
+        if self._album is None:
+            self._album = Album(parts.logger, parts.val, parts.classes)
+        if self._album.is_due(self.clock.seconds) or is_last:
+            self._album.add(state.selected, predictions, state.step)
+        if parts.config.trainer.histograms:
+            for name, weights in state.model.named_parameters():
+                for kind, values in (("weights", weights), ("gradients", weights.grad)):
+                    if values is not None and bool(values.isfinite().all()):
+                        parts.logger.histogram(f"{kind}/{name}", values, state.step)
+
+    def warn_corrupt(self, bad: BadImages, fate: str) -> None:
+        """Name damaged images that were not named before."""
+        for name, why in bad.news().items():
+            console.warn(f"damaged images are {fate}: {name} ({why})")
+
+    def final(self, scores: dict[str, float]) -> None:
+        """The settings beside the final scores."""
+        settings = flatten(to_plain(self.parts.config))
+        named = {f"hparam/{key}": value for key, value in scores.items()}
+        self.parts.logger.hparams(self.state.step, settings, named)

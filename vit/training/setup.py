@@ -1,0 +1,243 @@
+"""From checked settings to the components of a training run, new or going on."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from vit.artifacts import checkpoint
+from vit.artifacts.logger import Logger, RunLogger, SilentLogger
+from vit.artifacts.run_dir import RunDir
+from vit.config.final import DataFacts, FinalConfig, final_config
+from vit.config.resolve import Plan, plan, with_absolute_paths
+from vit.config.resume import changes
+from vit.config.schema import RunConfig
+from vit.config.validate import dump_yaml, flatten, to_config, to_plain
+from vit.data.loader import EvalLoader, TrainLoader
+from vit.data.reading.reader import Reader, verify
+from vit.data.sources.registry import load_data_set
+from vit.data.types import DataSet, FileImages
+from vit.errors import ConfigError, DataError, NoCheckpointError
+from vit.model.vit import VisionTransformer
+from vit.optim.build import build_optimizer, freeze
+from vit.optim.ema import Ema
+from vit.runtime import console
+from vit.runtime import device as runtime_device
+from vit.runtime.dist import World, replicated, shard
+from vit.runtime.seeding import reseed
+from vit.runtime.signals import StopRequest
+from vit.training.components import Components, ShouldPrune, schedule_lr
+from vit.training.distill import load_teacher
+from vit.training.header import announce, doubts
+from vit.training.loss import Loss
+from vit.training.pretrained import HeadAlone, Pretrained, describe, features
+from vit.training.run_images import images_of_new, images_of_resumed
+from vit.training.state import TrainState
+from vit.training.weight_files import load_pretrained
+
+VERIFIED = 2000
+"""Up to so many files are decoded before the first step, where that is not done to hold them."""
+
+
+def set_up(
+    settings: RunConfig, user_keys: frozenset[str], run: RunDir, stop: StopRequest, world: World,
+    should_prune: ShouldPrune,
+) -> Components | None:  # fmt: skip
+    """Everything that `Trainer` needs, restored from the run's newest checkpoint if it has one.
+
+    Args:
+        settings: as composed.
+        user_keys: keys that the user gave: the others make room for what weights bring.
+        run: its folder.
+        stop: whether a signal came.
+        world: of its processes.
+        should_prune: asked after each evaluation.
+
+    Returns:
+        None when the run is finished and nothing longer is asked for; that was said.
+
+    Raises:
+        ConfigError, DataError: before the run's settings or checkpoints were touched.
+        NoCheckpointError: `resume=<folder>` without an undamaged checkpoint.
+    """
+    settings = with_absolute_paths(settings)
+    saved = _saved(settings, run)
+    device = runtime_device.select_device(
+        settings.trainer.device, world.local_rank if world.size > 1 else None
+    )
+    if settings.trainer.deterministic:
+        runtime_device.make_deterministic()
+    weights = None
+    if settings.model.weights is not None and saved is None:
+        weights = load_pretrained(settings.model.weights)
+    data = load_data_set(settings.data)
+    images = None
+    if saved is not None:
+        images = images_of_resumed(data, run, saved, settings.data, leads=world.leads)
+        data = images.data
+    final = final_config(
+        settings,
+        user_keys,
+        None if weights is None else weights.settings(settings),
+        None if saved is None else saved["config"],
+        _facts(data),
+        bf16=runtime_device.has_fast_bf16(device),
+    )
+    config = final.config
+    teacher = load_teacher(config, data.classes, device)
+    if images is None:
+        known = [*(weights.trained_on if weights else ()), *(teacher.images if teacher else ())]
+        images = images_of_new(data, run, known, leads=world.leads)
+        data = images.data
+    fingerprint = runtime_device.environment(device, world.size)
+    if teacher is not None:
+        fingerprint["teacher"] = teacher.fingerprint()
+    if saved is not None:
+        _compare(final, saved, fingerprint, len(data.splits["train"]))
+        if run.read_summary().get("state") == "finished" and saved["step"] >= final.plan.steps:
+            console.say(f"{run.path} is finished; more with trainer.epochs=<more>")
+            return None
+
+    state, told = _state(final, data.classes, weights, saved, world, device)
+    train, val, test = _loaders(config, final.plan, data, state.model, world)
+    for split, loader in (("train", train), ("val", val), ("test", test)):
+        if loader is not None:
+            loader.bad.note(images.gone.get(split, {}))
+    if saved is not None:
+        train.bad.note(saved["training"].get("bad_images", {}))
+    if world.leads:
+        run.write_config(dump_yaml({**to_plain(config), "resume": None}))
+    parts = Components(
+        config, final.plan, state, Loss(config.trainer, config.distill, teacher), train, val, test,
+        data.classes, images.digest, run, _logger(run, state, saved, world), stop, device, world,
+        should_prune, fingerprint,
+    )  # fmt: skip
+    announce(parts, data, told)
+    for problem in doubts(config, data) if saved is None else []:
+        console.warn(problem)
+    return parts
+
+
+def _saved(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
+    """The run's newest checkpoint; None for a new run."""
+    if config.resume is None or (config.resume == "auto" and not run.step_files()):
+        return None
+    path, content = checkpoint.newest(run, console.warn)
+    if content.get("training") is None:
+        raise NoCheckpointError(f"{path} can be evaluated, but not gone on from")
+    return content
+
+
+def _facts(data: DataSet) -> DataFacts:
+    return DataFacts(
+        classes=len(data.classes),
+        train=len(data.splits["train"]),
+        images=sum(map(len, data.splits.values())),
+        in_files=isinstance(data.splits["train"].images, FileImages),
+    )
+
+
+def _compare(
+    final: FinalConfig, saved: dict[str, Any], fingerprint: dict[str, str | int], train_samples: int
+) -> None:
+    """Say what is different from the run so far; refuse what would make it another run."""
+    config = final.config
+    before_config, step = with_absolute_paths(to_config(saved["config"])), saved["step"]
+    for line in changes(flatten(to_plain(before_config)), flatten(to_plain(config))):
+        console.say(f"changed: {line}")
+    before_plan = plan(before_config, train_samples)
+    if final.plan.steps < before_plan.steps:
+        raise ConfigError(
+            f"trainer.epochs={config.trainer.epochs} (trainer.steps={config.trainer.steps}) is "
+            f"shorter than the run's {before_plan.steps} steps; give as many or more"
+        )
+    before = schedule_lr(before_config, before_plan, step)
+    after = schedule_lr(config, final.plan, step)
+    if before != after:
+        console.say(f"learning rate at step {step}: {before:g} -> {after:g}")
+    for key, was in saved["training"]["environment"].items():
+        if fingerprint.get(key) != was:
+            console.warn(f"not bit-exact: {key} {fingerprint.get(key)}, before {was}")
+
+
+def _state(
+    final: FinalConfig, classes: list[str], weights: Pretrained | None,
+    saved: dict[str, Any] | None, world: World, device: torch.device,
+) -> tuple[TrainState, list[str]]:  # fmt: skip
+    """Model, average and optimiser, where the run goes on from; and what became of weights that it
+    starts from, as lines to read.
+    """
+    config = final.config
+    reseed(config.seed, "init")
+    model = VisionTransformer(final.model)
+    told = [] if weights is None else describe(weights.into(model, classes), config)
+    freeze(model, config.trainer.freeze)
+    model = model.to(device)
+    decay = final.plan.ema_decay
+    ema = None if decay is None else Ema(model, decay)
+    if config.trainer.shard == "fsdp":
+        for spread in (model, *([ema.model] if ema is not None else [])):
+            shard(spread, spread.blocks, world, device)  # type: ignore[arg-type]
+    state = TrainState(model, ema, build_optimizer(model, config.optim), device)
+    if saved is not None:
+        state.load_state_dict(saved["step"], saved["training"])
+    model.checkpoint_activations = config.trainer.checkpoint_activations
+    if config.trainer.compile:
+        model.compile()
+    trained: nn.Module = HeadAlone(model.head) if config.trainer.cache_features else model
+    if config.trainer.shard == "none":
+        state.forward = replicated(trained, world, device)
+    return state, told
+
+
+def _logger(run: RunDir, state: TrainState, saved: dict[str, Any] | None, world: World) -> Logger:
+    if not world.leads:
+        return SilentLogger()
+    logged = saved["training"] if saved else {}
+    return RunLogger(run, state.step, logged.get("metrics_bytes", 0), logged.get("metrics_digest"))
+
+
+def _loaders(
+    config: RunConfig, length: Plan, data: DataSet, model: VisionTransformer, world: World
+) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
+    device = model.head.weight.device
+    reader = Reader.of(config.data, model.config.patch_size, device, world)
+    data = reader.keeping(data, config.data, console.warn)
+    few = sum(map(len, data.splits.values())) <= VERIFIED and not reader.held
+    if config.data.verify is True or (config.data.verify == "auto" and few):
+        _verify(data, reader)
+    train = TrainLoader(
+        data.splits["train"], len(data.classes), config.trainer.batch_size, config.augment,
+        config.data.balance, config.seed, reader, world, length.mix_end,
+    )  # fmt: skip
+    val, test = (
+        EvalLoader(data.splits[s], config.trainer.eval_batch_size, reader, world)
+        if s in data.splits
+        else None
+        for s in ("val", "test")
+    )
+    if config.trainer.cache_features:
+        images = EvalLoader(data.splits["train"], config.trainer.eval_batch_size, reader)
+        train.see_once(images, partial(features, model, precision=config.trainer.precision))
+    if reader.held:
+        reader.pool.stop()
+    return train, val, test
+
+
+def _verify(data: DataSet, reader: Reader) -> None:
+    """Decode every image of every split.
+
+    Raises:
+        DataError: of all splits, the damaged images that may not be.
+    """
+    problems = []
+    for samples in data.splits.values():
+        try:
+            reader.bad(samples).note(verify(samples, reader))
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)

@@ -1,0 +1,232 @@
+"""Everything that changes while a run trains, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from vit.config.schema import RunConfig
+from vit.config.validate import to_plain
+from vit.model.vit import VisionTransformer
+from vit.optim.ema import Ema
+from vit.runtime.dist import spread_like, whole
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far: higher top-1 wins, then lower loss."""
+
+    top1: float
+    loss: float
+    top5: float
+    step: int
+    epoch: float
+
+    def beaten_by(self, top1: float, loss: float) -> bool:
+        """Whether a new score is better; one that is not finite never is."""
+        return math.isfinite(top1 + loss) and (top1, -loss) > (self.top1, -self.loss)
+
+
+class TrainState:
+    """Model, average, optimiser, and the counters that a checkpoint carries.
+
+    Attributes:
+        forward: the model as it is called in training; it may average gradients over processes.
+        step: optimiser steps done.
+        odometer: float64 (5,) on the device since the run's start, over the steps that were
+            taken: sum of losses, correct images, images, sum of gradient norms, steps.
+        marks: the odometer at the last log line and at the start of the epoch, as numbers.
+        bad: int64 (4,) on the device: non-finite steps in a row now, the most in a row since the
+            last log line, in all, and the number of the last one.
+        best: best validation so far.
+        evaluated_at: step of the last complete evaluation.
+        stale: evaluations since the best one.
+        seconds, images: time trained and images seen in that time, without evaluation, saving and
+            compilation.
+    """
+
+    def __init__(
+        self, model: VisionTransformer, ema: Ema | None, optimizer: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.forward: nn.Module = model
+        self.ema = ema
+        self.optimizer = optimizer
+        self.step = 0
+        self.odometer = torch.zeros(5, dtype=torch.float64, device=device)
+        self.marks = {"log": [0.0] * 5, "epoch": [0.0] * 5}
+        self.bad = torch.tensor([0, 0, 0, -1], device=device)
+        self.best: Best | None = None
+        self.evaluated_at = 0
+        self.stale = 0
+        self.seconds = 0.0
+        self.images = 0
+
+    @property
+    def selected(self) -> VisionTransformer:
+        """The weights that are evaluated, selected and exported: the average where there is one."""
+        averaged = self.ema.model if self.ema is not None else self.model
+        assert isinstance(averaged, VisionTransformer)
+        return averaged
+
+    def since(self, mark: str, *, move: bool) -> dict[str, float]:
+        """Means since a mark: loss, top1 (percent) and grad_norm; `move` sets the mark to now.
+
+        Of no finite step at all they are not a number.
+        """
+        now = self.odometer.tolist()
+        before = self.marks[mark]
+        if move:
+            self.marks[mark] = now
+        loss, correct, images, norms, steps = (a - b for a, b in zip(now, before, strict=True))
+        images, steps = images or math.nan, steps or math.nan
+        return {"loss": loss / images, "top1": 100 * correct / images, "grad_norm": norms / steps}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors, all that resuming needs; asked by all processes together."""
+        return {
+            "model": weights_of(self.model),
+            "ema": weights_of(self.ema.model) if self.ema is not None else None,
+            "optimizer": tree_map_only(Tensor, whole, self.optimizer.state_dict()),
+            "odometer": self.odometer,
+            "marks": self.marks,
+            "bad": self.bad,
+            "best": asdict(self.best) if self.best is not None else None,
+            "evaluated_at": self.evaluated_at,
+            "stale": self.stale,
+            "seconds": self.seconds,
+            "images": self.images,
+        }
+
+    def load_state_dict(self, step: int, saved: dict[str, Any]) -> None:
+        """Go back to what `state_dict` said at `step`."""
+        self.step = step
+        set_weights(self.model, saved["model"])
+        if self.ema is not None:
+            set_weights(self.ema.model, saved["ema"])
+        self._load_optimizer(saved["optimizer"])
+        self.odometer.copy_(saved["odometer"])
+        self.marks = {name: list(values) for name, values in saved["marks"].items()}
+        self.bad.copy_(saved["bad"])
+        self.best = Best(**saved["best"]) if saved["best"] is not None else None
+        self.evaluated_at = saved["evaluated_at"]
+        self.stale = saved["stale"]
+        self.seconds = saved["seconds"]
+        self.images = saved["images"]
+
+    def is_finite(self) -> bool:
+        """Whether every weight, also of the average, is a finite number; asked by all processes
+        together."""
+        models = dict.fromkeys((self.model, self.selected))
+        return all(bool(whole(p.isfinite().all())) for m in models for p in m.parameters())
+
+    def diverged(self, scores: dict[str, float]) -> str | None:
+        """Why a run with these final scores is no finished work, in words; None: it is."""
+        in_row, _, bad, _ = self.bad.tolist()
+        if nan := [key for key, value in scores.items() if not math.isfinite(value)]:
+            return f"{nan[0]} is not finite"
+        if 2 * bad > self.step:
+            return f"{bad:,} of {self.step:,} steps had no finite loss and gradient"
+        if in_row and not scores:
+            return "its last step, its only score, had no finite loss and gradient"
+        return None
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        spread = {
+            number: {
+                key: spread_like(value, parameters[number])
+                if isinstance(value, Tensor) and value.shape == parameters[number].shape
+                else value
+                for key, value in entries.items()
+            }
+            for number, entries in saved["state"].items()
+        }
+        self.optimizer.load_state_dict({**saved, "state": spread})
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a model, whole also where it is spread over processes."""
+    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+
+
+def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load what `weights_of` gave, into a model of the same names."""
+    now = model.state_dict()
+    model.load_state_dict(
+        {name: spread_like(w, now[name]) if name in now else w for name, w in weights.items()}
+    )
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trainable weights."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def flops_per_image(
+    model: VisionTransformer, patch_dropout: float = 0.0, size: tuple[int, int] | None = None
+) -> int:
+    """Operations of one forward pass per image, 2 per multiply-add, counted by torch.
+
+    Args:
+        model: only its architecture counts.
+        patch_dropout: share of the patches that is left out.
+        size: height and width of the image in pixels; None: the model's.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    height, width = size or model.config.image_size
+    with torch.device("meta"):
+        twin = VisionTransformer(model.config, patch_dropout=patch_dropout)
+        twin.requires_grad_(False)
+        images = torch.empty(1, model.config.channels, height, width)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        twin(images)
+    return int(counter.get_total_flops())
+
+
+def as_tensor(*values: Tensor) -> Tensor:
+    """Scalars on the device as one float64 vector."""
+    return torch.stack([value.double() for value in values])
+
+
+def to_checkpoint(
+    state: TrainState, config: RunConfig, classes: list[str], images: str,
+    training: dict[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The content of a checkpoint; with `training` it is one that a run can go on from.
+
+    `images` is the digest of the list of the run's images. Asked for by all processes together.
+    """
+    model = state.selected
+    return {
+        "spec": model.config.plain(),
+        "preprocessing": {
+            "image_size": list(model.config.image_size),
+            "channels": model.config.channels,
+            "mean": config.data.mean,
+            "std": config.data.std,
+            "aspect": config.data.aspect,
+            "center_crop": config.data.center_crop,
+            "interpolation": "bilinear",
+            "exif_rotation": "applied",
+            "transparency": "on white",
+        },
+        "classes": classes,
+        "evaluation": {
+            "batch_size": config.trainer.eval_batch_size,
+            "precision": config.trainer.precision,
+        },
+        "config": to_plain(config),
+        "step": state.step,
+        "weights": weights_of(model),
+        "images": images,
+        "training": training,
+    }

@@ -1,0 +1,80 @@
+"""One optimiser step: forward, backward, update, without a word to the host."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+
+from vit.config.schema import TrainerConfig
+from vit.data.types import Batch
+from vit.runtime.device import autocast
+from vit.runtime.dist import World, whole, without_averaging
+from vit.runtime.seeding import reseed
+from vit.training.loss import Loss, by_head
+from vit.training.state import TrainState, as_tensor
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    lr: float,
+    *,
+    seed: int,
+    world: World,
+    config: TrainerConfig,
+    loss: Loss,
+    clip_norm: float | None,
+    device: torch.device,
+) -> None:
+    """Train on `batch`, our share of the global batch, and advance `state` by one step.
+
+    A batch in `config.accumulate` parts gives the gradient of the whole batch. A step whose loss
+    or gradient is not finite changes no weight: the flag reaches a fused optimiser on the device.
+    """
+    optimizer = state.optimizer
+    state.model.train()
+    optimizer.zero_grad(set_to_none=True)  # not at the end: who wants to see the gradient may
+    total_loss = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device)
+    share = config.batch_size / world.size  # of which the gradient is averaged over the world
+    for number, part in enumerate(batch.split(config.accumulate)):
+        reseed(seed, "model", state.step, world.rank, number)
+        is_last = number == config.accumulate - 1
+        with contextlib.nullcontext() if is_last else without_averaging(state.forward):
+            with autocast(device, config.precision):
+                logits = state.forward(part.images, part.mask)
+            losses = loss(logits, part)
+            (losses.sum() / share).backward()  # type: ignore[no-untyped-call]
+        total_loss += losses.detach().sum()
+        own, _ = by_head(logits)
+        correct += (own.argmax(dim=-1) == part.labels).sum()
+
+    limit = clip_norm or math.inf
+    norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit))
+    one = torch.ones((), device=device)
+    sums = world.sum(as_tensor(total_loss, correct, one * len(batch.labels)))
+    is_bad = ~(norm.isfinite() & sums[0].isfinite())
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not is_bad:  # asks the device: an optimiser that knows no found_inf
+        optimizer.step()
+    if state.ema is not None:
+        state.ema.update(state.model, state.step)
+
+    travelled = torch.cat([sums, as_tensor(norm, one)])
+    state.odometer += travelled.where(~is_bad, 0.0)
+    _count_bad(state, is_bad)
+    state.step += 1
+
+
+def _count_bad(state: TrainState, is_bad: torch.Tensor) -> None:
+    """Count non-finite steps on the device: in a row, most in a row, in all, number of the last."""
+    in_row, most, total, last = state.bad.unbind()
+    in_row = (in_row + 1) * is_bad
+    last = torch.where(is_bad, state.step, last)
+    state.bad = torch.stack([in_row, torch.maximum(most, in_row), total + is_bad, last])

@@ -1,0 +1,257 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from fractions import Fraction
+
+from vit.artifacts import checkpoint
+from vit.data.loader import EvalLoader
+from vit.data.types import Batch
+from vit.errors import DataError, DivergedError, InterruptedRun, PrunedRun
+from vit.inference.load import load_trained
+from vit.inference.predict import Predictions, predict
+from vit.model.vit import VisionTransformer
+from vit.runtime import console
+from vit.runtime.dist import Agreement, is_sharded
+from vit.training.clock import Clock, due
+from vit.training.components import Components
+from vit.training.curriculum import Curriculum
+from vit.training.reporter import NonFinite, Reporter
+from vit.training.state import Best, to_checkpoint
+from vit.training.step import train_step
+
+START_AGAIN = "start again with a lower optim.lr, optim.clip_norm=1.0 or trainer.precision=fp32"
+
+
+class Trainer:
+    """Trains `parts.state` to the end of `parts.plan`, wherever it starts."""
+
+    def __init__(self, parts: Components) -> None:
+        self.parts = parts
+        self.state = parts.state
+        self.clock = Clock(parts.device, parts.state.seconds)
+        self.curriculum = Curriculum(parts.config, parts.plan, parts.state.model)
+        self.reporter = Reporter(parts, self.clock, self.curriculum)
+        self.compiling = parts.config.trainer.compile
+        self.agreement = Agreement(parts.world)
+        self.shown: Predictions | None = None  # on validation, still to be drawn
+
+    def fit(self) -> dict[str, float]:
+        """Train, then evaluate the selected weights on the test set.
+
+        Returns:
+            `val_*` and `test_*` scores of the final weights, as far as there are such splits.
+
+        Raises:
+            InterruptedRun: a signal came; the state was saved.
+            DataError: a damaged image, or a worker that failed; the state was saved.
+            DivergedError: too many steps in a row, or most of all, or final scores were not finite.
+        """
+        self.parts.stop.defer()
+        with contextlib.closing(self.reporter):
+            try:
+                return self._train()
+            except InterruptedRun:
+                self._save()
+                self.parts.world.wait()  # the first to leave would end those that still write
+                raise
+            except DataError as error:
+                nothing_done = self.state.step == 0 and self.parts.stop.signum is None
+                if nothing_done or self.parts.world.size > 1:
+                    raise
+                self._save()
+                self._stop_if_signalled()  # a signal to all processes ends the workers too
+                raise DataError(f"{error}; {self._saved_here()}") from None
+
+    def _train(self) -> dict[str, float]:
+        parts, plan, state = self.parts, self.parts.plan, self.state
+        self.reporter.first_batch()
+        cut_short = self._evaluation_is_due()  # a signal came in it: the step itself was saved
+        if not cut_short:
+            self._maybe_prune()  # a kill may have come before the answer
+        while cut_short or not self._finished():
+            if not cut_short:
+                lr = parts.lr(state.step)
+                batch = self.curriculum(parts.train.batch_at(state.step), state.step)
+                self._step(batch, lr)
+                if self._due(plan.log_every):
+                    self._log(lr)
+            cut_short = False
+            is_epoch = self._due(plan.steps_per_epoch)
+            if evaluates := self._evaluation_is_due():
+                self._evaluate()
+            if is_epoch or evaluates:
+                self.reporter.epoch_line(is_end=is_epoch)
+            if self._due(plan.save_every):
+                self._save()
+            if evaluates:
+                self._show()  # after what must not be lost
+                self._maybe_prune()
+            self._stop_if_signalled()
+        return self._final_scores()
+
+    def _finished(self) -> bool:
+        patience = self.parts.config.trainer.early_stop
+        stale = patience is not None and self.state.stale >= patience
+        return stale or self.state.step >= self.parts.plan.steps
+
+    def _due(self, every: Fraction) -> bool:
+        """Due at its own cadence and at the end."""
+        return due(self.state.step, every) or self.state.step == self.parts.plan.steps
+
+    def _evaluation_is_due(self) -> bool:
+        state = self.state
+        due_now = state.evaluated_at < state.step and self._due(self.parts.plan.eval_every)
+        return due_now and self.parts.val is not None
+
+    def _step(self, batch: Batch, lr: float) -> None:
+        parts, state, config = self.parts, self.state, self.parts.config
+        self.reporter.open_bar()
+        # The first call compiles, which is no training time.
+        with self.clock.paused() if self.compiling else contextlib.nullcontext():
+            train_step(
+                state, batch, lr, seed=config.seed, world=parts.world,
+                config=config.trainer, loss=parts.loss, clip_norm=config.optim.clip_norm,
+                device=parts.device,
+            )  # fmt: skip
+        if not self.compiling:
+            state.images += config.trainer.batch_size
+        self.compiling = False
+        self.reporter.bar.advance(config.trainer.batch_size)
+
+    def _log(self, lr: float) -> None:
+        """Write down how training goes, and judge it."""
+        self._share_corrupt()
+        found = self.reporter.log(lr)
+        if found.most >= self.parts.config.trainer.max_bad_steps:
+            raise DivergedError(self._diverged(found))
+
+    def _diverged(self, found: NonFinite) -> str:
+        train = self.parts.train
+        ids = [train.names[i] for i in train.indices_at(found.last)[:8]]
+        return (
+            f"{found.most} steps in a row without a finite loss and gradient, the last of them "
+            f"step {found.last} (lr {self.parts.lr(found.last):g}, mean norm of the finite "
+            f"gradients before {found.grad_norm:g}, images {', '.join(ids)}, ...); {START_AGAIN}"
+        )
+
+    def _evaluate(self) -> None:
+        """Score the selected weights on validation and keep them if they are the best so far.
+
+        What is not finite is never the best.
+        """
+        parts, state = self.parts, self.state
+        assert parts.val is not None
+        with self.clock.paused():
+            predictions = self._predict(state.selected, parts.val)
+            scores = predictions.scores()
+            is_finite = math.isfinite(scores["loss"]) and state.is_finite()
+            if is_finite and (
+                state.best is None or state.best.beaten_by(scores["top1"], scores["loss"])
+            ):
+                epoch = float(parts.plan.epoch_at(state.step))
+                state.best = Best(**scores, step=state.step, epoch=epoch)
+                state.stale = 0
+                self._save_best()
+            else:
+                state.stale += 1
+            state.evaluated_at = state.step
+            self.reporter.evaluated(scores)
+        shows = parts.world.leads and is_finite and not is_sharded(state.model)
+        self.shown = predictions if shows else None
+
+    def _show(self) -> None:
+        if self.shown is not None:
+            self.reporter.pictures(self.shown, is_last=self._finished())
+            self.shown = None
+
+    def _maybe_prune(self) -> None:
+        """End the run if the search that it is part of wants that."""
+        parts, state = self.parts, self.state
+        if state.evaluated_at != state.step or state.best is None or self._finished():
+            return
+        if parts.should_prune(float(parts.plan.epoch_at(state.step)), state.best.top1):
+            self._save()
+            raise PrunedRun(f"pruned and {self._saved_here()}")
+
+    def _predict(self, model: VisionTransformer, loader: EvalLoader) -> Predictions:
+        precision = self.parts.config.trainer.precision
+        predictions = predict(model, loader, self.parts.device, precision, self._stop_if_signalled)
+        self.reporter.warn_corrupt(loader.bad, "left out of the scores")
+        return predictions
+
+    def _share_corrupt(self) -> None:
+        """Every process knows the damaged images that any of them met."""
+        bad = self.parts.train.bad
+        for reasons in self.parts.world.gather(bad.reasons):
+            bad.note(reasons)
+
+    def _save_best(self) -> None:
+        parts = self.parts
+        content = to_checkpoint(self.state, parts.config, parts.classes, parts.images, None)
+        if parts.world.leads:
+            checkpoint.save(parts.run.best, content)
+
+    def _save(self) -> None:
+        """Write a checkpoint that the run can go on from."""
+        parts, state = self.parts, self.state
+        state.seconds = self.clock.seconds
+        self._share_corrupt()
+        with self.clock.paused():
+            if not state.is_finite():
+                raise DivergedError(
+                    f"weights are not finite at step {state.step}, and no checkpoint of them is "
+                    f"written; {START_AGAIN}"
+                )
+            metrics_bytes, metrics_digest = parts.logger.durable()
+            training = {
+                **state.state_dict(),
+                "metrics_bytes": metrics_bytes,
+                "metrics_digest": metrics_digest,
+                "environment": parts.fingerprint,
+                "bad_images": parts.train.bad.reasons,
+            }
+            content = to_checkpoint(state, parts.config, parts.classes, parts.images, training)
+            if parts.world.leads:
+                checkpoint.save(parts.run.step_file(state.step), content)
+                parts.run.prune(parts.config.trainer.keep)
+
+    def _stop_if_signalled(self) -> None:
+        """Stop where a signal came, to any of the processes."""
+        signum = self.agreement.largest(self.parts.stop.signum or 0)
+        if signum:
+            raise InterruptedRun(signum, f"interrupted and {self._saved_here()}")
+
+    def _saved_here(self) -> str:
+        return (
+            f"saved at step {self.state.step}; go on with `vit-train resume={self.parts.run.path}`"
+        )
+
+    def _final_scores(self) -> dict[str, float]:
+        """Scores of the best weights (without validation: the last) on val and test."""
+        state, parts = self.state, self.parts
+        scores: dict[str, float] = {}
+        if state.best is not None:
+            best = state.best
+            scores = {"val_loss": best.loss, "val_top1": best.top1, "val_top5": best.top5}
+        elif parts.val is not None:
+            scores = {"val_loss": math.nan}
+        self._check_finished(scores)
+        state.seconds = self.clock.seconds
+        if parts.test is not None:
+            parts.world.wait()  # until the best checkpoint is written
+            trained = load_trained(parts.run.path, parts.device, console.warn)
+            test = self._predict(trained.model, parts.test).scores()
+            epoch = float(parts.plan.epoch_at(state.step))
+            parts.logger.log("test", state.step, {"epoch": epoch, **test})
+            scores |= {f"test_{key}": value for key, value in test.items()}
+            self._check_finished(scores)
+        self.reporter.final(scores)
+        return scores
+
+    def _check_finished(self, scores: dict[str, float]) -> None:
+        why = self.state.diverged(scores)
+        if why is not None:
+            raise DivergedError(f"the run ended, but {why}; {START_AGAIN}")
