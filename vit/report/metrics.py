@@ -5,7 +5,6 @@ Legend: N images, K classes, R resamples. Everything is computed in float64.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ EXACT_BELOW = 25
 """Images on which two models differ: of fewer, McNemar's test is computed exactly."""
 SIGNIFICANT = 0.05
 """A p-value below it counts as evidence."""
-_Z = 1.959963984540054  # 97.5 % of the standard normal distribution
 _ROWS = 2048
 _COLDEST, _HOTTEST = 0.05, 20.0
 
@@ -98,11 +96,10 @@ def judge(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> J
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
     """The 95 % score interval of a share `hits / count` (Wilson 1927), `count` at least 1."""
-    share, z2 = hits / count, _Z**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    spread = np.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) * _Z / (1 + z2 / count)
-    low = 0.0 if hits == 0 else float(centre - spread)
-    return low, 1.0 if hits == count else float(centre + spread)
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(first: int, second: int) -> tuple[float, str]:
@@ -115,12 +112,13 @@ def mcnemar(first: int, second: int) -> tuple[float, str]:
         The two-sided p-value, and how it was computed: `exact`, from the binomial distribution, or
         `chi-square`, of one degree of freedom with Edwards' continuity correction (1948).
     """
+    from scipy.stats import binomtest, chi2
+
     count = first + second
     if count < EXACT_BELOW:
-        tail = sum(math.comb(count, k) for k in range(min(first, second) + 1))
-        return min(1.0, 2 * tail / 2**count), "exact"
+        return float(binomtest(first, count).pvalue) if count else 1.0, "exact"
     statistic = max(abs(first - second) - 1, 0) ** 2 / count
-    return math.erfc(math.sqrt(statistic / 2)), "chi-square"
+    return float(chi2.sf(statistic, 1)), "chi-square"
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> Bins:
@@ -187,8 +185,7 @@ def all_scores(
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature that minimises the mean cross-entropy (Guo et al. 2017, section 4.2).
 
-    The loss is convex in the inverse temperature, so the root of its slope is bracketed and found
-    by Newton's method.
+    The loss is convex in the inverse temperature: its slope has one root (Brent's method).
 
     Args:
         logits: (N, K) of images that the model was not trained on.
@@ -198,32 +195,23 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
         In (0.05, 20), to ten digits; None where no such temperature is the best: every image is
         right, or the logits say nothing.
     """
+    from scipy.optimize import brentq
+
     low, high = 1 / _HOTTEST, 1 / _COLDEST
-    if _slope(logits, labels, low)[0] >= 0 or _slope(logits, labels, high)[0] <= 0:
+    if _slope(low, logits, labels) >= 0 or _slope(high, logits, labels) <= 0:
         return None
-    inverse = 1.0
-    for _ in range(60):
-        slope, curvature = _slope(logits, labels, inverse)
-        low, high = (inverse, high) if slope < 0 else (low, inverse)
-        step = inverse - slope / curvature if curvature > 0 else low
-        following = step if low < step < high else (low + high) / 2
-        if abs(following - inverse) <= 1e-10 * inverse:
-            break
-        inverse = following
-    return float(1 / inverse)
+    return 1 / float(brentq(_slope, low, high, (logits, labels), rtol=1e-12))
 
 
-def _slope(logits: np.ndarray, labels: np.ndarray, inverse: float) -> tuple[float, float]:
-    """First and second derivative of the mean cross-entropy by the inverse temperature."""
-    first = second = 0.0
+def _slope(inverse: float, logits: np.ndarray, labels: np.ndarray) -> float:
+    """The derivative of the mean cross-entropy by the inverse temperature."""
+    total = 0.0
     for centred, there in _rows(logits, labels, 1.0):
         weights = np.exp(inverse * centred)
         weights /= weights.sum(axis=1, keepdims=True)
         mean = np.einsum("ik,ik->i", weights, centred)
-        square = np.einsum("ik,ik,ik->i", weights, centred, centred)
-        first += float((mean - centred[np.arange(len(there)), there]).sum())
-        second += float((square - mean**2).sum())
-    return first / len(labels), second / len(labels)
+        total += float((mean - centred[np.arange(len(there)), there]).sum())
+    return total / len(labels)
 
 
 def _rows(
