@@ -27,13 +27,13 @@ from torch import Tensor
 from vit.config.schema import AugmentConfig, DataConfig
 from vit.config.validate import config_dir, load_yaml
 from vit.data.loader import TrainLoader
-from vit.data.reading.cache import CachedImages, Recipe
+from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.reader import Reader
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet, FileImages
 from vit.runtime.dist import World
-from vit.runtime.memory import keep_memory
+from vit.runtime.memory import retain_freed_memory
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 BATCH = 64
@@ -119,7 +119,9 @@ def writing(photos: Path, kind: str, scratch: Path, repetitions: int) -> Measure
     measured = Measured("photos to the cache, once", f"ours, {kind}", "images/s")
     for number in range(repetitions):
         start = time.perf_counter()
-        CachedImages(images, scratch / f"{kind}{number}", Recipe(kind, 256, 3), WorkerPool(0, 60.0))
+        CachedImages(
+            images, scratch / f"{kind}{number}", CacheSpec(kind, 256, 3), WorkerPool(0, 60.0)
+        )
         measured.values.append(len(images.names) / (time.perf_counter() - start))
     return measured
 
@@ -136,7 +138,7 @@ def data_config(folder: Path, size: int, **changes: Any) -> DataConfig:
 
 def ours(folder: Path, size: int, policy: str, scratch: Path, **changes: Any) -> Iterator[Tensor]:
     """Our loader, from the files."""
-    keep_memory()
+    retain_freed_memory()
     data = data_config(folder, size, **changes)
     light = load_yaml((config_dir() / "augment/_base.yaml").read_text(), "augment")
     augment = AugmentConfig(**{
@@ -145,7 +147,7 @@ def ours(folder: Path, size: int, policy: str, scratch: Path, **changes: Any) ->
     })  # fmt: skip
     reader = Reader.of(data, 16, torch.device("cpu"))
     listed = load_data_set(data)
-    listed = reader.keeping(DataSet(listed.classes, {"train": listed.splits["train"]}), data)
+    listed = reader.with_cache(DataSet(listed.classes, {"train": listed.splits["train"]}), data)
     loader = TrainLoader(
         listed.splits["train"], len(listed.classes), BATCH, augment, "none", 0, reader, World()
     )

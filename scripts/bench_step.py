@@ -33,7 +33,7 @@ from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer
 from vit.runtime.device import autocast, has_fast_bf16, select_device, synchronize
 from vit.runtime.dist import World
-from vit.runtime.memory import keep_memory
+from vit.runtime.memory import retain_freed_memory
 from vit.training.loss import Loss
 from vit.training.state import TrainState, flops_per_image
 from vit.training.step import train_step
@@ -194,7 +194,7 @@ def ours(
     labels: torch.Tensor, checkpointed: bool = False,
 ) -> Step:  # fmt: skip
     """Our own train step, with its counters, clipping and guard against bad gradients."""
-    keep_memory()
+    retain_freed_memory()
     trainer = load_yaml((config_dir() / "trainer/default.yaml").read_text(), "trainer")
     config = TrainerConfig(**{**trainer, "batch_size": shape.batch, "precision": precision})
     optim = load_yaml((config_dir() / "optim/_base.yaml").read_text(), "optim")

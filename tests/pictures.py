@@ -15,7 +15,7 @@ from PIL import Image
 from vit.config.schema import AugmentConfig, DataConfig
 from vit.config.validate import config_dir
 from vit.data.reading.reader import Normalise, Reader, decode_all
-from vit.data.reading.transform import View
+from vit.data.reading.transform import Transform
 from vit.data.reading.workers import WorkerPool
 from vit.data.types import ArrayImages, Samples
 
@@ -52,8 +52,8 @@ def reader(
 ) -> Reader:  # fmt: skip
     """A reader of images as `size` (height, width)."""
     normalise = Normalise([0.5, 0.4, 0.3][:channels], [0.2, 0.3, 0.4][:channels], CPU)
-    view = View(*size, channels, center_crop)
-    return Reader(view, normalise, CPU, held, WorkerPool(workers, timeout), bad_images)
+    transform = Transform(*size, channels, center_crop)
+    return Reader(transform, normalise, CPU, held, WorkerPool(workers, timeout), bad_images)
 
 
 def array_samples(n: int, size: tuple[int, int] = (8, 8), classes: int = 3) -> Samples:
@@ -67,7 +67,7 @@ def pixels_of(samples: Samples, size: tuple[int, int] = (16, 16), channels: int 
     """All pixels of a split, uint8 (N, channels, height, width); its files are all good."""
     if isinstance(samples.images, ArrayImages):
         return np.asarray(samples.images.pixels[samples.index])
-    pixels, bad = decode_all(samples, View(*size, channels), WorkerPool(0, 60))
+    pixels, bad = decode_all(samples, Transform(*size, channels), WorkerPool(0, 60))
     assert bad == {}
     return pixels
 

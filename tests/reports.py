@@ -27,7 +27,7 @@ def made_up(
     logits = rng.standard_normal((n, classes)).astype(np.float32)
     logits[np.arange(n), labels] += np.where(rng.random(n) < right, 9, 0)
     predicted = logits.argmax(axis=1)
-    judged = metrics.judge(logits, labels)
+    judged = metrics.probability_scores(logits, labels)
     top = np.argpartition(-logits, 1, axis=1)[:, :2] if classes > 2 else np.zeros((n, 2), int)
     top[:, 0] = predicted
     names = [name(k) for k in range(classes)]

@@ -24,7 +24,7 @@ from vit.inference.explain import attention_distance, patch_filters, position_si
 from vit.model.positions import POSITIONS
 from vit.model.vit import VisionTransformer
 from vit.report.drawing import LABELLED, confusion_picture, similarity_picture
-from vit.training.monitor import SHARE, Album, in_turn
+from vit.training.monitor import SHARE, TensorBoardPictures, in_turn
 
 
 def model(**knobs: Any) -> VisionTransformer:
@@ -118,7 +118,7 @@ def test_a_similarity_picture_has_a_tile_for_each_patch():
 
 
 def test_pictures_take_their_share_of_the_time():
-    album = Album.__new__(Album)
+    album = TensorBoardPictures.__new__(TensorBoardPictures)
     album.seconds = album.last = 0.0
     assert album.is_due(0.0)
     album.seconds, album.last = 0.5, 0.2

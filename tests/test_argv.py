@@ -9,8 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vit.cli.argv import PATH_KEYS, prepare, safe_name, value_of
+from vit.cli.argv import PATH_KEYS, prepare, safe_name, split
 from vit.cli.front import is_sweep, sweep_folder
+from vit.cli.overrides import Overrides
 from vit.errors import ConfigError
 
 GROUPS = ["data", "model", "trainer", "experiment"]
@@ -85,7 +86,7 @@ def test_a_path_that_only_begins_like_a_quote_or_a_list(path):
 
 
 def test_a_folder_with_an_equals_sign_stays_with_its_option():
-    assert prepare(["--config-dir", "./my=configs"], GROUPS) == ["--config-dir", "./my=configs"]
+    assert split(["--config-dir", "./my=configs"]) == (["--config-dir", "./my=configs"], [])
 
 
 @pytest.mark.parametrize("value", ["a=b", "(1)", "it's", "1e-3", "[1,2]", "{a:1}", "1,2"])
@@ -120,10 +121,11 @@ def test_groups_are_left_alone(group, sign):
 
 
 @pytest.mark.parametrize(
-    "argument", ["hydra.verbose=true", "hydra/launcher=basic", "model@other=small", "~optim.lr"]
+    "argument", ["hydra.verbose=true", "hydra/launcher=basic", "model@other=small"]
 )
 def test_hydras_own_words_are_left_alone(argument):
     assert prepare([argument], GROUPS) == [argument]
+    assert split(["~optim.lr"]) == (["~optim.lr"], [])
 
 
 def test_unknown_keys_reach_the_checks():
@@ -133,15 +135,15 @@ def test_unknown_keys_reach_the_checks():
 @pytest.mark.parametrize("flag", ["--epochs", "--epochs=10", "-x", "--lr", "-mm", "--Help"])
 def test_an_option_that_does_not_exist_is_refused(flag):
     with pytest.raises(ConfigError, match=r"is no option.*key=value.*--help") as raised:
-        prepare(["model=small", flag, "10"], GROUPS)
+        split(["model=small", flag, "10"])
     assert str(raised.value).startswith(flag)
 
 
 @pytest.mark.parametrize(
     "flags", [["-m"], ["--multirun"], ["--cfg", "job"], ["--config-dir", "mine"], ["-cd=mine"]]
 )
-def test_hydras_options_come_first_and_unchanged(flags):
-    assert prepare(["seed=1", *flags, "model=small"], GROUPS) == [*flags, "++seed=1", "model=small"]
+def test_hydras_options_are_told_from_overrides(flags):
+    assert split(["seed=1", *flags, "model=small"]) == (flags, ["seed=1", "model=small"])
 
 
 def test_prepared_arguments_parse_in_one_piece():
@@ -151,9 +153,26 @@ def test_prepared_arguments_parse_in_one_piece():
 
 
 def test_the_last_value_counts():
-    assert value_of(["name=a", "++name='b c'", "names=d"], "name") == "b c"
-    assert value_of(["outputs=a=b"], "outputs") == "a=b"
-    assert value_of(["-m", "name"], "name") is None
+    lines = ["name=a", "++name='b c'", "names=d", "outputs='a=b'", "images=[a,'b c']"]
+    overrides = Overrides(lines)
+    assert overrides.text("name") == "b c"
+    assert overrides.text("outputs") == "a=b"
+    assert overrides.text("images") == "[a,'b c']"
+    assert overrides.text("nam") is None
+    assert overrides.keys == {"name", "names", "outputs", "images"}
+    assert overrides.typed()["name"] == "'b c'"
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"),
+    [
+        ("model=small", ["small"]), ("model=tiny,'a/b',7", ["tiny", "a/b", "7"]),
+        ("model=7", ["7"]), ("model=null", ["null"]), ("model=glob(*)", []), ("model=[a,b]", []),
+        ("model=~/my models", ["~/my models"]), ("model=./x(1)", ["./x(1)"]), ("data=x", []),
+    ],
+)  # fmt: skip
+def test_which_options_of_a_group_are_picked(argument, options):
+    assert Overrides(prepare([argument], GROUPS)).choices("model") == options
 
 
 # Names
@@ -194,33 +213,37 @@ def test_a_safe_name_stays(name):
 
 # Sweeps
 
-SWEEP = ["-m", "optim.lr=1e-3,2e-3", "model.depth=2,4"]
+SWEEP = ["optim.lr=1e-3,2e-3", "model.depth=2,4"]
+
+
+def folder_of(*lines):
+    return sweep_folder(Overrides(prepare([*lines], GROUPS)))
 
 
 def test_a_sweep_is_found_again():
-    folder = sweep_folder(prepare(SWEEP, GROUPS))
+    folder = folder_of(*SWEEP)
     assert folder.parent == Path("outputs")
     assert re.fullmatch(r"sweep-[0-9a-f]{8}", folder.name)
-    assert sweep_folder(prepare(["--multirun", *reversed(SWEEP[1:])], GROUPS)) == folder
-    assert sweep_folder(prepare([*SWEEP, "seed=1"], GROUPS)) != folder
+    assert folder_of(*reversed(SWEEP)) == folder
+    assert folder_of(*SWEEP, "seed=1") != folder
 
 
 def test_the_folder_of_a_sweep_never_changes():
     # A change would make every unfinished sweep start again.
-    assert sweep_folder(["-m", "++a=1,2"]).name == "sweep-9d2bac66"
+    assert sweep_folder(Overrides(["++a=1,2"])).name == "sweep-9d2bac66"
 
 
 def test_a_named_sweep_lies_under_its_name():
-    named = prepare([*SWEEP, "name=mine", "outputs=~/my runs"], GROUPS)
-    assert sweep_folder(named) == Path("~/my runs/mine").expanduser()
+    named = folder_of(*SWEEP, "name=mine", "outputs=~/my runs")
+    assert named == Path("~/my runs/mine").expanduser()
 
 
 def test_a_sweep_without_a_name_is_not_called_null():
-    assert sweep_folder(prepare([*SWEEP, "name=null"], GROUPS)).name.startswith("sweep-")
+    assert folder_of(*SWEEP, "name=null").name.startswith("sweep-")
 
 
 def test_the_folder_of_a_sweep_is_the_one_that_was_typed():
-    assert sweep_folder(prepare([*SWEEP, "outputs=it's"], GROUPS)).parent == Path("it's")
+    assert folder_of(*SWEEP, "outputs=it's").parent == Path("it's")
 
 
 @pytest.mark.parametrize(
@@ -229,4 +252,5 @@ def test_the_folder_of_a_sweep_is_the_one_that_was_typed():
      (["sweep=null"], False), (["a=-m"], False), ([], False)],
 )  # fmt: skip
 def test_what_is_a_sweep(argv, expected):
-    assert is_sweep(argv) == expected
+    flags, lines = split(argv)
+    assert is_sweep(flags, Overrides(lines)) == expected

@@ -194,13 +194,15 @@ def test_switching_one_ingredient_leaves_the_others(change, own):
 
 def test_random_crops_are_drawn_from_a_stream_of_their_own():
     resized = replace(EVERYTHING, crop="resized")
-    lots = draw_crops(resized, 32, 3, 5)
-    assert lots.shape == (32, CROP_TRIES, 4)
-    assert ((lots >= 0) & (lots < 1)).all()
-    assert len(np.unique(lots)) == lots.size
-    np.testing.assert_array_equal(draw_crops(replace(NOTHING, crop="resized"), 32, 3, 5), lots)
+    crop_uniforms = draw_crops(resized, 32, 3, 5)
+    assert crop_uniforms.shape == (32, CROP_TRIES, 4)
+    assert ((crop_uniforms >= 0) & (crop_uniforms < 1)).all()
+    assert len(np.unique(crop_uniforms)) == crop_uniforms.size
+    np.testing.assert_array_equal(
+        draw_crops(replace(NOTHING, crop="resized"), 32, 3, 5), crop_uniforms
+    )
     for other in (draw_crops(resized, 32, 3, 6), draw_crops(resized, 32, 4, 5)):
-        assert not (other == lots).any()
+        assert not (other == crop_uniforms).any()
 
 
 def test_cutmix_boxes_do_not_depend_on_mixup():

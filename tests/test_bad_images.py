@@ -31,7 +31,7 @@ from PIL import Image
 
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reading.decode import decode, reason
-from vit.data.reading.reader import BadImages, verify
+from vit.data.reading.reader import CorruptImages, verify
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources import folder
 from vit.data.types import Samples
@@ -199,7 +199,7 @@ def test_streamed_images_are_named_batch_by_batch(tmp_path):
 
 
 def test_at_most_ten_are_named():
-    bad = BadImages([f"image {i}" for i in range(99)], None)
+    bad = CorruptImages([f"image {i}" for i in range(99)], None)
     with pytest.raises(DataError, match=r"^13 of 99.*image 9 \(why\) and 3 more$"):
         bad.note(dict.fromkeys(range(13), "why"))
 
@@ -224,9 +224,9 @@ def test_skipped_images_are_replaced_by_the_next_good_ones(tmp_path, crop, worke
             assert torch.equal(getattr(a, name), getattr(c, name)), name
     pool.stop()
     for load in (held, streamed):  # each is counted once, however often it came
-        assert list(load.bad.named()) == [samples.names[i] for i in BAD]
-        assert list(load.bad.news()) == [samples.names[i] for i in BAD]
-        assert load.bad.news() == {}
+        assert list(load.corrupt.named()) == [samples.names[i] for i in BAD]
+        assert list(load.corrupt.news()) == [samples.names[i] for i in BAD]
+        assert load.corrupt.news() == {}
 
 
 def test_more_than_allowed_end_the_run(tmp_path):
@@ -243,9 +243,9 @@ def test_more_than_allowed_end_the_run(tmp_path):
 
 
 def test_saved_reasons_count_after_a_resume():
-    bad = BadImages([str(i) for i in range(10)], 2)
+    bad = CorruptImages([str(i) for i in range(10)], 2)
     bad.note({3: "empty", 4: "torn"})
-    again = BadImages(bad.names, 2)
+    again = CorruptImages(bad.names, 2)
     again.note(bad.reasons)
     again.note({4: "torn"})
     assert again.named() == {"3": "empty", "4": "torn"}
@@ -267,7 +267,7 @@ def test_evaluation_leaves_them_out(tmp_path, batch_size):
         assert found.index.tolist() == good.tolist()
         assert found.labels.tolist() == samples.labels[good].tolist()
         np.testing.assert_allclose(found.losses, alone.losses, rtol=1e-4, atol=1e-5)
-        assert list(load.bad.named()) == [samples.names[i] for i in BAD]
+        assert list(load.corrupt.named()) == [samples.names[i] for i in BAD]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

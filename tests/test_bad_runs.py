@@ -13,7 +13,7 @@ from kill_resume import differences, metrics
 from pictures import data_config, noise, save
 
 from vit.artifacts.run_dir import RunDir
-from vit.data.sampler import Order
+from vit.data.sampler import Sampler
 from vit.data.sources.registry import load_data_set
 
 ARGS = [
@@ -44,7 +44,7 @@ def splits(photos: Path):
 
 def test_stopped_by_a_damaged_image_a_mended_run_equals_an_unbroken_one(photos, tmp_path):
     train = splits(photos)["train"]
-    victim = Order(train.labels, 0, balanced=False).positions(3 * 8, 4 * 8)[2]  # of step 3
+    victim = Sampler(train.labels, 0, balanced=False).positions(3 * 8, 4 * 8)[2]  # of step 3
     name = train.names[victim]
     whole = (photos / name).read_bytes()
     unbroken = run("train", *ARGS, "name=unbroken", cwd=tmp_path)

@@ -18,9 +18,9 @@ from PIL import Image
 
 from vit.data.loader import TrainLoader
 from vit.data.reading import cache
-from vit.data.reading.cache import CachedImages, Recipe
+from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.decode import decode, reason
-from vit.data.reading.transform import View, resize
+from vit.data.reading.transform import Transform, resize
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources.folder import load
 from vit.data.types import DataSet
@@ -61,7 +61,7 @@ def images_of(root):
 
 
 def kept(root, folder, kind="uint8", size=32, pool=ALONE, report=warnings.warn):
-    return CachedImages(images_of(root), folder, Recipe(kind, size, 3), pool, report)
+    return CachedImages(images_of(root), folder, CacheSpec(kind, size, 3), pool, report)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "jpeg"])
@@ -86,11 +86,11 @@ def test_an_image_is_kept_as_it_would_be_resized(photos, tmp_path, kind):
 
 def test_evaluation_sees_the_same_pixels_as_without(photos, tmp_path):
     """Resize 32, crop 28: what is kept is already resized."""
-    images, view = kept(photos, tmp_path / "cache"), View(28, 28, 3, 0.875)
+    images, transform = kept(photos, tmp_path / "cache"), Transform(28, 28, 3, 0.875)
     for i, name in enumerate(images.names):
         if name != "a/1.jpg":
-            direct = view.render(decode(images.path(i), 3))
-            assert np.array_equal(view.render(images.source(i).open()), direct), name
+            direct = transform.render(decode(images.path(i), 3))
+            assert np.array_equal(transform.render(images.source(i).open()), direct), name
 
 
 def test_workers_make_the_same_and_nothing_is_made_twice(photos, tmp_path, monkeypatch):
@@ -108,13 +108,13 @@ def test_workers_make_the_same_and_nothing_is_made_twice(photos, tmp_path, monke
     assert [f.stat().st_mtime_ns for f in one] == times
 
 
-@pytest.mark.parametrize("change", ["content", "time", "name", "recipe"])
+@pytest.mark.parametrize("change", ["content", "time", "name", "spec"])
 def test_only_what_changed_is_made_anew(photos, tmp_path, monkeypatch, change):
     monkeypatch.setattr(cache, "_IMAGES", 6)
     before = kept(photos, tmp_path / "cache")
     shards = {str(before.source(i)) for i in range(12)}
     file = photos / "b" / "5.jpg"
-    recipe = {"size": 32}
+    spec = {"size": 32}
     if change == "content":
         save(file, noise(70, 50, seed=9))
     elif change == "time":
@@ -122,11 +122,11 @@ def test_only_what_changed_is_made_anew(photos, tmp_path, monkeypatch, change):
     elif change == "name":
         file.rename(file.with_name("6.jpg"))
     else:
-        recipe["size"] = 31
-    after = kept(photos, tmp_path / "cache", **recipe)
+        spec["size"] = 31
+    after = kept(photos, tmp_path / "cache", **spec)
     same = {str(after.source(i)) for i in range(12)} & shards
-    assert len(same) == (0 if change == "recipe" else 1)
-    expected = shortened(decode(after.path(11), 3), recipe["size"])
+    assert len(same) == (0 if change == "spec" else 1)
+    expected = shortened(decode(after.path(11), 3), spec["size"])
     assert np.array_equal(after.source(11).open(), expected)
 
 
@@ -150,7 +150,7 @@ def flip(content, bit):
 
 def damages(good):
     """A shard's content with single bits flipped, all over and in its checksum and index, cut
-    short, blank, and prolonged.
+    short, zero_padding, and prolonged.
     """
     rng, size = random.Random(0), len(good)
     bits = [*rng.sample(range(8 * size), 12), 0, 31, *range(8 * size - 32, 8 * size, 6)]
@@ -196,11 +196,11 @@ def test_what_is_lost_after_the_start_is_read_from_the_photos(photos, tmp_path, 
 def test_a_photo_that_is_gone_is_a_damaged_image_until_it_is_back(photos, tmp_path):
     """Gone before its shard is named, or after."""
     images, photo = images_of(photos), photos / "b" / "0.jpg"
-    recipe = Recipe("uint8", 32, 3)
-    expected = contents(CachedImages(images, tmp_path / "whole", recipe, ALONE))
-    shards = cache._shards(images, tmp_path / "late", recipe)
+    spec = CacheSpec("uint8", 32, 3)
+    expected = contents(CachedImages(images, tmp_path / "whole", spec, ALONE))
+    shards = cache._shards(images, tmp_path / "late", spec)
     photo.rename(tmp_path / "away")
-    early = CachedImages(images, tmp_path / "early", recipe, ALONE)
+    early = CachedImages(images, tmp_path / "early", spec, ALONE)
     (tmp_path / "late").mkdir()
     cache.make_shard(shards[0])
     (at,) = (i for i, found in enumerate(contents(early)) if found != expected[i])
@@ -208,7 +208,7 @@ def test_a_photo_that_is_gone_is_a_damaged_image_until_it_is_back(photos, tmp_pa
     assert contents(early)[at] == "No such file or directory"
     (tmp_path / "away").rename(photo)
     for folder in ("early", "late"):
-        assert contents(CachedImages(images, tmp_path / folder, recipe, ALONE)) == expected
+        assert contents(CachedImages(images, tmp_path / folder, spec, ALONE)) == expected
 
 
 def building(root, folder):
@@ -284,7 +284,7 @@ def test_batches_of_kept_images_are_held_or_streamed_alike(photos, tmp_path, kin
         )  # fmt: skip
         read = reader((28, 28), held=False, workers=workers)
         listed = load(config)
-        data = read.keeping(DataSet(listed.classes, listed.splits), config)
+        data = read.with_cache(DataSet(listed.classes, listed.splits), config)
         loader = TrainLoader(
             data.splits["train"], 2, 4, augmentation("light", crop="resized"), "none", 0, read,
             World(),
@@ -316,3 +316,9 @@ def test_a_run_from_the_cache_and_its_evaluation_agree(photos, tmp_path):
     )
     assert f"loss {tested['loss']:.4f}" in scored.stdout
     assert "data.memory: stream" not in done.stdout
+
+
+def test_caches_of_earlier_versions_are_found_again():
+    """A shard is named by this text: another one would make every cache anew."""
+    spec = CacheSpec("jpeg", 256, 3)
+    assert repr(spec) == "Recipe(kind='jpeg', size=256, channels=3, max_pixels=100000000)"

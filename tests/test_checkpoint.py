@@ -16,7 +16,7 @@ from vit.artifacts import checkpoint
 from vit.artifacts.checkpoint import BadCheckpointError
 from vit.artifacts.run_dir import RunDir
 from vit.config.model import ViTConfig
-from vit.config.resume import upgraded, upgraded_spec
+from vit.config.resume import migrate, migrate_spec
 from vit.errors import DiskFullError, NoCheckpointError
 from vit.runtime import files
 
@@ -46,16 +46,16 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert loaded.pop("format_version") == checkpoint.FORMAT_VERSION
     saved = content()
     assert flat(loaded) == flat(
-        {**saved, "config": upgraded(saved["config"]), "spec": upgraded_spec(saved["spec"])}
+        {**saved, "config": migrate(saved["config"]), "spec": migrate_spec(saved["spec"])}
     )
 
 
 def test_what_earlier_versions_left_out_of_a_spec_is_what_they_did() -> None:
     """Python's defaults of `ViTConfig` may change; what an old checkpoint means may not."""
     full = {**ViTConfig(dim=48, mlp_dim=96).plain(), "qk_norm": True}
-    assert upgraded_spec(full) == full
+    assert migrate_spec(full) == full
     first = {"dim": 48, "mlp_ratio": 2.0, "heads": 4}
-    assert upgraded_spec(first) == {
+    assert migrate_spec(first) == {
         "dim": 48, "mlp_dim": 96, "heads": 4, "registers": 0, "norm": "layernorm", "mlp": "gelu",
         "layer_scale": None, "qkv_bias": True, "qk_norm": False, "attention": "scaled_dot",
         "patch_dropout": 0.0, "zero_branches": False, "distillation_token": False,

@@ -22,7 +22,7 @@ from PIL import Image
 from vit.data.loader import EvalLoader
 from vit.data.reading.decode import decode
 from vit.data.reading.reader import Reader, decode_all
-from vit.data.reading.transform import View
+from vit.data.reading.transform import Transform
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources import folder
 from vit.data.sources.registry import load_data_set
@@ -45,7 +45,7 @@ def two_classes(root):
 
 def decoded(path, size, channels=3):
     """An image as evaluation sees it: (channels, size, size)."""
-    return View(size, size, channels).render(decode(str(path), channels))
+    return Transform(size, size, channels).render(decode(str(path), channels))
 
 
 def opened(config, split="train"):
@@ -201,7 +201,7 @@ def test_the_limit_is_a_setting(tmp_path, changes):
             tmp_path / "photos", max_pixels=most, cache_dir=str(tmp_path / "kept"), **changes
         )
         reader = Reader.of(config, 4, CPU)
-        data = reader.keeping(load_data_set(config), config)
+        data = reader.with_cache(load_data_set(config), config)
         try:
             loader = EvalLoader(data.splits["train"], 4, reader)
             limits[most] = len(loader.batch(0)[2])
@@ -212,7 +212,7 @@ def test_the_limit_is_a_setting(tmp_path, changes):
     assert limits[1600] == 4
 
 
-# Bad files
+# Corrupt files
 
 
 def bad_files(root):
@@ -266,7 +266,7 @@ def test_a_pool_gives_the_same_pixels(tmp_path, monkeypatch):
         results = {}
         for workers, pool in pools.items():
             listed = folder.load(folder_config(tmp_path)).splits["train"]
-            results[workers], damaged = decode_all(listed, View(16, 16, 3), pool)
+            results[workers], damaged = decode_all(listed, Transform(16, 16, 3), pool)
             assert damaged == {}
         assert pools[2]._pool is not None
         assert pools[0]._pool is None
@@ -274,7 +274,7 @@ def test_a_pool_gives_the_same_pixels(tmp_path, monkeypatch):
         np.testing.assert_array_equal(results[2], results[0])
         bad = bad_files(tmp_path / "b")
         listed = folder.load(folder_config(tmp_path)).splits["train"]
-        _, damaged = decode_all(listed, View(16, 16, 3), pools[2])
+        _, damaged = decode_all(listed, Transform(16, 16, 3), pools[2])
         assert {listed.names[i] for i in damaged} == {str(p.relative_to(tmp_path)) for p in bad}
     finally:
         pools[2].stop()
@@ -291,25 +291,25 @@ def nearest(box, factor):
 
 
 def test_a_large_jpeg_is_decoded_small(tmp_path):
-    """At 1/2, 1/4 or 1/8 where that is enough: nearly the same pixels; smaller ones exactly."""
-    view = View(32, 32, 3, 1.0, (0.3, 1.0))
+    """At 1/2, 1/4 or 1/8 where that is min_size: nearly the same pixels; smaller ones exactly."""
+    transform = Transform(32, 32, 3, 1.0, (0.3, 1.0))
     smooth = noise(40, 30).resize((1000, 750), Image.Resampling.BICUBIC)
     path = str(save(tmp_path / "large.jpg", smooth, quality=95))
-    lots = np.random.default_rng(0).random((10, 10, 4))
+    crop_uniforms = np.random.default_rng(0).random((10, 10, 4))
     size, whole = (750, 1000), decode(path, 3)
     assert whole.shape == (*size, 3)
-    for lot in [None, *lots]:
-        box = view.box(*size, lot)
-        small = decode(path, 3, lambda h, w, box=box: view.enough(h, w, box))
+    for lot in [None, *crop_uniforms]:
+        box = transform.box(*size, lot)
+        small = decode(path, 3, lambda h, w, box=box: transform.min_size(h, w, box))
         assert small.shape[0] < 750
         _, _, rows, columns = box or (0, 0, *size)
         factor = round(750 / small.shape[0])
         assert rows / factor >= 32 - 1
         assert columns / factor >= 32 - 1
-        a, b = view.render(small, box, size), view.render(whole, nearest(box, factor))
+        a, b = transform.render(small, box, size), transform.render(whole, nearest(box, factor))
         assert abs(a.astype(int) - b).mean() < 1.5
     exact = str(save(tmp_path / "exact.jpg", noise(60, 60), quality=95))
-    small = decode(exact, 3, lambda h, w: view.enough(h, w, None))
+    small = decode(exact, 3, lambda h, w: transform.min_size(h, w, None))
     assert np.array_equal(small, decode(exact, 3))
 
 

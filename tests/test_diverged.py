@@ -14,6 +14,7 @@ from stepping import batch, sgd_state, train, weights
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
 from vit.cli import train as train_command
+from vit.cli.overrides import Overrides
 from vit.errors import DivergedError
 from vit.training import trainer
 from vit.training.state import Best
@@ -37,7 +38,7 @@ def fit(folder: Path, *overrides: str, bad: range | tuple[int, ...] = ()) -> Run
     plain = composed(*TINY, "trainer.epochs=null", *overrides)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "train_step", spoiled)
-        train_command.train({**plain, "name": "run", "outputs": str(folder)}, list(overrides))
+        train_command.train({**plain, "name": "run", "outputs": str(folder)}, Overrides(overrides))
     return RunDir(folder / "run")
 
 
@@ -49,7 +50,7 @@ def failed(folder: Path, *overrides: str, words: str, bad: range | tuple[int, ..
     for again in (False, True):
         if again:
             with pytest.raises(DivergedError, match=words):
-                train_command.train({**composed(), "resume": str(run.path)}, [])
+                train_command.train({**composed(), "resume": str(run.path)}, Overrides([]))
         summary = run.read_summary()
         assert (summary["state"], summary["exit_code"]) == ("failed", 4)
         assert "lower optim.lr" in summary["error"]
@@ -115,11 +116,11 @@ def test_a_step_whose_loss_alone_is_not_finite_is_skipped():
         state.model.head.bias.copy_(torch.linspace(-1.7e38, 1.7e38, 7))
     before = weights(state.model)
     assert torch.equal(train(state, batch()), before)
-    assert state.bad.tolist() == [1, 1, 1, 0]
-    assert math.isnan(state.since("log", move=True)["loss"])
+    assert state.non_finite.counts.tolist() == [1, 1, 1, 0]
+    assert math.isnan(state.window_means("log", reset=True)["loss"])
     state.model.head.bias.data.zero_()
     train(state, batch(1))
-    assert math.isfinite(state.since("log", move=True)["loss"])
+    assert math.isfinite(state.window_means("log", reset=True)["loss"])
 
 
 def test_the_average_is_looked_at_too():

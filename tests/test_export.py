@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from vit.config.model import ViTConfig
-from vit.data.reading.transform import View
+from vit.data.reading.transform import Transform
 from vit.errors import ConfigError
 from vit.export.formats import FORMATS
 from vit.export.parity import BOUNDS
@@ -106,7 +106,7 @@ def test_timm_and_transformers_load_the_folder_as_it_is(model, precision, tmp_pa
     if source.preprocessing["channels"] == 3:
         photo = noise(60, 40)
         seen = prepared([photo], return_tensors="pt")["pixel_values"][0]
-        ours = torch.from_numpy(View(*SIZE, 3, 0.8).render(np.array(photo)))
+        ours = torch.from_numpy(Transform(*SIZE, 3, 0.8).render(np.array(photo)))
         theirs_again = seen * std[:, None, None] + mean[:, None, None]
         assert (255 * theirs_again - ours).abs().max() < 1.01
     normalised = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)

@@ -17,7 +17,7 @@ from vit.data.loader import EvalLoader
 from vit.errors import DataError, ExportError
 from vit.export import export
 from vit.export.formats import FORMATS
-from vit.export.parity import BOUNDS, Agreement, as_bytes, compare, milliseconds
+from vit.export.parity import BOUNDS, Parity, as_bytes, compare, milliseconds
 from vit.export.source import Source
 
 
@@ -39,11 +39,11 @@ def test_the_comparison_sees_every_image_once():
         sizes.append(len(images))
         return expected(source, images)
 
-    agreement, some = compare(source.model, answer, loader)
+    parity, some = compare(source.model, answer, loader)
     assert sizes == [64, 2, 4]
     assert some.shape == (64, *SIZE, 3)
-    assert agreement.difference < 1e-5
-    assert agreement.labels.tolist() == [i % 3 for i in range(70)]
+    assert parity.difference < 1e-5
+    assert parity.labels.tolist() == [i % 3 for i in range(70)]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_bounds(precision, change, words):
     elif change.endswith("labels"):
         some = np.flatnonzero(labels == (3 if "wrong" in change else 1))[: int(change.split()[0])]
         changed[some] = [0, 0, 2, 0]
-    broken = Agreement((logits, changed), labels).broken(BOUNDS[precision])
+    broken = Parity((logits, changed), labels).broken(BOUNDS[precision])
     assert broken is None if words is None else words in broken
 
 
@@ -85,8 +85,8 @@ def test_two_logits_that_are_all_but_equal_may_change_places_once():
     labels = np.array([1, 1, 1])
     one = np.concatenate([swapped[:1], logits[1:]])
     two = np.concatenate([swapped[:1], logits[1:2], swapped[2:]])
-    assert Agreement((logits, one), labels).broken(BOUNDS["fp32"]) is None
-    assert "2 of 3 images get another" in Agreement((logits, two), labels).broken(BOUNDS["fp32"])
+    assert Parity((logits, one), labels).broken(BOUNDS["fp32"]) is None
+    assert "2 of 3 images get another" in Parity((logits, two), labels).broken(BOUNDS["fp32"])
 
 
 def test_times_are_of_one_image():
@@ -156,7 +156,7 @@ def test_of_merging_patches_labels_count_and_not_logits(tmp_path, monkeypatch):
     job = Job(source, {"val": array_samples(9, SIZE)})
     ours = np.eye(3, dtype=np.float32)[[0] * 9]
     theirs = ours + 0.3 * np.eye(9, 3, dtype=np.float32)
-    found = Agreement((ours, theirs), np.zeros(9, int)), pixels(2)
+    found = Parity((ours, theirs), np.zeros(9, int)), pixels(2)
     monkeypatch.setattr(export, "compare", lambda *_: found)
     for merge in (0, 2):
         config, output = settings(format="torch", merge=merge), tmp_path / f"{merge}.pt2"
@@ -173,7 +173,7 @@ def test_a_failed_export_leaves_what_was_there(form, tmp_path, monkeypatch):
     job, output = Job(source, {"val": array_samples(9, SIZE)}), tmp_path / "export"
     samples, config = job.parts["val"], settings(format=form)
     done = export.export(config, job, samples, "val", output)
-    assert done.agreement.broken(BOUNDS["fp32"]) is None
+    assert done.parity.broken(BOUNDS["fp32"]) is None
     files = [output] if output.is_file() else sorted(output.iterdir())
     assert done.sizes == (3, sum(file.stat().st_size for file in files))
     assert set(done.times) == {1, 64}

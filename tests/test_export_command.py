@@ -21,7 +21,7 @@ from PIL import Image
 from vit.cli.export import output_path, prepare
 from vit.config.validate import config_dir, load_yaml, to_export_config
 from vit.data.reading.decode import decode
-from vit.data.reading.transform import View, resize
+from vit.data.reading.transform import Transform, resize
 from vit.errors import ConfigError
 from vit.export import formats
 
@@ -257,9 +257,9 @@ def kinds_of_images(folder: Path) -> list[Path]:
 def test_images_are_prepared_as_a_run_prepares_them(
     size: tuple[int, int], keep: float, channels: int, tmp_path: Path
 ) -> None:
-    view = View(*size, channels, keep)
+    transform = Transform(*size, channels, keep)
     about = {"image_size": list(size), "center_crop": keep, "channels": channels}
     for path in kinds_of_images(tmp_path):
-        pixels = decode(str(path), channels, lambda h, w: view.enough(h, w, None))
-        expected = view.render(pixels).transpose(1, 2, 0)
+        pixels = decode(str(path), channels, lambda h, w: transform.min_size(h, w, None))
+        expected = transform.render(pixels).transpose(1, 2, 0)
         np.testing.assert_array_equal(serve_onnx.prepare(str(path), about), expected, str(path))

@@ -7,9 +7,9 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch
-from vit.runtime.memory import keep_memory
+from vit.runtime.memory import retain_freed_memory
 if sys.argv[1] == "keep":
-    keep_memory()
+    retain_freed_memory()
 for _ in range(10):
     torch.empty(64 * 2**20, dtype=torch.uint8).fill_(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -24,8 +24,8 @@ from vit.report.metrics import (
     calibration,
     confusion,
     fit_temperature,
-    judge,
     per_class,
+    probability_scores,
     wilson,
 )
 
@@ -41,7 +41,7 @@ def answers(n: int, classes: int, sharpness: float = 1.0, seed: int = 0) -> Answ
 
 
 def scores_of(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    judged = judge(logits, labels)
+    judged = probability_scores(logits, labels)
     top = np.argsort(-logits, axis=1)[:, :5]
     return all_scores(top, labels, judged.loss, judged)
 
@@ -56,7 +56,7 @@ def test_calibration_error_is_that_of_the_definition(n, classes, sharpness):
     for b in range(BINS):
         inside = [i for i in range(n) if b / BINS < sure[i] <= (b + 1) / BINS]
         expected += abs(sum(right[i] for i in inside) - sum(sure[i] for i in inside)) / n
-    bins = calibration(judge(logits, labels).confidence, np.array(right, bool))
+    bins = calibration(probability_scores(logits, labels).confidence, np.array(right, bool))
     assert bins.error() == pytest.approx(expected, abs=1e-12)
     assert bins.count.sum() == n
 
@@ -93,10 +93,12 @@ def test_a_known_temperature_is_found():
 def test_no_temperature_is_better_than_the_fitted_one():
     logits, labels = answers(3000, 4, sharpness=2.5, seed=1)
     best = fit_temperature(logits, labels)
-    losses = [judge(logits, labels, best * x).loss.mean() for x in (0.99, 1.0, 1.01)]
+    losses = [probability_scores(logits, labels, best * x).loss.mean() for x in (0.99, 1.0, 1.01)]
     assert losses[1] < min(losses[0], losses[2])
     before, after = (
-        calibration(judge(logits, labels, t).confidence, logits.argmax(axis=1) == labels).error()
+        calibration(
+            probability_scores(logits, labels, t).confidence, logits.argmax(axis=1) == labels
+        ).error()
         for t in (1.0, best)
     )
     assert after < before / 3
@@ -140,7 +142,7 @@ def test_intervals_are_repeatable_and_hold_the_score():
 
 def test_intervals_are_as_wide_as_the_normal_ones_of_many_images():
     logits, labels = answers(5000, 4)
-    judged, scores = judge(logits, labels), scores_of(logits, labels)
+    judged, scores = probability_scores(logits, labels), scores_of(logits, labels)
     for name, terms in (("loss", judged.loss), ("brier", judged.brier)):
         width = 2 * 1.96 * terms.std() / np.sqrt(len(terms))
         assert scores[name].high - scores[name].low == pytest.approx(width, rel=0.1)
@@ -157,7 +159,7 @@ def test_classes_that_are_never_there_and_never_said_do_not_count():
 
 def test_large_logits_overflow_nothing():
     logits = np.array([[1e4, -1e4, 0], [0, 1e4, -1e4]], np.float32)
-    judged = judge(logits, np.array([0, 0]), temperature=0.1)
+    judged = probability_scores(logits, np.array([0, 0]), temperature=0.1)
     assert judged.loss.tolist() == [0.0, 1e5]
     assert judged.brier.tolist() == [0.0, 2.0]
     assert judged.margin.tolist() == [1.0, 1.0]
@@ -174,7 +176,7 @@ def test_mirror_images_have_half_a_say():
     assert (both.top[:, 0] == mean.argmax(axis=1)).all()
     np.testing.assert_allclose(both.probability, mean.max(axis=1), rtol=1e-5)
     np.testing.assert_allclose(both.losses, -np.log(mean[np.arange(40), labels]), rtol=1e-5)
-    np.testing.assert_allclose(judge(both.logits, labels).loss, both.losses, rtol=1e-5)
+    np.testing.assert_allclose(probability_scores(both.logits, labels).loss, both.losses, rtol=1e-5)
 
 
 # Of a real run

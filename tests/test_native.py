@@ -21,11 +21,11 @@ from vit.config.validate import to_config
 from vit.data.augment import policies
 from vit.data.augment.batch import crop_flip, draw, mix, mixed_mask
 from vit.data.loader import EvalLoader, TrainLoader
-from vit.data.padding import blank, mirrored, parted, places, unpadded
-from vit.data.reading.cache import CachedImages, Recipe
+from vit.data.padding import mask_to_pixels, mirrored, split_padding, unpadded, zero_padding
+from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.decode import decode
 from vit.data.reading.reader import Reader
-from vit.data.reading.transform import View, fitted, resize
+from vit.data.reading.transform import Transform, fitted, resize
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources import folder
 from vit.data.types import Batch, Samples
@@ -64,9 +64,9 @@ def test_the_shape_is_kept_to_half_a_patch(height, width, rows, columns, patch):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_stands_at_the_top_left(channels):
     image = np.array(noise(60, 90))[..., :channels]
-    view = View(*BOX, channels, center_crop=0.5, patch=PATCH)
-    found = view.render(image)
-    assert found.shape == view.shape == (channels + 1, *BOX)
+    transform = Transform(*BOX, channels, center_crop=0.5, patch=PATCH)
+    found = transform.render(image)
+    assert found.shape == transform.shape == (channels + 1, *BOX)
     expected = resize(image, 16, 12).transpose(2, 0, 1)
     assert np.array_equal(found[:-1, :16, :12], expected)
     assert (found[-1, :16, :12] == 255).all()
@@ -75,13 +75,13 @@ def test_an_image_stands_at_the_top_left(channels):
 
 def test_a_large_jpeg_is_decoded_small(tmp_path):
     """The shape is that of the photo itself, not of the reduced one."""
-    view = View(64, 96, 3, patch=16)
+    transform = Transform(64, 96, 3, patch=16)
     smooth = noise(20, 8).resize((1001, 417), Image.Resampling.BICUBIC)
     path = str(save(tmp_path / "large.jpg", smooth, quality=95))
     size = (417, 1001)  # 39.99 px high, nearer to 2 patches than to 3; the reduced one is not
-    small = decode(path, 3, lambda h, w: view.enough(h, w, None))
+    small = decode(path, 3, lambda h, w: transform.min_size(h, w, None))
     assert small.shape == (53, 126, 3)  # an eighth, rounded up
-    a, b = view.render(small, None, size), view.render(decode(path, 3))
+    a, b = transform.render(small, None, size), transform.render(decode(path, 3))
     assert np.array_equal(a[-1], b[-1])
     assert (a[-1, :32] == 255).all()
     assert not a[-1, 32:].any()
@@ -90,9 +90,9 @@ def test_a_large_jpeg_is_decoded_small(tmp_path):
 
 def test_padding_has_the_mean_colour_and_a_mask():
     rendered = planes()
-    pixels, mask = parted(rendered, PATCH, COLOUR)
+    pixels, mask = split_padding(rendered, PATCH, COLOUR)
     assert mask.shape == (6, 24)
-    there = places(mask, *BOX)
+    there = mask_to_pixels(mask, *BOX)
     for i, (height, width) in enumerate(SIZES):
         assert torch.equal(pixels[i, :, :height, :width], rendered[i, :3, :height, :width])
         assert there[i, 0, :height, :width].all()
@@ -100,9 +100,9 @@ def test_padding_has_the_mean_colour_and_a_mask():
         assert mask[i].sum() == height * width / PATCH**2
         assert (pixels[i] == COLOUR)[:, ~there[i, 0]].all()
     images = reader(BOX).normalise(pixels)
-    assert not blank(images, mask)[~there.expand_as(images)].any()
-    assert torch.equal(blank(images, mask)[0], images[0])
-    assert blank(images, None) is images
+    assert not zero_padding(images, mask)[~there.expand_as(images)].any()
+    assert torch.equal(zero_padding(images, mask)[0], images[0])
+    assert zero_padding(images, None) is images
 
 
 def test_what_is_shown_has_no_padding():
@@ -121,7 +121,7 @@ def test_mirror_images_stay_at_the_left():
     found = mirrored(images, mask)
     for i, (height, width) in enumerate(SIZES):
         assert torch.equal(found[i, :, :height, :width], images[i, :, :height, :width].flip(-1))
-    assert not found[~places(mask, *BOX).expand_as(images)].any()
+    assert not found[~mask_to_pixels(mask, *BOX).expand_as(images)].any()
     assert torch.equal(mirrored(found, mask), images)
     assert torch.equal(mirrored(images, None), images.flip(-1))
 
@@ -132,7 +132,7 @@ MIXING = augmentation(crop="none", flip=0.5, mixup=0.8, cutmix=1.0, mix_probabil
 
 
 def test_an_image_is_mirrored_where_it_was_drawn():
-    pixels, mask = parted(planes(), PATCH, COLOUR)
+    pixels, mask = split_padding(planes(), PATCH, COLOUR)
     draws = draw(MIXING, 6, BOX, 1, 3)
     found = crop_flip(pixels, draws, (0, 0), mask)
     assert 0 < draws.flip.sum() < 6
@@ -141,8 +141,8 @@ def test_an_image_is_mirrored_where_it_was_drawn():
 
 
 def test_a_mixed_image_has_the_patches_of_both_and_the_classes_that_are_seen():
-    _, mask = parted(planes(10 * SIZES), PATCH, COLOUR)
-    there = places(mask, *BOX)
+    _, mask = split_padding(planes(10 * SIZES), PATCH, COLOUR)
+    there = mask_to_pixels(mask, *BOX)
     draws, classes = draw(MIXING, 60, BOX, 3, 5), torch.eye(60)
     _, targets = mix(torch.zeros(60, 1, *BOX), classes, draws, mask)
     after = mixed_mask(mask, draws)
@@ -174,7 +174,7 @@ def test_padding_stays_padding(policy, photos, pool):
         made, simple = load.batch_at(step), plain.batch_at(step)
         assert made.mask is not None
         assert torch.equal(made.mask, simple.mask)
-        assert not made.images[~places(made.mask, *BOX).expand_as(made.images)].any()
+        assert not made.images[~mask_to_pixels(made.mask, *BOX).expand_as(made.images)].any()
         differs |= not torch.equal(made.images, simple.images)
     assert differs
     assert 0.3 < made.mask.float().mean() < 0.95
@@ -213,8 +213,8 @@ def workers() -> Iterator[WorkerPool]:
 
 
 def read(held: bool, pool: WorkerPool) -> Reader:
-    whole = View(*BOX, 3, center_crop=0.875, patch=PATCH)
-    return replace(reader(BOX, held=held), pool=pool, view=whole)
+    whole = Transform(*BOX, 3, center_crop=0.875, patch=PATCH)
+    return replace(reader(BOX, held=held), pool=pool, transform=whole)
 
 
 def loader(samples: Samples, reads: Reader, world: World | None = None) -> TrainLoader:
@@ -233,7 +233,7 @@ def assert_same(a: Batch, b: Batch) -> None:
 @pytest.mark.parametrize("cache", ["none", "jpeg", "uint8"])
 def test_held_and_streamed_are_the_same_bits(cache, photos, pool, workers, tmp_path):
     if cache != "none":
-        kept = CachedImages(photos.images, tmp_path, Recipe(cache, 32, 3), pool)
+        kept = CachedImages(photos.images, tmp_path, CacheSpec(cache, 32, 3), pool)
         photos = replace(photos, images=kept)
     expected = loader(photos, read(True, pool))
     for reads in (read(False, pool), read(False, workers)):
@@ -267,7 +267,7 @@ def test_an_image_that_fills_the_box_is_what_crop_makes_of_it(pool, tmp_path):
         save(tmp_path / "abc"[i % 3] / f"{i}.png", noise(48, 32, seed=i))
     listed = folder.load(data_config("folder", root=str(tmp_path))).splits["train"]
     whole = loader(listed, read(False, pool))
-    crop = loader(listed, replace(read(False, pool), view=View(*BOX, 3)))
+    crop = loader(listed, replace(read(False, pool), transform=Transform(*BOX, 3)))
     for step in range(6):
         a, b = whole.batch_at(step), crop.batch_at(step)
         assert a.mask is not None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from shapes import BOX, PATCH, batch
 
-from vit.data.padding import places, unpadded
+from vit.data.padding import mask_to_pixels, unpadded
 from vit.inference.explain import (
     attention_distance,
     class_attention,
@@ -45,7 +45,7 @@ def test_a_padded_image_has_the_logits_of_the_image_alone(knobs):
     with torch.no_grad():
         together = model(images, mask)
         alone = torch.cat([model(image[None]) for image in unpadded(images, mask)])
-        noisy = torch.where(places(mask, *BOX), images, torch.randn_like(images))
+        noisy = torch.where(mask_to_pixels(mask, *BOX), images, torch.randn_like(images))
         unmasked = model(images)
         assert torch.equal(model(noisy, mask)[:1], together[:1])
         torch.testing.assert_close(model(noisy, mask), together, rtol=0, atol=1e-5)

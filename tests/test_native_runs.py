@@ -20,6 +20,7 @@ from together import largest_difference, run_together
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
 from vit.cli.eval import evaluate
+from vit.cli.overrides import Overrides
 from vit.cli.train import train
 from vit.config.validate import config_dir, load_yaml
 from vit.inference.load import load_trained
@@ -125,7 +126,10 @@ def evaluated(checkpoint: Path, size: int | list[int], output: Path) -> dict[str
     plain = load_yaml((config_dir() / "eval.yaml").read_text(), "eval.yaml")
     del plain["defaults"], plain["hydra"]
     plain["data"]["image_size"] = size
-    evaluate({**plain, "checkpoint": str(checkpoint), "output": str(output), "report": False}, [])
+    evaluate(
+        {**plain, "checkpoint": str(checkpoint), "output": str(output), "report": False},
+        Overrides([]),
+    )
     found: dict[str, Any] = json.loads((output / "metrics.json").read_text())
     return found
 

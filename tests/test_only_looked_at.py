@@ -19,7 +19,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.cli import front
 from vit.cli.eval import evaluate
 from vit.cli.train import train
-from vit.training.monitor import Album
+from vit.training.monitor import TensorBoardPictures
 
 ODD = ["a\nb", "\x1b[31mred", "tab\tx", os.fsdecode(b"\xff\xfe")]
 SHORT = ["trainer.epochs=2", "trainer.histograms=true"]
@@ -42,7 +42,7 @@ def broken(*args: Any, **kwargs: Any) -> None:
 
 
 @pytest.mark.parametrize(("owner", "name", "told"), [
-    (Album, "add", "pictures of the validation cannot be made"),
+    (TensorBoardPictures, "add", "pictures of the validation cannot be made"),
     (SummaryWriter, "add_image", "TensorBoard's curves and pictures cannot be made"),
     (SummaryWriter, "add_scalar", "TensorBoard's curves and pictures cannot be made"),
     (SummaryWriter, "add_histogram", "TensorBoard's curves and pictures cannot be made"),
@@ -70,10 +70,10 @@ def test_the_checkpoint_comes_before_the_pictures(
     run = RunDir(folder / "outputs" / "r")
     there: list[tuple[int, bool]] = []
 
-    def look(self: Album, model: object, predictions: object, step: int) -> None:
+    def look(self: TensorBoardPictures, model: object, predictions: object, step: int) -> None:
         there.append((step, run.step_file(step).is_file() and run.best.is_file()))
 
-    monkeypatch.setattr(Album, "add", look)
+    monkeypatch.setattr(TensorBoardPictures, "add", look)
     assert command("train", *SMALL, *SHORT, "name=r") == 0
     assert there
     assert all(saved for _, saved in there)

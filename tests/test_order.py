@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import data_config, noise, save
 
-from vit.data.sampler import Order, class_weights
+from vit.data.sampler import Sampler, class_weights
 from vit.data.sources import imagenet
 from vit.data.sources.registry import load_data_set, load_images
 from vit.data.sources.splits import Cutter
@@ -29,7 +29,7 @@ def shuffled_labels(counts: list[int], seed: int = 0) -> np.ndarray:
     return labels
 
 
-def epochs(order: Order, count: int) -> list[np.ndarray]:
+def epochs(order: Sampler, count: int) -> list[np.ndarray]:
     n = len(order.labels)
     return [order.positions(e * n, (e + 1) * n) for e in range(count)]
 
@@ -41,7 +41,7 @@ def epochs(order: Order, count: int) -> list[np.ndarray]:
 @given(counts=COUNTS, seed=st.integers(0, 9))
 def test_unbalanced_epochs_are_permutations(counts, seed):
     labels = shuffled_labels(counts)
-    for epoch in epochs(Order(labels, seed, balanced=False), 3):
+    for epoch in epochs(Sampler(labels, seed, balanced=False), 3):
         assert sorted(epoch) == list(range(len(labels)))
 
 
@@ -50,7 +50,7 @@ def test_unbalanced_epochs_are_permutations(counts, seed):
 def test_balanced_epochs_draw_classes_equally_and_images_evenly(counts, seed):
     labels = shuffled_labels(counts)
     present = np.flatnonzero(counts)
-    for epoch in epochs(Order(labels, seed, balanced=True), 4):
+    for epoch in epochs(Sampler(labels, seed, balanced=True), 4):
         assert len(epoch) == len(labels)
         drawn = np.bincount(labels[epoch], minlength=len(counts))
         assert drawn[present].max() - drawn[present].min() <= 1
@@ -64,7 +64,7 @@ def test_balanced_epochs_draw_classes_equally_and_images_evenly(counts, seed):
 def test_all_images_of_a_large_class_are_shown_over_the_epochs():
     labels = shuffled_labels([100, 10, 10])
     seen = np.zeros(120, int)
-    for epoch in epochs(Order(labels, 0, balanced=True), 20):
+    for epoch in epochs(Sampler(labels, 0, balanced=True), 20):
         np.add.at(seen, epoch, 1)
     large = seen[labels == 0]  # 40 of 100 in each epoch
     assert large.min() > 0
@@ -76,7 +76,7 @@ def test_which_class_gets_what_is_left_over_changes():
     labels = shuffled_labels([5, 5, 5, 5, 1])  # 21 = 4 * 5 + 1
     extra = {
         int(np.bincount(labels[epoch]).argmax())
-        for epoch in epochs(Order(labels, 0, balanced=True), 40)
+        for epoch in epochs(Sampler(labels, 0, balanced=True), 40)
     }
     assert extra == {0, 1, 2, 3, 4}
 
@@ -84,13 +84,13 @@ def test_which_class_gets_what_is_left_over_changes():
 @pytest.mark.parametrize("balanced", [False, True])
 def test_order_is_a_function_of_seed_and_epoch(balanced):
     labels = shuffled_labels([40, 20, 5])
-    order, again = (Order(labels, 3, balanced) for _ in range(2))
+    order, again = (Sampler(labels, 3, balanced) for _ in range(2))
     one_by_one = [int(again.positions(i, i + 1)[0]) for i in reversed(range(4 * 65))][::-1]
     assert np.concatenate(epochs(order, 4)).tolist() == one_by_one
     assert order.positions(50, 150).tolist() == one_by_one[50:150]
     first, second = epochs(order, 2)
     assert not np.array_equal(first, second)
-    assert not np.array_equal(first, Order(labels, 4, balanced).positions(0, 65))
+    assert not np.array_equal(first, Sampler(labels, 4, balanced).positions(0, 65))
     together = labels[first]
     assert (together[1:] == together[:-1]).mean() < 0.7  # classes are mixed
 

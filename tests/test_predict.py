@@ -16,9 +16,9 @@ from PIL import Image
 
 from vit.artifacts.predictions import as_csv, as_json_lines, write_labels
 from vit.config.validate import config_dir, load_yaml, to_predict_config
-from vit.data.reading.cache import CachedImages, Recipe
+from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.reader import decode_all
-from vit.data.reading.transform import View
+from vit.data.reading.transform import Transform
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources.listing import list_images
 from vit.data.types import FileImages, Samples
@@ -281,13 +281,17 @@ def test_a_run_with_a_cache_sees_the_same_pixels_without_one(
 ) -> None:
     paths = [str(save(tmp_path / f"{i}.jpg", noise(90 + i, 61, seed=i))) for i in range(3)]
     paths.append(str(write(tmp_path / "bad.jpg", b"?")))
-    recipe, pool, view = Recipe(kind, 32, channels), WorkerPool(0, 60), View(24, 24, channels)
+    recipe, pool, transform = (
+        CacheSpec(kind, 32, channels),
+        WorkerPool(0, 60),
+        Transform(24, 24, channels),
+    )
     names = [Path(path).name for path in paths]
     kept = CachedImages(FileImages(str(tmp_path), names), tmp_path / "cache", recipe, pool)
     samples = Samples(np.zeros(4, np.int64), names, kept, np.arange(4))
-    expected, bad = decode_all(samples, view, pool)
-    found, also_bad = decode_all(unlabelled(paths, recipe), view, pool)
-    plain, _ = decode_all(unlabelled(paths), view, pool)
+    expected, bad = decode_all(samples, transform, pool)
+    found, also_bad = decode_all(unlabelled(paths, recipe), transform, pool)
+    plain, _ = decode_all(unlabelled(paths), transform, pool)
     np.testing.assert_array_equal(found, expected)
     assert also_bad == bad
     assert list(bad) == [3]

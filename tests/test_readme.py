@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vit.cli.argv import HYDRA_FLAGS, prepare
+from vit.cli.argv import HYDRA_FLAGS, prepare, split
+from vit.cli.overrides import Overrides
 from vit.cli.usage import EXAMPLES, groups_in
 from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.schema import RunConfig
@@ -38,12 +39,12 @@ def test_command_is_accepted(command: str) -> None:
     program, *args = shlex.split(command)
     groups = groups_in(config_dir())
     legal = set(legal_keys(SCHEMAS[program]))
-    for arg in prepare([arg for arg in args if arg != "--help"], groups):
-        key, equals, value = arg.lstrip("+").partition("=")
-        if not equals:
-            assert key in HYDRA_FLAGS, command
-        elif key in groups:
-            assert value in groups[key], command
+    flags, lines = split([re.sub(r"[<>]", "", arg) for arg in args if arg != "--help"])
+    assert all(flag in HYDRA_FLAGS for flag in flags if flag.startswith("-")), command
+    overrides = Overrides(prepare(lines, groups))
+    for key in overrides.keys:
+        if key in groups:
+            assert set(overrides.choices(key)) <= set(groups[key]), command
         elif not key.startswith("hydra"):
             assert key in legal, command
 

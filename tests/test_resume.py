@@ -7,6 +7,7 @@ from composing import KEYS, UNHURRIED, changed, composed, problems, put
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vit.cli.overrides import Overrides
 from vit.cli.train import saved_settings
 from vit.config.resolve import resolve
 from vit.config.resume import MAY_CHANGE, changes, with_saved
@@ -106,7 +107,7 @@ def folder(tmp_path):
 def test_a_saved_run_takes_the_users_values(folder):
     overrides = ["++trainer.epochs=7", "++optim.betas=[0.5,0.6]", "++data.root='/new (1)'",
                  "++trainer.early_stop=null", "++trainer.compile=true"]  # fmt: skip
-    plain = saved_settings(folder, overrides)
+    plain = saved_settings(folder, Overrides(overrides))
     assert plain["model"]["dim"] == 32
     assert plain["trainer"]["epochs"] == 7
     assert plain["trainer"]["early_stop"] is None
@@ -118,19 +119,19 @@ def test_a_saved_run_takes_the_users_values(folder):
 
 
 def test_a_saved_run_without_overrides_is_itself(folder):
-    plain = saved_settings(folder, [])
+    plain = saved_settings(folder, Overrides([]))
     assert plain == {**changed(**CHANGED), "resume": str(folder)}
 
 
 @pytest.mark.parametrize("override", ["model=small", "experiment=cifar10_quick", "~optim.lr"])
 def test_a_saved_run_takes_no_group(folder, override):
     with pytest.raises(ConfigError, match="start a new run") as raised:
-        saved_settings(folder, [override])
+        saved_settings(folder, Overrides([override]))
     assert str(raised.value).startswith(override)
 
 
 def test_an_unknown_key_of_a_saved_run_is_named(folder):
-    found = problems(saved_settings(folder, ["++trainer.epoch=3", "++nonsense.key=3"]))
+    found = problems(saved_settings(folder, Overrides(["++trainer.epoch=3", "++nonsense.key=3"])))
     assert any("did you mean trainer.epochs?" in problem for problem in found)
     assert any(problem.startswith("nonsense.key") for problem in found)
 
@@ -138,16 +139,16 @@ def test_an_unknown_key_of_a_saved_run_is_named(folder):
 @pytest.mark.parametrize("override", ["++seed.x=1", "++trainer.steps.x=1"])
 def test_a_value_is_no_section_of_a_saved_run(folder, override):
     with pytest.raises(ConfigError, match=override.lstrip("+").split("=")[0]):
-        saved_settings(folder, [override])
+        saved_settings(folder, Overrides([override]))
 
 
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(NoCheckpointError, match="is no run folder") as raised:
-        saved_settings(tmp_path, [])
+        saved_settings(tmp_path, Overrides([]))
     assert str(tmp_path) in str(raised.value)
 
 
 def test_a_damaged_config_is_named(folder):
     (folder / "config.yaml").write_text("model: [", encoding="utf-8")
     with pytest.raises(ConfigError, match=re.escape(str(folder / "config.yaml"))):
-        saved_settings(folder, [])
+        saved_settings(folder, Overrides([]))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from composing import changed, problems
 from torch import Tensor
 
+from vit.cli.overrides import Overrides
 from vit.cli.train import train
 from vit.model.positions import POSITIONS, grid_coordinates
 from vit.model.vit import VisionTransformer
@@ -36,7 +37,7 @@ def seen_by_step(monkeypatch: pytest.MonkeyPatch, folder: Path, **settings: Any)
 
     monkeypatch.setattr(trainer_module, "train_step", spy)
     monkeypatch.chdir(folder)
-    train(changed(**TINY, **settings), [])
+    train(changed(**TINY, **settings), Overrides([]))
     return seen
 
 
@@ -68,7 +69,7 @@ def test_the_small_image_is_the_whole_image(monkeypatch, tmp_path):
     for into, settings in ((whole, {}), (small, {"schedule__small_images": 6})):
         monkeypatch.setattr(trainer_module, "train_step", keep(into))
         with pytest.raises(KeyboardInterrupt):
-            train(changed(**TINY, **settings), [])
+            train(changed(**TINY, **settings), Overrides([]))
     expected = F.interpolate(whole[0], (6, 6), mode="bilinear", antialias=True)
     assert torch.equal(small[0], expected)
 

@@ -24,6 +24,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import read_runs
 from vit.cli import search as cli_search
 from vit.cli import train as cli_train
+from vit.cli.overrides import Overrides
 from vit.cli.search import run_search, trial_name
 from vit.cli.sweep import as_sweep_job
 from vit.config.search import Search, to_search
@@ -155,7 +156,7 @@ def test_killed_at_any_moment_it_is_the_same_search(
 
 
 def test_a_trial_that_fails_after_an_evaluation_has_failed(tmp_path: Path) -> None:
-    def job(plain: dict[str, Any], overrides: list[str], should_prune: Any) -> None:
+    def job(plain: dict[str, Any], overrides: Overrides, should_prune: Any) -> None:
         folder = RunDir(Path(plain["outputs"]) / plain["name"])
         folder.path.mkdir(parents=True)
         assert not should_prune(1.0, 50.0)
@@ -163,7 +164,9 @@ def test_a_trial_that_fails_after_an_evaluation_has_failed(tmp_path: Path) -> No
         raise DivergedError("no more")
 
     section = changed(trials=1)
-    as_sweep_job(job, tmp_path, [])({"search": section, "optim": {}, "model": {}}, [])
+    nothing = Overrides([])
+    settings = {"search": section, "optim": {}, "model": {}}
+    as_sweep_job(job, tmp_path, nothing)(settings, nothing)
     (trial,) = journal(tmp_path).get_trials()
     assert (trial.state.name, trial.value) == ("FAIL", None)
 

@@ -99,9 +99,9 @@ def test_a_restored_state_goes_on_bit_for_bit():
     bad.images[0] = math.nan
     for data in (batch(0), bad, batch(1)):
         train(state, data, lr=1e-2, clip_norm=1.0)
-    state.since("log", move=True)
+    state.window_means("log", reset=True)
     state.best = Best(top1=50.0, loss=1.5, top5=90.0, step=2, epoch=0.5)
-    state.evaluated_at, state.stale, state.seconds, state.images = 2, 1, 3.5, 24
+    state.evaluated_at, state.evals_since_best, state.seconds, state.images = 2, 1, 3.5, 24
     content = saved(state)
 
     other = adamw_state(ema=0.5, dropout=0.2)
@@ -113,25 +113,25 @@ def test_a_restored_state_goes_on_bit_for_bit():
         train(state, batch(number), lr=1e-2, clip_norm=1.0)
         train(other, batch(number), lr=1e-2, clip_norm=1.0)
     assert_equal(saved(other), saved(state))
-    assert not torch.equal(content["odometer"], other.odometer)
+    assert not torch.equal(content["odometer"], other.metric_sums)
 
 
 def test_means_since_a_mark():
     state = sgd_state()
     for number in range(3):
         train(state, batch(number), lr=0.01)
-    loss, correct, images, norms, _ = state.odometer.tolist()
+    loss, correct, images, norms, _ = state.metric_sums.tolist()
     for _ in range(2):  # looking does not move the mark
-        since = state.since("epoch", move=False)
+        since = state.window_means("epoch", reset=False)
         assert since == pytest.approx(
             {"loss": loss / 24, "top1": 100 * correct / 24, "grad_norm": norms / 3}
         )
-    assert state.since("epoch", move=True) == since
+    assert state.window_means("epoch", reset=True) == since
     train(state, batch(3), lr=0.01)
-    later = state.since("epoch", move=False)
-    assert later["loss"] == pytest.approx((state.odometer[0].item() - loss) / 8)
-    assert later["grad_norm"] == pytest.approx(state.odometer[3].item() - norms)
-    assert state.marks["log"] == [0.0] * 5
+    later = state.window_means("epoch", reset=False)
+    assert later["loss"] == pytest.approx((state.metric_sums[0].item() - loss) / 8)
+    assert later["grad_norm"] == pytest.approx(state.metric_sums[3].item() - norms)
+    assert state.window_starts["log"] == [0.0] * 5
     assert images == 24
 
 

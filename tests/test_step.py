@@ -37,7 +37,7 @@ def test_a_step_follows_the_gradient():
     gradient = torch.cat([p.grad.flatten() for p in twin.parameters()])
     after = train(state, data, lr=0.5, label_smoothing=0.1)
     torch.testing.assert_close(after, weights(twin) - 0.5 * gradient, rtol=1e-6, atol=1e-7)
-    total, correct, images, norm, steps = state.odometer.tolist()
+    total, correct, images, norm, steps = state.metric_sums.tolist()
     assert total == pytest.approx(8 * loss.item(), rel=1e-6)
     assert correct == (twin(data.images).argmax(dim=1) == data.labels).sum()
     assert (images, steps) == (8, 1)
@@ -61,7 +61,7 @@ def test_accumulation_is_the_whole_batch(parts):
     gradient = train(whole, batch()) - start
     other = train(accumulated, batch(), accumulate=parts) - start
     assert (other - gradient).norm() < 1e-6 * gradient.norm()
-    torch.testing.assert_close(accumulated.odometer, whole.odometer, rtol=1e-6, atol=0)
+    torch.testing.assert_close(accumulated.metric_sums, whole.metric_sums, rtol=1e-6, atol=0)
     assert whole.step == accumulated.step == 1
 
 
@@ -76,7 +76,7 @@ def test_clipping():
     loose = train(state, batch(), clip_norm=2 * full.norm().item()) - start
     torch.testing.assert_close(loose, full, rtol=0, atol=1e-6)
     train(state, batch(), clip_norm=0.5)
-    _, _, _, norms, _ = state.odometer.tolist()
+    _, _, _, norms, _ = state.metric_sums.tolist()
     assert norms > full.norm().item() + 0.6  # norms are logged as they were before clipping
 
 
@@ -87,30 +87,30 @@ def test_learning_rate_is_that_of_the_call():
     torch.testing.assert_close(2 * small, large, rtol=0, atol=1e-6)
 
 
-# Bad steps
+# Corrupt steps
 
 
 @pytest.mark.parametrize("pixel", [math.inf, -math.inf, math.nan])
 def test_a_non_finite_batch_changes_no_weight(pixel):
     state = adamw_state()
     train(state, batch(0))
-    before, odometer = saved(state), state.odometer.clone()
+    before, metric_sums = saved(state), state.metric_sums.clone()
     bad = batch(1)
     bad.images[3, 0, 0, 0] = pixel
     train(state, bad, clip_norm=1.0)
     after = saved(state)
     assert_equal(after["model"], before["model"])
     assert_equal(after["optimizer"]["state"], before["optimizer"]["state"])
-    assert torch.equal(state.odometer, odometer)
-    assert state.bad.tolist() == [1, 1, 1, 1]
+    assert torch.equal(state.metric_sums, metric_sums)
+    assert state.non_finite.counts.tolist() == [1, 1, 1, 1]
     assert state.step == 2
     assert state.is_finite()
 
     moved = train(state, batch(2))
     assert not torch.equal(moved, torch.cat([v.flatten() for v in before["model"].values()]))
     assert state.is_finite()
-    assert state.bad.tolist() == [0, 1, 1, 1]
-    assert state.odometer[2] == odometer[2] + 8
+    assert state.non_finite.counts.tolist() == [0, 1, 1, 1]
+    assert state.metric_sums[2] == metric_sums[2] + 8
 
 
 def test_a_bad_first_step_leaves_a_fresh_optimiser():
@@ -131,8 +131,8 @@ def test_bad_steps_are_counted_in_a_row_and_in_all():
         if is_bad:
             data.images[0] = math.nan
         train(state, data)
-    assert state.bad.tolist() == [1, 3, 6, 9]
-    assert state.odometer[2] == 4 * 8
+    assert state.non_finite.counts.tolist() == [1, 3, 6, 9]
+    assert state.metric_sums[2] == 4 * 8
 
 
 def test_one_bad_part_spoils_the_whole_step():
@@ -141,7 +141,7 @@ def test_one_bad_part_spoils_the_whole_step():
     bad = batch()
     bad.images[7] = math.inf
     assert torch.equal(train(state, bad, accumulate=4), before)
-    assert state.bad.tolist() == [1, 1, 1, 0]
+    assert state.non_finite.counts.tolist() == [1, 1, 1, 0]
 
 
 # Model randomness
@@ -223,8 +223,8 @@ def test_ema_is_the_formula():
         torch.testing.assert_close(weights(state.ema.model).double(), expected, rtol=0, atol=1e-6)
     assert decays[0] == 0.1
     assert decays[-1] == 0.3
-    assert state.selected is state.ema.model
-    assert sgd_state().selected is not None
+    assert state.eval_model is state.ema.model
+    assert sgd_state().eval_model is not None
     assert not any(p.requires_grad for p in state.ema.model.parameters())
 
 

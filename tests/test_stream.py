@@ -17,7 +17,7 @@ from pictures import augmentation, data_config, noise, reader, save
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reading.decode import decode
 from vit.data.reading.store import AHEAD
-from vit.data.reading.transform import View
+from vit.data.reading.transform import Transform
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources import folder
 from vit.data.types import Batch, Samples
@@ -115,9 +115,9 @@ def test_streamed_pixels_are_the_files(photos, pools, workers):
     read = replace(reader(SIZE, held=False), pool=pools[workers])
     load = TrainLoader(photos, 3, BATCH, augmentation(), "none", 0, read, World())
     for step in range(3):
-        batch, view = load.batch_at(step), View(*SIZE, 3)
+        batch, transform = load.batch_at(step), Transform(*SIZE, 3)
         for position, image in zip(load.indices_at(step), batch.images, strict=True):
-            pixels = view.render(decode(photos.images.path(position), 3)).copy()
+            pixels = transform.render(decode(photos.images.path(position), 3)).copy()
             assert torch.equal(image, load.normalise(torch.from_numpy(pixels)))
 
 

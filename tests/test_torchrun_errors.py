@@ -12,7 +12,7 @@ from pictures import data_config, noise, save
 from together import largest_difference, run_together, torchrun
 
 from vit.artifacts.run_dir import RunDir
-from vit.data.sampler import Order
+from vit.data.sampler import Sampler
 from vit.data.sources.registry import load_data_set
 
 TORN = b"\xff\xd8\xff\xe0 no photo"
@@ -55,7 +55,7 @@ def photos(folder: Path) -> dict[str, list[str]]:
 def test_a_damaged_image_that_one_process_meets_ends_all(
     folder: Path, photos: dict[str, list[str]]
 ) -> None:
-    order = Order(np.array([name[0] == "b" for name in photos["train"]]).astype(int), 0, False)
+    order = Sampler(np.array([name[0] == "b" for name in photos["train"]]).astype(int), 0, False)
     name = photos["train"][order.positions(3 * 8, 4 * 8)[6]]  # second half of step 3: rank 1
     file = folder / "photos" / name
     whole = file.read_bytes()

@@ -12,14 +12,14 @@ from torchvision.transforms.v2 import CenterCrop, Resize
 from torchvision.transforms.v2.functional import resized_crop
 
 from vit.data.reading.resample import resize_boxes
-from vit.data.reading.transform import CROP_ASPECT, MAX_PIXELS, View, crop_boxes, resize
+from vit.data.reading.transform import CROP_ASPECT, MAX_PIXELS, Transform, crop_boxes, resize
 from vit.data.types import CROP_TRIES
 
 BILINEAR = Image.Resampling.BILINEAR
 SCALE = (0.08, 1.0)
 
 
-def lots(batch, seed=0):
+def crop_uniforms(batch, seed=0):
     """What `batch` random crops are drawn with."""
     return np.random.default_rng(seed).random((batch, CROP_TRIES, 4))
 
@@ -44,7 +44,7 @@ SCALES = st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)).map(sorted)
 @example(2, 2, [0.001, 0.001], 0)
 @example(640, 480, [1.0, 1.0], 0)
 def test_crops_lie_inside_the_image(height, width, scale, seed):
-    top, left, rows, columns = crop_boxes(lots(64, seed), height, width, scale).T
+    top, left, rows, columns = crop_boxes(crop_uniforms(64, seed), height, width, scale).T
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (rows >= 1).all()
@@ -76,7 +76,7 @@ def test_crops_are_distributed_as_torchvisions(height, width, scale):
     theirs = np.array(
         [RandomResizedCrop.get_params(image, list(scale), list(CROP_ASPECT)) for _ in range(count)]
     )
-    ours = crop_boxes(lots(count), height, width, scale)
+    ours = crop_boxes(crop_uniforms(count), height, width, scale)
     at = np.linspace(0.02, 0.98, 25)
     for what in (
         lambda b: b[:, 2] * b[:, 3] / (height * width),
@@ -114,7 +114,7 @@ def test_where_no_crop_fits_it_is_the_centre(height, width, box):
 
 
 def test_the_first_try_that_fits_is_taken():
-    tries = lots(1)
+    tries = crop_uniforms(1)
     tries[0, :3, 0] = 1.0  # the whole area at aspect 4:3 does not fit into a square
     tries[0, :3, 1] = 1.0
     box = crop_boxes(tries, 100, 100, SCALE)
@@ -142,9 +142,12 @@ def array(image):
     return pixels(image).transpose(1, 2, 0).copy()
 
 
-def torchvision_centre(image, view):
+def torchvision_centre(image, transform):
     """Resize and CenterCrop; Resize gets one number, where the frame is square, or both sides."""
-    height, width = round(view.height / view.center_crop), round(view.width / view.center_crop)
+    height, width = (
+        round(transform.height / transform.center_crop),
+        round(transform.width / transform.center_crop),
+    )
     side: int | tuple[int, int] = height
     if height != width:  # cover the frame
         by_width = width / image.width >= height / image.height
@@ -154,37 +157,39 @@ def torchvision_centre(image, view):
             else (height, height * image.width // image.height)
         )
     resized = Resize(side)(tensor(image))
-    return CenterCrop((view.height, view.width))(resized).numpy()
+    return CenterCrop((transform.height, transform.width))(resized).numpy()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", PHOTOS, ids=lambda size: "x".join(map(str, size)))
 def test_the_centre_is_torchvisions_to_the_bit(size, channels):
     image = noise(*size, "RGB" if channels == 3 else "L")
-    for view in (
-        View(224, 224, channels, 0.875),
-        View(32, 32, channels),
-        View(33, 33, channels, 0.9),
-        View(96, 160, channels, 0.8),
-        View(48, 20, channels),
+    for transform in (
+        Transform(224, 224, channels, 0.875),
+        Transform(32, 32, channels),
+        Transform(33, 33, channels, 0.9),
+        Transform(96, 160, channels, 0.8),
+        Transform(48, 20, channels),
     ):
-        ours = view.render(array(image))
-        assert ours.shape == view.shape
+        ours = transform.render(array(image))
+        assert ours.shape == transform.shape
         assert ours.dtype == np.uint8
-        np.testing.assert_array_equal(ours, torchvision_centre(image, view))
+        np.testing.assert_array_equal(ours, torchvision_centre(image, transform))
 
 
 @settings(max_examples=60, deadline=None)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), side=st.integers(4, 64))
 def test_any_size_is_torchvisions_to_the_bit(width, height, side):
-    image, view = noise(width, height), View(side, side, 3, 0.875)
-    np.testing.assert_array_equal(view.render(array(image)), torchvision_centre(image, view))
+    image, transform = noise(width, height), Transform(side, side, 3, 0.875)
+    np.testing.assert_array_equal(
+        transform.render(array(image)), torchvision_centre(image, transform)
+    )
 
 
 def test_resize_256_crop_224_is_pillows_within_one_level():
     image = noise(500, 375)
     expected = image.resize((341, 256), BILINEAR).crop((58, 16, 58 + 224, 16 + 224))
-    ours = View(224, 224, 3, 0.875).render(array(image))
+    ours = Transform(224, 224, 3, 0.875).render(array(image))
     assert abs(ours.astype(int) - pixels(expected)).max() <= 1
 
 
@@ -192,19 +197,19 @@ def test_resize_256_crop_224_is_pillows_within_one_level():
 def test_images_of_the_models_size_are_left_alone(size):
     height, width = size
     image = noise(width, height)
-    np.testing.assert_array_equal(View(height, width, 3).render(array(image)), pixels(image))
+    np.testing.assert_array_equal(Transform(height, width, 3).render(array(image)), pixels(image))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_random_view_is_torchvisions_crop_and_resize(mode):
-    view = View(32, 48, 3 if mode == "RGB" else 1, 0.875, SCALE)
-    drawn = lots(20)
+    transform = Transform(32, 48, 3 if mode == "RGB" else 1, 0.875, SCALE)
+    drawn = crop_uniforms(20)
     for number, size in enumerate([(500, 375), (60, 200), (48, 32), (5, 3), (1, 1)] * 4):
         image = noise(*size, mode)
-        box = view.box(size[1], size[0], drawn[number])
+        box = transform.box(size[1], size[0], drawn[number])
         assert box == tuple(crop_boxes(drawn[number][None], size[1], size[0], SCALE)[0])
         top, left, height, width = box
-        ours = view.render(array(image), box)
+        ours = transform.render(array(image), box)
         expected = resized_crop(tensor(image), *box, [32, 48], antialias=True)
         np.testing.assert_array_equal(ours, expected)
         part = image.crop((left, top, left + width, top + height))
@@ -213,24 +218,28 @@ def test_a_random_view_is_torchvisions_crop_and_resize(mode):
 
 
 def test_a_random_crop_of_all_is_not_the_centre():
-    image, view = array(noise(100, 50)), View(32, 32, 3, crop_scale=SCALE)
-    assert view.box(50, 100, None) is None
-    assert not np.array_equal(view.render(image, (0, 0, 50, 100)), view.render(image))
+    image, transform = array(noise(100, 50)), Transform(32, 32, 3, crop_scale=SCALE)
+    assert transform.box(50, 100, None) is None
+    assert not np.array_equal(transform.render(image, (0, 0, 50, 100)), transform.render(image))
 
 
 def test_a_random_view_without_lots_is_the_centre():
     image = array(noise(100, 80))
-    random, centre = View(32, 32, 3, crop_scale=SCALE), View(32, 32, 3)
+    random, centre = Transform(32, 32, 3, crop_scale=SCALE), Transform(32, 32, 3)
     np.testing.assert_array_equal(random.render(image), centre.render(image))
 
 
 def test_images_that_are_too_elongated_are_refused():
     image = array(noise(30_000, 1, "L"))
     with pytest.raises(ValueError, match="30000x1 px is too elongated"):
-        View(224, 224, 1).render(image)
+        Transform(224, 224, 1).render(image)
     assert MAX_PIXELS < 224 * 224 * 30_000
-    view = View(224, 224, 1, 1.0, SCALE)
-    assert view.render(image, view.box(1, 30_000, lots(1)[0])).shape == (1, 224, 224)
+    transform = Transform(224, 224, 1, 1.0, SCALE)
+    assert transform.render(image, transform.box(1, 30_000, crop_uniforms(1)[0])).shape == (
+        1,
+        224,
+        224,
+    )
 
 
 # The batched resize

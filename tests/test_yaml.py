@@ -5,7 +5,8 @@ import re
 import pytest
 from composing import KEYS, composed, problems, put
 
-from vit.cli.argv import prepare
+from vit.cli.argv import prepare, split
+from vit.cli.overrides import Overrides
 from vit.cli.usage import EXAMPLES, groups_in, usage
 from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.rules import registry_names
@@ -83,7 +84,9 @@ def test_the_help_has_five_examples_that_name_only_what_exists(command):
         assert f"  {line}\n      {why}\n" in text
         program, *arguments = line.split()
         assert program == f"vit-{command}"
-        prepare(arguments, GROUPS)
+        flags, overrides = split([re.sub(r"[<>]", "", argument) for argument in arguments])
+        Overrides(prepare(overrides, GROUPS))
+        assert set(flags) <= {"-m"}
         for key, equals, option in (a.partition("=") for a in arguments if a != "-m"):
             assert equals
             assert key in known

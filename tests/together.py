@@ -33,7 +33,7 @@ from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.types import ArrayImages, Samples
 from vit.inference.load import load_trained
 from vit.inference.predict import Predictions, predict
-from vit.runtime.dist import Agreement, World, replicated
+from vit.runtime.dist import AsyncMax, World, wrap_ddp
 from vit.training.loss import Loss
 from vit.training.state import TrainState
 from vit.training.step import train_step
@@ -241,10 +241,10 @@ def _array(world: World, folder: Path) -> dict[str, Any]:
 
     pixels, value = world.array_once_per_machine(make)
     seen = pixels.copy()
-    world.wait()
+    world.barrier()
     if world.rank == 1:
         pixels[3] = 7  # in common, not copied
-    world.wait()
+    world.barrier()
     empty, _ = world.array_once_per_machine(lambda: (pixels[:0], None))
     return {
         "seen": seen, "value": value, "written": pixels[3].copy(), "empty": empty.shape,
@@ -264,7 +264,7 @@ def _no_array(world: World) -> str:
 
 
 def _agree(world: World) -> list[int]:
-    agreement = Agreement(world)
+    agreement = AsyncMax(world)
     asked = [0] * 3 + [15] * 3 if world.rank == 1 else [0] * 6
     return [agreement.largest(number) for number in asked]
 
@@ -278,7 +278,7 @@ def _steps(world: World, checkpoint: Path, accumulate: int) -> dict[str, Any]:
     )
     optimizer = torch.optim.SGD(trained.model.parameters(), lr=0.1, fused=True)
     state = TrainState(trained.model, None, optimizer, CPU)
-    state.forward = replicated(state.model, world, CPU)
+    state.forward = wrap_ddp(state.model, world, CPU)
     averaged = []
 
     def hook(group, bucket):  # type: ignore[no-untyped-def]  # torch reads annotations
@@ -292,4 +292,4 @@ def _steps(world: World, checkpoint: Path, accumulate: int) -> dict[str, Any]:
             loss=Loss(config), clip_norm=1.0, device=CPU,
         )  # fmt: skip
     weights = torch.cat([p.detach().flatten() for p in state.model.parameters()])
-    return {"weights": weights.numpy(), "averaged": averaged, "odometer": state.odometer.numpy()}
+    return {"weights": weights.numpy(), "averaged": averaged, "odometer": state.metric_sums.numpy()}

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, checked before trusted, plain types and tensors only."""
+"""Writing and reading checkpoints: atomic, checksummed, plain types and tensors only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vit.artifacts.run_dir import RunDir
-from vit.config.resume import upgraded, upgraded_spec
+from vit.config.resume import migrate, migrate_spec
 from vit.errors import NoCheckpointError, VitError
 from vit.runtime.files import write_atomic
 
@@ -111,6 +111,6 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:
         raise BadCheckpointError(f"{path} lacks {', '.join(missing)}")
     return {
         **content,
-        "config": upgraded(content["config"]),
-        "spec": upgraded_spec(content["spec"]),
+        "config": migrate(content["config"]),
+        "spec": migrate_spec(content["spec"]),
     }

@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl and TensorBoard."""
+"""The log of a training run: metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folder: the one place that knows which file is called what."""
+"""The run folder: its file names, its lock, its summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of the runs below a folder, without torch.
+"""Reading the runs below a folder: configs, scores, states, effects of settings. Needs no torch.
 
 A sweep's runs differ in some settings; runs that differ in nothing but the seed belong together.
 """
@@ -182,12 +182,12 @@ def _read(path: Path, below: Path) -> Run:
 
 
 def _state(folder: RunDir, summary: dict[str, Any]) -> str:
-    said = str(summary.get("state", "running"))
-    if said == "running" and not folder.is_locked():
+    state = str(summary.get("state", "running"))
+    if state == "running" and not folder.is_locked():
         return f"killed at step {_last_step(folder)}"
-    if said in ("interrupted", "pruned"):
-        return f"{said} at step {summary.get('step', 0)}"
-    return said
+    if state in ("interrupted", "pruned"):
+        return f"{state} at step {summary.get('step', 0)}"
+    return state
 
 
 def _last_step(folder: RunDir) -> int:

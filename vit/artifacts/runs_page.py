@@ -1,4 +1,4 @@
-"""The runs below a folder as one HTML page that needs nothing beside itself."""
+"""The runs below a folder as one self-contained HTML page."""
 
 from __future__ import annotations
 

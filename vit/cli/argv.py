@@ -1,4 +1,4 @@
-"""What the user typed, made fit for Hydra's grammar."""
+"""Command-line arguments, quoted and completed for Hydra's override grammar."""
 
 from __future__ import annotations
 
@@ -29,28 +29,12 @@ _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*
 _LENGTHS = {"trainer.steps": "trainer.epochs", "trainer.epochs": "trainer.steps"}
 
 
-def prepare(argv: list[str], groups: Iterable[str]) -> list[str]:
-    """Quote paths, let the checks (not Hydra) judge unknown keys, and pair epochs with steps.
-
-    Args:
-        argv: the arguments as typed.
-        groups: names of config groups, whose overrides (`model=small`) are Hydra's.
+def split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's options with their values, and overrides.
 
     Raises:
         ConfigError: an option that does not exist.
     """
-    flags, overrides = _sort(argv)
-    given = {m["key"] for m in map(_OVERRIDE.fullmatch, overrides) if m and m["value"] != "null"}
-    # Hydra's parser wants all overrides in one piece.
-    prepared = [*flags, *(_prepare_one(override, frozenset(groups)) for override in overrides)]
-    for length, other in _LENGTHS.items():
-        if length in given and value_of(overrides, other) is None:
-            prepared.append(f"++{other}=null")
-    return prepared
-
-
-def _sort(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and overrides."""
     flags: list[str] = []
     overrides: list[str] = []
     for arg in argv:
@@ -69,10 +53,19 @@ def _sort(argv: list[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def value_of(argv: Iterable[str], key: str) -> str | None:
-    """The last value given to `key`, as typed, without quotes."""
-    matches = [m for arg in argv if (m := _OVERRIDE.fullmatch(arg)) and m["key"] == key]
-    return _unquoted(matches[-1]["value"]) if matches else None
+def prepare(overrides: list[str], groups: Iterable[str]) -> list[str]:
+    """Quote paths, let the checks (not Hydra) judge unknown keys, and pair epochs with steps.
+
+    Args:
+        overrides: as typed.
+        groups: names of config groups, whose overrides (`model=small`) are Hydra's.
+    """
+    typed = {m["key"]: m["value"] for m in map(_OVERRIDE.fullmatch, overrides) if m}
+    prepared = [_prepare_one(override, frozenset(groups)) for override in overrides]
+    for length, other in _LENGTHS.items():
+        if typed.get(length, "null") != "null" and other not in typed:
+            prepared.append(f"++{other}=null")
+    return prepared
 
 
 def safe_name(text: str) -> str:
@@ -93,28 +86,25 @@ def quoted(value: str) -> str:
     is_quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
     if value == "null" or is_quoted or (value.startswith("[") and value.endswith("]")):
         return value
-    path = os.path.expanduser(value)
+    return _in_quotes(os.path.expanduser(value))
+
+
+def _in_quotes(path: str) -> str:
     # In Hydra's quotes a backslash is special only before a quote.
     path = re.sub(r"(\\*)(')", r"\1\1\\\2", path)
     path = re.sub(r"(\\+)$", r"\1\1", path)
     return f"'{path}'"
 
 
-def _prepare_one(arg: str, groups: frozenset[str]) -> str:
-    match = _OVERRIDE.fullmatch(arg)
-    if match is None:
-        return arg
+def _prepare_one(override: str, groups: frozenset[str]) -> str:
+    match = _OVERRIDE.fullmatch(override)
+    assert match is not None
     sign, key, value = match["sign"], match["key"], match["value"]
-    if key in groups or key.startswith("hydra") or "@" in key:
-        return arg
+    if key in groups:  # a path, which is a slip, is told as one
+        is_path = value.startswith(("~", ".", "/")) or os.path.exists(value)
+        return f"{sign}{key}={_in_quotes(value)}" if is_path else override
+    if key.startswith("hydra") or "@" in key:
+        return override
     if key in PATH_KEYS:
         value = quoted(value)
     return f"{sign or '++'}{key}={value}"
-
-
-def _unquoted(value: str) -> str:
-    """What Hydra makes of a value that `quoted` made."""
-    if len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
-        value = re.sub(r"(\\+)$", lambda m: m[1][: len(m[1]) // 2], value[1:-1])
-        return re.sub(r"(\\+)(')", lambda m: m[1][: len(m[1]) // 2] + m[2], value)
-    return value

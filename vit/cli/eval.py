@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.cli import front
-from vit.cli.argv import value_of
+from vit.cli.overrides import Overrides
 from vit.config.commands import EvalConfig
 from vit.config.schema import height_width
 from vit.config.validate import to_eval_config
 from vit.errors import ConfigError
-from vit.runtime.memory import keep_memory
+from vit.runtime.memory import retain_freed_memory
 
 if TYPE_CHECKING:
     from vit.data.loader import EvalLoader
@@ -30,9 +30,9 @@ def main() -> None:
     sys.exit(front.run("eval", evaluate))
 
 
-def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
+def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
     """Score a checkpoint on a split of its own data, or on a folder with the same classes."""
-    keep_memory()
+    retain_freed_memory()
     config = to_eval_config(plain)
     # torch is imported here: an error in the settings is answered without it.
     from vit.evaluation.comparison import Comparison, check_comparable
@@ -66,7 +66,7 @@ def evaluate(plain: dict[str, Any], overrides: list[str]) -> None:
         "image_size": trained.preprocessing["image_size"],
         "images": len(predictions.index),
         "trained_on": trained_on,
-        "bad_images": loader.bad.named(),
+        "bad_images": loader.corrupt.named(),
         "tta": config.tta,
         "merge": config.merge,
         **result.as_json(trained.classes),
@@ -211,10 +211,9 @@ def facts(trained: Trained, metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def command(overrides: list[str]) -> str:
+def command(overrides: Overrides) -> str:
     """What was typed."""
-    keys = [override.lstrip("+").partition("=")[0] for override in overrides]
-    return shlex.join(["vit-eval", *(f"{key}={value_of(overrides, key)}" for key in keys)])
+    return shlex.join(["vit-eval", *(f"{key}={overrides.text(key)}" for key in overrides.typed())])
 
 
 def output_folder(config: EvalConfig, trained: Trained, label: str) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit.cli import front
 from vit.cli.argv import safe_name
+from vit.cli.overrides import Overrides
 from vit.config.commands import ExplainConfig
 from vit.config.validate import to_explain_config
 from vit.data.sources.listing import list_images
@@ -15,7 +16,7 @@ from vit.errors import ConfigError, DataError, nearest, printable
 from vit.runtime import console
 from vit.runtime.console import damaged
 from vit.runtime.files import prepare_file, write_atomic
-from vit.runtime.memory import keep_memory
+from vit.runtime.memory import retain_freed_memory
 
 if TYPE_CHECKING:
     from vit.inference.load import Trained
@@ -32,9 +33,9 @@ def main() -> None:
     sys.exit(front.run("explain", explain))
 
 
-def explain(plain: dict[str, Any], overrides: list[str]) -> None:
+def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     """Draw what the model looked at in each image that the user names; damaged ones are named."""
-    keep_memory()
+    retain_freed_memory()
     config = to_explain_config(plain)
     found = list_images(config.images, console.warn)
     paths = found[: config.limit]
@@ -62,7 +63,7 @@ def explain(plain: dict[str, Any], overrides: list[str]) -> None:
             if number <= IN_INDEX:
                 rows.append(explained.small_tiles())
                 labels.append(f"{number}: {explained.caption}")
-    complaints = damaged(loader.bad.named(), len(paths))
+    complaints = damaged(loader.corrupt.named(), len(paths))
     if not rows:
         raise DataError([*complaints, "no image is left to be explained"])
     for line in complaints:

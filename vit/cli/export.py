@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.cli import front
+from vit.cli.overrides import Overrides
 from vit.config.commands import ExportConfig
 from vit.config.schema import height_width
 from vit.config.validate import to_export_config
 from vit.errors import ConfigError
 from vit.export.formats import CHECKS, FORMATS
 from vit.runtime.files import prepare_file
-from vit.runtime.memory import keep_memory
+from vit.runtime.memory import retain_freed_memory
 
 if TYPE_CHECKING:
     from vit.export.export import Exported
@@ -25,9 +26,9 @@ def main() -> None:
     sys.exit(front.run("export", export))
 
 
-def export(plain: dict[str, Any], overrides: list[str]) -> None:
+def export(plain: dict[str, Any], overrides: Overrides) -> None:
     """Write a checkpoint in another format, run what was written, and say how they compare."""
-    keep_memory()
+    retain_freed_memory()
     config = to_export_config(plain, CHECKS)
     FORMATS[config.format].check_packages()
     # torch is imported here: an error in the settings is answered without it.
@@ -77,14 +78,14 @@ def table(exported: Exported) -> str:
     """The figures of the checkpoint and of its export, side by side."""
     import torch
 
-    agreement = exported.agreement
-    count = len(agreement.labels)
+    parity = exported.parity
+    count = len(parity.labels)
     threads = torch.get_num_threads()
     rows = [
         ("", "checkpoint", "export"),
-        ("top-1", *(f"{100 * right / count:.2f} %" for right in agreement.right)),
-        ("same label", "", f"{100 * (1 - agreement.changed / count):.2f} %"),
-        ("largest difference of a logit", "", f"{agreement.difference:.2g}"),
+        ("top-1", *(f"{100 * right / count:.2f} %" for right in parity.right)),
+        ("same label", "", f"{100 * (1 - parity.changed / count):.2f} %"),
+        ("largest difference of a logit", "", f"{parity.difference:.2g}"),
         ("size", *(f"{size / 1e6:,.2f} MB" for size in exported.sizes)),
         *(
             (f"ms per image, {images} at once", *(f"{time:.3g}" for time in times))

@@ -1,10 +1,9 @@
-"""The front door: argv to Hydra, errors to one line and an exit code."""
+"""The entry of every command: argv to Hydra, errors to one line and an exit code."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import time
 import traceback
@@ -13,13 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vit.cli.argv import prepare, quoted, short_hash, value_of
+from vit.cli.argv import prepare, quoted, short_hash, split
+from vit.cli.overrides import Overrides
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config.validate import config_dir, legal_keys
 from vit.errors import ConfigError, DataError, InterruptedRun, VitError, nearest, printable
 
-Job = Callable[[dict[str, Any], list[str]], object]
+Job = Callable[[dict[str, Any], Overrides], object]
 """Runs on plain settings and the overrides that led to them; raises typed errors."""
 
 
@@ -39,34 +39,38 @@ def run(command: str, job: Job) -> int:
         if "--version" in argv:
             print(f"vit-train {version('vit-train')}")
             return 0
-        groups = _groups(configs, argv)
-        argv = prepare(argv, groups)
-        if is_sweep(argv) and command != "train":
+        flags, lines = split(argv)
+        groups = _groups(configs, flags)
+        lines = prepare(lines, groups)
+        overrides = Overrides(lines)
+        if is_sweep(flags, overrides) and command != "train":
             raise ConfigError(f"vit-{command} takes no -m; run it once for each checkpoint")
-        if is_sweep(argv) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if is_sweep(flags, overrides) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("torchrun runs one training, not a sweep; leave out -m and sweep=")
-        _check_groups(command, argv, groups)
-        _compose_and_run(command, job, argv, configs)
+        _check_groups(command, overrides, groups)
+        _compose_and_run(command, job, flags, lines, overrides, configs)
     return outcome[0]
 
 
-def is_sweep(argv: list[str]) -> bool:
+def is_sweep(flags: list[str], overrides: Overrides) -> bool:
     """Whether the arguments ask for several runs."""
-    asked = {"-m", "--multirun"} & set(argv)
-    return bool(asked) or value_of(argv, "sweep") not in (None, "null")
+    asked = {"-m", "--multirun"} & set(flags)
+    return bool(asked) or overrides.text("sweep") not in (None, "null")
 
 
-def sweep_folder(argv: list[str]) -> Path:
+def sweep_folder(overrides: Overrides) -> Path:
     """A sweep's folder: its name, or a hash of its overrides, so that it is found again."""
-    outputs = Path(os.path.expanduser(value_of(argv, "outputs") or "outputs"))
-    overrides = sorted(arg for arg in argv if "=" in arg)
-    name = value_of(argv, "name")
+    outputs = Path(os.path.expanduser(overrides.text("outputs") or "outputs"))
+    name = overrides.text("name")
     if name in (None, "null"):
-        name = f"sweep-{short_hash(' '.join(overrides))}"
+        lines = sorted(str(override.input_line) for override in overrides.parsed)
+        name = f"sweep-{short_hash(' '.join(lines))}"
     return outputs / str(name)
 
 
-def _compose_and_run(command: str, job: Job, argv: list[str], configs: Path) -> None:
+def _compose_and_run(
+    command: str, job: Job, flags: list[str], lines: list[str], overrides: Overrides, configs: Path
+) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -78,20 +82,20 @@ def _compose_and_run(command: str, job: Job, argv: list[str], configs: Path) -> 
             plain = OmegaConf.to_container(config, resolve=True)
             if folder is None and plain.pop("search", None):  # type: ignore[union-attr,call-arg,arg-type]
                 raise ConfigError("search= is part of a sweep; start it with -m")
-            job(plain, list(HydraConfig.get().overrides.task))  # type: ignore[arg-type]
+            job(plain, Overrides(HydraConfig.get().overrides.task))  # type: ignore[arg-type]
         except Exception as error:
             failure.append(error)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
-    folder = sweep_folder(argv) if is_sweep(argv) else None
+    folder = sweep_folder(overrides) if is_sweep(flags, overrides) else None
     if folder is not None:
-        if {"-c", "--cfg", "-i", "--info"} & set(argv):
+        if {"-c", "--cfg", "-i", "--info"} & set(flags):
             raise ConfigError("--cfg shows the settings of one run; leave out -m and sweep=")
-        job = as_sweep_job(job, folder, argv)
-        argv = [arg for arg in argv if arg not in ("-m", "--multirun")]
-        argv = ["-m", *argv, f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=."]
+        job = as_sweep_job(job, folder, overrides)
+        flags = ["-m", *(flag for flag in flags if flag not in ("-m", "--multirun"))]
+        lines = [*lines, f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=."]
     before = sys.argv
-    sys.argv = [f"vit-{command}", *argv]
+    sys.argv = [f"vit-{command}", *flags, *lines]
     try:
         hydra.main(version_base="1.3", config_path=str(configs), config_name=command)(task)()
     except SweepInterrupted as stopped:
@@ -104,10 +108,10 @@ def _compose_and_run(command: str, job: Job, argv: list[str], configs: Path) -> 
         report(folder)
 
 
-def _groups(configs: Path, argv: list[str]) -> dict[str, list[str]]:
+def _groups(configs: Path, flags: list[str]) -> dict[str, list[str]]:
     """Every config group with its options, the user's own included."""
     groups = groups_in(configs)
-    own = _after(argv, "--config-dir") or _after(argv, "-cd")
+    own = _after(flags, "--config-dir") or _after(flags, "-cd")
     if own and Path(own).is_dir():
         for group, options in groups_in(Path(own)).items():
             if group not in legal_keys():
@@ -115,21 +119,17 @@ def _groups(configs: Path, argv: list[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _check_groups(command: str, argv: list[str], groups: dict[str, list[str]]) -> None:
+def _check_groups(command: str, overrides: Overrides, groups: dict[str, list[str]]) -> None:
     """Refuse `data=cifar`, naming what there is, and `data=~/photos`; the rest is Hydra's."""
     problems = []
     for group, options in groups.items():
-        value = value_of(argv, group)
-        if value is None:
-            continue
         legal = [*options, *(["null"] if group in ("experiment", "sweep") else [])]
-        is_plain = re.fullmatch(r"[\w./-]*(,[\w./-]*)*", value)
-        for name in value.split(",") if is_plain else [value]:
+        for name in overrides.choices(group):
             if name in legal:
                 continue
             if "/" in name or name.startswith(("~", ".")) or os.path.exists(name):
                 problems.append(f"{group}={name} is a path; try {_for_path(command, group, name)}")
-            elif is_plain:
+            else:
                 close = nearest(name, options)
                 hint = f" (did you mean {close}?)" if close else ""
                 listed = ", ".join(options)
@@ -149,10 +149,10 @@ def _for_path(command: str, group: str, path: str) -> str:
     return f"--config-dir <folder> {group}={name}, with the file as <folder>/{group}/{name}.yaml"
 
 
-def _after(argv: list[str], flag: str) -> str | None:
-    for i, arg in enumerate(argv):
-        if arg == flag and i + 1 < len(argv):
-            return argv[i + 1]
+def _after(flags: list[str], flag: str) -> str | None:
+    for i, arg in enumerate(flags):
+        if arg == flag and i + 1 < len(flags):
+            return flags[i + 1]
         if arg.startswith(f"{flag}="):
             return arg.split("=", 1)[1]
     return None

@@ -10,6 +10,7 @@ from typing import Any
 
 from vit.artifacts.predictions import Labelled, as_csv, write_labels
 from vit.cli import front
+from vit.cli.overrides import Overrides
 from vit.config.commands import PredictConfig
 from vit.config.validate import to_predict_config
 from vit.data.sources.listing import list_images
@@ -17,7 +18,7 @@ from vit.errors import DataError, printable
 from vit.runtime import console
 from vit.runtime.console import damaged
 from vit.runtime.files import prepare_file
-from vit.runtime.memory import keep_memory
+from vit.runtime.memory import retain_freed_memory
 
 ON_SHEET = 200
 """Images that a sheet shows at most."""
@@ -28,9 +29,9 @@ def main() -> None:
     sys.exit(front.run("predict", predict))
 
 
-def predict(plain: dict[str, Any], overrides: list[str]) -> None:
+def predict(plain: dict[str, Any], overrides: Overrides) -> None:
     """Label the images that the user names; the damaged ones are named and left out."""
-    keep_memory()
+    retain_freed_memory()
     config = to_predict_config(plain)
     paths = list_images(config.images, console.warn)
     # torch is imported here: an error in the settings or the paths is answered without it.
@@ -57,12 +58,12 @@ def predict(plain: dict[str, Any], overrides: list[str]) -> None:
             chain([first], images), "predicting", len(paths), leave=False, disable=quiet, unit="img"
         ) as bar:
             deliver(config.output, noting(bar, on_sheet), top)
-    complaints = damaged(loader.bad.named(), len(paths))
+    complaints = damaged(loader.corrupt.named(), len(paths))
     if first is None:
         raise DataError([*complaints, "no image is left to be labelled"])
     for line in complaints:
         console.warn(line)
-    conclude(config, on_sheet, len(paths) - len(loader.bad.reasons))
+    conclude(config, on_sheet, len(paths) - len(loader.corrupt.reasons))
 
 
 def deliver(output: str | None, images: Iterable[Labelled], top: int) -> None:
@@ -91,16 +92,16 @@ def conclude(config: PredictConfig, on_sheet: list[Labelled], count: int) -> Non
     from vit.report.drawing import png
     from vit.runtime.files import write_atomic
 
-    said = [f"{count:,} image{'s' if count > 1 else ''} labelled"]
+    lines = [f"{count:,} image{'s' if count > 1 else ''} labelled"]
     if config.output is not None:
-        said.append(f"  {config.output}")
+        lines.append(f"  {config.output}")
     if config.sheet is not None:
         with console.OnlyWarned()("the sheet"):
             write_atomic(Path(config.sheet), png(contact_sheet(on_sheet)))
             some = f" (the first {len(on_sheet)} images)" if len(on_sheet) < count else ""
-            said.append(f"  {config.sheet}{some}")
-    if len(said) > 1:
-        print("\n".join(said), file=sys.stderr if config.output is None else sys.stdout)
+            lines.append(f"  {config.sheet}{some}")
+    if len(lines) > 1:
+        print("\n".join(lines), file=sys.stderr if config.output is None else sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A search: runs drawn at random, of which only the promising go on (Optuna)."""
+"""Hyper-parameter search: random runs with pruning, by Optuna."""
 
 from __future__ import annotations
 

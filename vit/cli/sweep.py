@@ -1,4 +1,4 @@
-"""A sweep: every job in its own folder, failures recorded, a table at the end."""
+"""Sweeps: every job in its own folder, failures recorded, a table at the end."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import read_runs
 from vit.cli.argv import safe_name
+from vit.cli.overrides import Overrides
 from vit.cli.runs import overview, write_page
 from vit.cli.search import run_search
 from vit.config.search import to_search
@@ -44,7 +45,7 @@ class SweepFailedError(VitError):
     """Some jobs of a sweep failed; the others ran."""
 
 
-def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
+def as_sweep_job(job: Job, folder: Path, common: Overrides) -> Job:
     """`job` as one of many: named by its overrides, resumed if it was killed, never fatal.
 
     With a section `search` in its settings it is a whole search.
@@ -52,10 +53,10 @@ def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
     Args:
         job: trains one run.
         folder: the sweep's folder.
-        common: the overrides as typed; what a job has besides them names it.
+        common: the overrides of all jobs; what a job has besides them names it.
     """
 
-    def run_one(plain: dict[str, Any], overrides: list[str]) -> None:
+    def run_one(plain: dict[str, Any], overrides: Overrides) -> None:
         wanted = plain.pop("search", None)
         if wanted is None:
             attempt(plain, overrides, job_name(overrides, common), job)
@@ -65,13 +66,13 @@ def as_sweep_job(job: Job, folder: Path, common: list[str]) -> Job:
             attempt(
                 _with(plain, settings), overrides, name, partial(job, should_prune=should_prune)
             )
-            said = RunDir(folder / name).read_summary()
-            score = said.get("val_top1") if said.get("state") == "finished" else None
+            summary = RunDir(folder / name).read_summary()
+            score = summary.get("val_top1") if summary.get("state") == "finished" else None
             return float(score) if isinstance(score, (int, float)) else None
 
         run_search(to_search(wanted), trial, folder)
 
-    def attempt(plain: dict[str, Any], overrides: list[str], name: str, job: Job) -> None:
+    def attempt(plain: dict[str, Any], overrides: Overrides, name: str, job: Job) -> None:
         print(f"\n=== {name}", flush=True)
         (folder / name / "error.txt").unlink(missing_ok=True)
         _end_with_parent()
@@ -114,21 +115,16 @@ def _with(plain: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def job_name(overrides: list[str], common: list[str]) -> str:
+def job_name(overrides: Overrides, common: Overrides) -> str:
     """A job's name: the overrides that are its own, so that it is found again by them.
 
     Args:
         overrides: of the job, as Hydra gives them: `++model.depth=2`.
-        common: as typed, with every value of a sweep: `++model.depth=2,4`.
+        common: of the sweep, with every value: `++model.depth=2,4`.
     """
-    typed = _last_values(common)
-    own = {k: v for k, v in _last_values(overrides).items() if typed.get(k) != v}
+    typed = common.typed()
+    own = {key: value for key, value in overrides.typed().items() if typed.get(key) != value}
     return safe_name("_".join(f"{key}-{value}" for key, value in own.items()))
-
-
-def _last_values(overrides: list[str]) -> dict[str, str]:
-    pairs = (override.lstrip("+").partition("=") for override in overrides)
-    return {key: value for key, equals, value in pairs if equals}
 
 
 def report(folder: Path) -> None:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from vit.artifacts.run_dir import RunDir, is_run
 from vit.cli import front
+from vit.cli.overrides import Overrides
 from vit.config.checks import OF_FILES
-from vit.config.resume import upgraded
+from vit.config.resume import migrate
 from vit.config.schema import RunConfig
 from vit.config.validate import load_yaml, to_config
 from vit.data.sources.layout import check_folder
 from vit.errors import ConfigError, InterruptedRun, NoCheckpointError, PrunedRun, VitError
 from vit.runtime import console
-from vit.runtime.dist import World, joined, world
-from vit.runtime.memory import keep_memory
+from vit.runtime.dist import World, process_group, world
+from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -35,35 +36,35 @@ def never(epoch: float, top1: float) -> bool:
     return False
 
 
-def train(plain: dict[str, Any], overrides: list[str], should_prune: ShouldPrune = never) -> None:
+def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune = never) -> None:
     """Train one run on composed settings, or go on with one; alone or as one of torchrun's.
 
     `should_prune` is told (epoch, validation top-1) and ends the run by answering True.
     """
-    together = world()
+    processes = world()
     with StopRequest() as stop:
         if plain["resume"] not in (None, "auto"):
             plain = saved_settings(Path(plain["resume"]), overrides)
-        config = to_config(plain, together.size, complete=False)
+        config = to_config(plain, processes.size, complete=False)
         if config.data.name in OF_FILES:  # a slip in the path is answered without torch, too
             check_folder("data.root", Path(str(config.data.root)))
-        with joined(together, lambda: _takes_cuda(config)):
-            if not together.leads:
+        with process_group(processes, lambda: _takes_cuda(config)):
+            if not processes.is_main:
                 console.mute()
-            run, is_new = _run_of_all(config, together)
+            run, is_new = _run_of_all(config, processes)
             try:
-                _train(config, _keys(overrides), run, stop, together, should_prune)
+                _train(config, overrides.keys, run, stop, processes, should_prune)
             except Exception:
-                if is_new and together.leads and not run.has_progress():
+                if is_new and processes.is_main and not run.has_progress():
                     run.discard()
                 raise
             finally:
                 run.unlock()
 
 
-def _run_of_all(config: RunConfig, together: World) -> tuple[RunDir, bool]:
+def _run_of_all(config: RunConfig, processes: World) -> tuple[RunDir, bool]:
     """The run's folder, which the leader opens and the others are told."""
-    if together.size == 1:
+    if processes.size == 1:
         return open_run(config)
     opened: list[RunDir] = []
 
@@ -72,7 +73,7 @@ def _run_of_all(config: RunConfig, together: World) -> tuple[RunDir, bool]:
         opened.append(run)
         return str(run.path), is_new
 
-    path, is_new = together.from_leader(lead)
+    path, is_new = processes.broadcast_from_main(lead)
     return (opened[0] if opened else RunDir(Path(path))), is_new
 
 
@@ -82,20 +83,18 @@ def _takes_cuda(config: RunConfig) -> bool:
     return select_device(config.trainer.device).type == "cuda"
 
 
-def saved_settings(folder: Path, overrides: list[str]) -> dict[str, Any]:
+def saved_settings(folder: Path, overrides: Overrides) -> dict[str, Any]:
     """The settings of a run, with the user's own values on top.
 
     Raises:
         NoCheckpointError: `folder` is no run.
         ConfigError: an override picks a group (`model=small`) instead of giving a value.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     if not is_run(folder):
         raise NoCheckpointError(f"resume={folder} is no run folder (it has no config.yaml)")
     run = RunDir(folder)
-    plain = upgraded(load_yaml(run.config.read_text(encoding="utf-8"), str(run.config)))
-    for override in OverridesParser.create().parse_overrides(overrides):
+    plain = migrate(load_yaml(run.config.read_text(encoding="utf-8"), str(run.config)))
+    for override in overrides.parsed:
         section, _, name = override.key_or_group.rpartition(".")
         if not str(override.input_line).startswith("+"):
             raise ConfigError(
@@ -109,10 +108,6 @@ def saved_settings(folder: Path, overrides: list[str]) -> dict[str, Any]:
                 raise ConfigError(f"{override.key_or_group} is no known key; {section} is a value")
         place[name] = override.value()
     return {**plain, "resume": str(folder), "name": None}
-
-
-def _keys(overrides: list[str]) -> frozenset[str]:
-    return frozenset(override.lstrip("+").partition("=")[0] for override in overrides)
 
 
 def open_run(config: RunConfig) -> tuple[RunDir, bool]:
@@ -135,20 +130,20 @@ def open_run(config: RunConfig) -> tuple[RunDir, bool]:
 
 
 def _train(
-    config: RunConfig, user_keys: frozenset[str], run: RunDir, stop: StopRequest, together: World,
+    config: RunConfig, user_keys: frozenset[str], run: RunDir, stop: StopRequest, processes: World,
     should_prune: ShouldPrune,
 ) -> None:  # fmt: skip
     # torch is imported here: an error in the settings is answered without it.
     from vit.training.setup import set_up
     from vit.training.trainer import Trainer
 
-    parts = set_up(config, user_keys, run, stop, together, should_prune)
+    parts = set_up(config, user_keys, run, stop, processes, should_prune)
     if parts is None:
         return
-    keep_memory()  # from here on: what loading the data freed has gone back
+    retain_freed_memory()  # from here on: what loading the data freed has gone back
 
     def note(state: str, scores: dict[str, float], more: Mapping[str, Any]) -> None:
-        if together.leads:
+        if processes.is_main:
             run.write_summary({**parts.summary(state, scores), **more})
 
     note("running", {}, {})
@@ -162,7 +157,7 @@ def _train(
         parts.train.close()
         parts.logger.close()
     note("finished", scores, {})
-    if together.leads:
+    if processes.is_main:
         _print_result(parts, scores)
 
 

@@ -1,4 +1,4 @@
-"""Contradictions between settings: each rule names the keys it looks at and the remedy."""
+"""Checks across settings of data and model: each names the keys it looks at and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a Vision Transformer the one it is: the one list of its options. Needs no torch."""
+"""The architecture of a Vision Transformer: the one list of its options. Needs no torch."""
 
 from __future__ import annotations
 

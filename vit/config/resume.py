@@ -1,4 +1,4 @@
-"""What may change when a run goes on."""
+"""Resuming: which settings may change, and the migration of configs of earlier versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAY_CHANGE = frozenset(
 )  # fmt: skip
 """Where, how fast, how often and how long; everything else would make it another run."""
 
-ADDED = {
+MIGRATIONS = {
     "data.split_by": "position",
     "data.center_crop": 1.0,
     "data.aspect": "crop",
@@ -124,10 +124,10 @@ def _was_resolved(key: str, value: Any) -> bool:
     return value == "auto" and key not in MAY_CHANGE
 
 
-def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config (nested) with the keys of ADDED that it lacks."""
+def migrate(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config (nested) with the keys of MIGRATIONS that it lacks."""
     plain = {k: dict(v) if isinstance(v, Mapping) else v for k, v in saved.items()}
-    for key, value in ADDED.items():
+    for key, value in MIGRATIONS.items():
         section, _, name = key.partition(".")
         entries = plain.setdefault(section, {})
         if isinstance(entries, dict):
@@ -138,12 +138,12 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def upgraded_spec(saved: Mapping[str, Any]) -> dict[str, Any]:
+def migrate_spec(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The architecture (of `ViTConfig.plain`) that a checkpoint of an earlier version says, with
     the options that it lacks.
     """
     options = {option.name for option in fields(ModelOptions)}
-    models = {key.removeprefix("model."): value for key, value in ADDED.items()}
+    models = {key.removeprefix("model."): value for key, value in MIGRATIONS.items()}
     spec = {**{name: value for name, value in models.items() if name in options}, **saved}
     if "mlp_ratio" in spec:  # as the first checkpoints had it
         spec["mlp_dim"] = int(spec["dim"] * spec.pop("mlp_ratio"))

@@ -1,4 +1,4 @@
-"""Conditions on one value, beyond its type."""
+"""Validators of single values, as annotations of the schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contradictions between settings of how a run trains; `checks` has those of its data and model."""
+"""Checks across settings of training; `checks` has those of data and model."""
 
 from __future__ import annotations
 

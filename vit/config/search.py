@@ -1,4 +1,4 @@
-"""What a search tries: how many runs, drawn from which ranges, and which of them go on."""
+"""The settings of a hyper-parameter search: trials, ranges, pruning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the YAML files are, and how plain values become a checked RunConfig."""
+"""Validation: from plain values to a checked, typed config. And where the YAML files are."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def _fit(value: Any, hint: Any) -> tuple[Any, str | None]:
         base, *rules = get_args(hint)
         value, problem = _fit(value, base)
         for rule in rules:
-            if problem is None or isinstance(rule, DurationRule):  # whose words say more
+            if problem is None or isinstance(rule, DurationRule):  # says more than a wrong type
                 problem = typing.cast(Rule, rule).broken_by(value)
         return value, problem
     if get_origin(hint) in (Union, types.UnionType):

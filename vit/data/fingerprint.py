@@ -1,4 +1,4 @@
-"""Whether an image is still the same: its size, and a hash of its content or of its time."""
+"""Fingerprints of images: size, and a hash of the content or of the modification time."""
 
 from __future__ import annotations
 

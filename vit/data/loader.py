@@ -18,12 +18,12 @@ from torch.nn.functional import one_hot
 from vit.config.schema import AugmentConfig
 from vit.data.augment import batch as augment
 from vit.data.augment import policies
-from vit.data.padding import blank, parted
+from vit.data.padding import split_padding, zero_padding
 from vit.data.reading.reader import Reader
 from vit.data.reading.store import BatchRequest, ImageStore
-from vit.data.reading.transform import View
-from vit.data.reading.workers import Bad
-from vit.data.sampler import Order, class_weights
+from vit.data.reading.transform import Transform
+from vit.data.reading.workers import Corrupt
+from vit.data.sampler import Sampler, class_weights
 from vit.data.types import ArrayImages, Batch, Samples
 from vit.errors import DataError
 from vit.runtime.dist import ALONE, World
@@ -52,7 +52,7 @@ class Loader:
         """What batch number `k` holds."""
         raise NotImplementedError
 
-    def _collect(self, k: int) -> tuple[BatchRequest, Tensor, Bad]:
+    def _collect(self, k: int) -> tuple[BatchRequest, Tensor, Corrupt]:
         """Batch number `k`, best asked for in order: later ones are rendered meanwhile.
 
         Returns:
@@ -108,18 +108,18 @@ class TrainLoader(Loader):
         self.reader = reader
         self.device = reader.device
         self.normalise = reader.normalise
-        self.size = (reader.view.height, reader.view.width)
-        self.order = Order(samples.labels, seed, balance == "sampler")
+        self.size = (reader.transform.height, reader.transform.width)
+        self.order = Sampler(samples.labels, seed, balance == "sampler")
         self.part = slice(world.rank * share, (world.rank + 1) * share)
         self.labels = torch.from_numpy(samples.labels).to(self.device)
         weights = class_weights(samples.labels, classes) if balance == "loss" else np.ones(classes)
         self.weights = torch.from_numpy(weights).float().to(self.device)
         self.features: Tensor | None = None
-        self.bad = reader.bad(samples)
+        self.corrupt = reader.corrupt_images(samples)
         low, high = config.crop_scale
         scale = (low, high) if config.crop == "resized" else None
-        view = replace(reader.view, center_crop=1.0, crop_scale=scale)
-        super().__init__(reader.open(samples, share, view, self.bad), None)
+        transform = replace(reader.transform, center_crop=1.0, crop_scale=scale)
+        super().__init__(reader.open(samples, share, transform, self.corrupt), None)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -142,9 +142,9 @@ class TrainLoader(Loader):
 
     def request_at(self, k: int) -> BatchRequest:
         """Which images our share of step `k` holds, and how they are cropped."""
-        lots = augment.draw_crops(self.config, self.batch_size, self.seed, k)
+        crop_uniforms = augment.draw_crops(self.config, self.batch_size, self.seed, k)
         index = self.indices_at(k)[self.part]
-        return BatchRequest(index, None if lots is None else lots[self.part])
+        return BatchRequest(index, None if crop_uniforms is None else crop_uniforms[self.part])
 
     def batch_at(self, step: int) -> Batch:
         """Our share of the batch that the optimiser's step number `step` (from 0) is taken on.
@@ -168,7 +168,7 @@ class TrainLoader(Loader):
         images = self.normalise(policies.apply(pixels, chain.slice(self.part)))
         if self.config.erasing:
             images = augment.erase_boxes(images, draws)
-        images = blank(images, mask)
+        images = zero_padding(images, mask)
         if (self.config.mixup or self.config.cutmix) and step < self.mix_end:
             images, targets = augment.mix(images, targets, draws, mask)
             mask = None if mask is None else augment.mixed_mask(mask, draws)
@@ -191,7 +191,7 @@ class TrainLoader(Loader):
         for pixels, _, index, mask in images:
             found.append(features(pixels, mask))
             good.append(index)
-        self.bad.note(images.bad.reasons)
+        self.corrupt.note(images.corrupt.reasons)
         place = np.searchsorted(np.concatenate(good), np.arange(len(self)))
         computed = torch.cat(found)
         self.features = computed[torch.from_numpy(place % len(computed)).to(self.device)]
@@ -206,31 +206,37 @@ class TrainLoader(Loader):
         request, pixels, bad = self._collect(step)
         index = request.positions.copy()
         for row in bad:
-            lots = None if request.lots is None else request.lots[row : row + 1]
-            damaged: Bad = {0: bad[row]}
+            crop_uniforms = (
+                None if request.crop_uniforms is None else request.crop_uniforms[row : row + 1]
+            )
+            damaged: Corrupt = {0: bad[row]}
             while damaged:
-                self.bad.note({int(index[row]): damaged[0]})
+                self.corrupt.note({int(index[row]): damaged[0]})
                 index[row] = (index[row] + 1) % len(self)
-                pixel, damaged = self.store.render(BatchRequest(index[row : row + 1], lots))
+                pixel, damaged = self.store.render(
+                    BatchRequest(index[row : row + 1], crop_uniforms)
+                )
             pixels[row] = pixel[0]
         return pixels, index
 
 
 def seen(pixels: Tensor, reader: Reader) -> tuple[Tensor, Tensor | None]:
-    """What a reader's view rendered, as images uint8 (B, C, height, width) and their mask."""
-    patch = reader.view.patch
-    return (pixels, None) if patch is None else parted(pixels, patch, reader.normalise.colour)
+    """What a reader's transform rendered, as images uint8 (B, C, height, width) and their mask."""
+    patch = reader.transform.patch
+    if patch is None:
+        return pixels, None
+    return split_padding(pixels, patch, reader.normalise.colour)
 
 
-def of_size(samples: Samples, view: View) -> Samples:
-    """The samples; where their images are an array of another size than `view`'s, resized to it.
+def of_size(samples: Samples, transform: Transform) -> Samples:
+    """The samples; an array of images of another size than `transform`'s is resized to it.
 
     Then they cover it and keep the middle, as images in files.
     """
-    images = samples.images
-    if not isinstance(images, ArrayImages) or images.pixels.shape[2:] == (view.height, view.width):
+    images, size = samples.images, (transform.height, transform.width)
+    if not isinstance(images, ArrayImages) or images.pixels.shape[2:] == size:
         return samples
-    whole = replace(view, center_crop=1.0)
+    whole = replace(transform, center_crop=1.0)
     upright = images.pixels[samples.index].transpose(0, 2, 3, 1)
     pixels = np.stack([whole.render(image) for image in upright])
     return replace(samples, images=ArrayImages(pixels), index=np.arange(len(pixels)))
@@ -260,9 +266,11 @@ class EvalLoader(Loader):
         self.reader = reader
         self.normalise = reader.normalise
         self.change: Change | None = None
-        self.bad = reader.bad(samples)
+        self.corrupt = reader.corrupt_images(samples)
         total = -(-len(samples) // batch_size)
-        store = reader.open(of_size(samples, reader.view), batch_size, reader.view, self.bad)
+        store = reader.open(
+            of_size(samples, reader.transform), batch_size, reader.transform, self.corrupt
+        )
         super().__init__(store, len(range(world.rank, total, world.size)))
 
     def __len__(self) -> int:
@@ -280,8 +288,10 @@ class EvalLoader(Loader):
 
     def dummy_batch(self) -> Tensor:
         """One black image, for a process that must take part without a batch."""
-        view = self.reader.view
-        return torch.zeros(1, view.channels, view.height, view.width, device=self.labels.device)
+        transform = self.reader.transform
+        return torch.zeros(
+            1, transform.channels, transform.height, transform.width, device=self.labels.device
+        )
 
     def with_transform(self, change: Change) -> EvalLoader:
         """A loader of the same images, changed before they are normalised."""
@@ -302,13 +312,13 @@ class EvalLoader(Loader):
         """As `batch`, of the samples at `positions` (n,)."""
         return self._labelled(*self.store.render(BatchRequest(positions)), positions)
 
-    def _labelled(self, pixels: Tensor, bad: Bad, index: np.ndarray) -> Shown:
+    def _labelled(self, pixels: Tensor, bad: Corrupt, index: np.ndarray) -> Shown:
         if bad:
-            self.bad.note({int(index[row]): why for row, why in bad.items()})
+            self.corrupt.note({int(index[row]): why for row, why in bad.items()})
             good = np.setdiff1d(np.arange(len(index)), list(bad))
             pixels, index = pixels[torch.from_numpy(good).to(pixels.device)], index[good]
         pixels, mask = seen(pixels, self.reader)
         if self.change is not None and len(index):
             pixels = self.change(pixels, index)
         labels = self.labels[torch.from_numpy(index).to(self.labels.device)]
-        return blank(self.normalise(pixels), mask), labels, index, mask
+        return zero_padding(self.normalise(pixels), mask), labels, index, mask

@@ -1,4 +1,4 @@
-"""The list of a run's images: which were trained on, and whether they are still what they were.
+"""The manifest of a run: its images by split, with fingerprints, to notice what has changed.
 
 Legend: N images of a split.
 """

@@ -1,4 +1,4 @@
-"""Images of their own aspect ratio in one batch: each at the top left of a box, padding beside it.
+"""Padding and patch masks: images of their own aspect ratio in one batch.
 
 NaViT (Dehghani et al. 2023, arXiv 2307.06304) without packing several images into a sequence. A
 mask says which patches exist; None stands for images without padding.
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 
-def parted(planes: Tensor, patch: int, colour: Tensor) -> tuple[Tensor, Tensor]:
-    """What a `View` with `patch` rendered, as images and their mask.
+def split_padding(planes: Tensor, patch: int, colour: Tensor) -> tuple[Tensor, Tensor]:
+    """What a `Transform` with `patch` rendered, as images and their mask.
 
     Args:
         planes: uint8 (B, C + 1, H, W), the last one telling where the image is.
@@ -29,7 +29,7 @@ def parted(planes: Tensor, patch: int, colour: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(there, planes[:, :-1], colour), there[:, 0, ::patch, ::patch].flatten(1)
 
 
-def places(mask: Tensor, height: int, width: int) -> Tensor:
+def mask_to_pixels(mask: Tensor, height: int, width: int) -> Tensor:
     """Where the patches are that exist: bool (B, N) -> (B, 1, height, width).
 
     Args:
@@ -41,9 +41,11 @@ def places(mask: Tensor, height: int, width: int) -> Tensor:
     return grid.repeat_interleave(side, 2).repeat_interleave(side, 3)
 
 
-def blank(images: Tensor, mask: Tensor | None) -> Tensor:
+def zero_padding(images: Tensor, mask: Tensor | None) -> Tensor:
     """Normalised images (B, C, H, W), their padding set to 0, the mean colour."""
-    return images if mask is None else images.masked_fill(~places(mask, *images.shape[-2:]), 0.0)
+    if mask is None:
+        return images
+    return images.masked_fill(~mask_to_pixels(mask, *images.shape[-2:]), 0.0)
 
 
 def mirrored(images: Tensor, mask: Tensor | None) -> Tensor:
@@ -51,7 +53,7 @@ def mirrored(images: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return images.flip(-1)
     columns = torch.arange(images.shape[-1], device=images.device)
-    widths = places(mask, *images.shape[-2:])[:, :, :1].sum(dim=-1, keepdim=True)  # B 1 1 1
+    widths = mask_to_pixels(mask, *images.shape[-2:])[:, :, :1].sum(dim=-1, keepdim=True)  # B 1 1 1
     source = torch.where(columns < widths, widths - 1 - columns, columns)
     return images.gather(-1, source.expand_as(images))
 
@@ -68,7 +70,7 @@ def unpadded(values: Tensor, mask: Tensor | None) -> list[Tensor]:
     """
     if mask is None:
         return list(values)
-    there = places(mask, *values.shape[-2:])[:, 0]
+    there = mask_to_pixels(mask, *values.shape[-2:])[:, 0]
     heights, widths = there[:, :, 0].sum(dim=1), there[:, 0].sum(dim=1)
     return [
         value[..., :height, :width]

@@ -1,4 +1,4 @@
-"""Which image comes when: the stream of the epochs' orders, and how classes are balanced.
+"""The sampler: shuffled epochs as one stream, classes balanced if wanted.
 
 Legend: N images, K classes.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from vit.runtime.seeding import numpy_generator
 
 
-class Order:
+class Sampler:
     """The concatenation of epochs, each N long and with an order of its own.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the data layer hands to the rest: data sets as listed, batches as trained on.
+"""The types of the data layer: data sets as listed, batches as trained on.
 
 Legend: N images, B batch, C channels, K classes.
 """
@@ -16,7 +16,7 @@ CROP_TRIES = 10
 """Random crops drawn for an image, of which the first that fits into it is taken."""
 
 
-class Kept(Protocol):
+class CachedImage(Protocol):
     """An image that was decoded before."""
 
     def open(self) -> np.ndarray:
@@ -46,7 +46,7 @@ class FileImages:
         """The file of image `index`."""
         return f"{self.root}/{self.names[index]}"
 
-    def source(self, index: int) -> str | Kept:
+    def source(self, index: int) -> str | CachedImage:
         """Where image `index` is read from."""
         return self.path(index)
 

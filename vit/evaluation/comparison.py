@@ -1,4 +1,4 @@
-"""Two models on the same images: which one is better, and is that more than chance."""
+"""Two models on the same images: paired counts and McNemar's test."""
 
 from __future__ import annotations
 

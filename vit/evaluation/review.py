@@ -1,4 +1,4 @@
-"""From the predictions of a trained model to its scores, its temperature and its report."""
+"""The evaluation of a trained model: scores, temperature scaling, corruptions, the report."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class Review:
     """
 
     predictions: Predictions
-    judged: metrics.Judged
+    judged: metrics.ProbabilityScores
     scores: dict[str, metrics.Score]
-    calibrated: metrics.Judged | None
+    calibrated: metrics.ProbabilityScores | None
     temperature: Temperature
     corruptions: Mapping[str, Sequence[float]] = field(default_factory=dict)
     comparison: Comparison | None = None
@@ -114,10 +114,10 @@ def review(predictions: Predictions, temperature: Temperature) -> Review:
     """Score predictions that have their logits."""
     assert predictions.logits is not None
     logits, labels = predictions.logits, predictions.labels
-    judged = metrics.judge(logits, labels)
+    judged = metrics.probability_scores(logits, labels)
     scores = metrics.all_scores(predictions.top, labels, predictions.losses, judged)
     value = temperature.value
-    calibrated = None if value is None else metrics.judge(logits, labels, value)
+    calibrated = None if value is None else metrics.probability_scores(logits, labels, value)
     return Review(predictions, judged, scores, calibrated, temperature)
 
 
@@ -174,7 +174,7 @@ def page(
     bins = {"as trained": judged.confidence}
     if result.calibrated is not None:
         bins[f"with temperature {result.temperature.value:.3f}"] = result.calibrated.confidence
-    reliability = {text: metrics.calibration(sure, correct) for text, sure in bins.items()}
+    reliability = {text: metrics.calibration(shares, correct) for text, shares in bins.items()}
     report = Report(
         title=f"{run.path.name if run else trained.path.name}: {what}",
         facts=facts,

@@ -1,4 +1,4 @@
-"""From a trained model to a file for other programs, which is run before it counts as written."""
+"""Exporting: write, run what was written, compare with the checkpoint, only then keep it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vit.config.commands import ExportConfig
 from vit.data.types import Samples
 from vit.errors import ConfigError, DataError, ExportError
 from vit.export.formats import FORMATS
-from vit.export.parity import AT_ONCE, BOUNDS, MERGING, Agreement, compare, milliseconds
+from vit.export.parity import AT_ONCE, BOUNDS, MERGING, Parity, compare, milliseconds
 from vit.export.source import Content, Source, as_function
 from vit.inference.evaluator import Evaluator
 from vit.runtime.files import move_over, staging, write_atomic
@@ -29,12 +29,12 @@ class Exported:
     """What was written, beside its checkpoint.
 
     Attributes:
-        agreement: of their answers.
+        parity: of their answers.
         sizes: of the checkpoint and of the export, in bytes.
         times: milliseconds per image of both, by the number of images at once.
     """
 
-    agreement: Agreement
+    parity: Parity
     sizes: tuple[int, int]
     times: dict[int, list[float]]
 
@@ -102,12 +102,12 @@ def export(
     with staging(output) as staged:
         _put(content, staged)
         answer = writer.run(staged)
-        agreement, pixels = compare(source.model, answer, job.open(samples, what))
-        job.trained.check(torch.from_numpy(agreement.logits[0]))
+        parity, pixels = compare(source.model, answer, job.open(samples, what))
+        job.trained.check(torch.from_numpy(parity.logits[0]))
         bounds = BOUNDS[config.precision]
         if config.merge and config.precision == "fp32":
             bounds = MERGING
-        broken = agreement.broken(bounds)
+        broken = parity.broken(bounds)
         if broken is not None:
             raise ExportError(
                 f"the export does not answer as its checkpoint does and was removed: {broken} "
@@ -118,7 +118,7 @@ def export(
         times = {count: milliseconds(both, batch) for count, batch in batches.items()}
         move_over(staged, output)
     sizes = job.trained.path.stat().st_size, _size(content)
-    return Exported(agreement, sizes, times)
+    return Exported(parity, sizes, times)
 
 
 def _put(content: Content, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an exported model answers, beside its checkpoint, on the images that users have.
+"""Parity: the logits of an exported model beside its checkpoint's, on real images; latency.
 
 Legend: N images, B batch, K classes.
 """
@@ -51,7 +51,7 @@ one merges, and logits jump."""
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Parity:
     """The answers of a checkpoint (first) and its export (second).
 
     Attributes:
@@ -97,7 +97,7 @@ class Agreement:
         return None
 
 
-def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Agreement, np.ndarray]:
+def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Parity, np.ndarray]:
     """Run both on the same images: one on the loader's tensors, the other on their bytes.
 
     Args:
@@ -128,7 +128,7 @@ def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Agree
     if not some:
         raise DataError("no image is left to compare the export on; repair or replace them")
     logits = np.concatenate(ours), np.concatenate(theirs)
-    return Agreement(logits, np.concatenate(truth)), some[0]
+    return Parity(logits, np.concatenate(truth)), some[0]
 
 
 def as_bytes(images: torch.Tensor, loader: EvalLoader) -> np.ndarray:

@@ -8,7 +8,15 @@ from pathlib import Path
 from safetensors import safe_open
 
 from vit.artifacts.checkpoint import IN_SAFETENSORS
-from vit.export.source import NORMALISED, Answer, Served, Source, metadata, on_pixels, weights_file
+from vit.export.source import (
+    NORMALISED,
+    Answer,
+    Source,
+    WithPreprocessing,
+    metadata,
+    on_pixels,
+    weights_file,
+)
 from vit.model.vit import VisionTransformer
 
 
@@ -26,4 +34,4 @@ def run(path: Path) -> Answer:
     model = VisionTransformer(**about["spec"])
     model.load_state_dict(weights)
     seen = about["preprocessing"]
-    return on_pixels(Served(model, seen["mean"], seen["std"]))
+    return on_pixels(WithPreprocessing(model, seen["mean"], seen["std"]))

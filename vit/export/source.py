@@ -33,7 +33,7 @@ NORMALISED = "float32 (batch, channels, height, width); (pixel / 255 - mean) / s
 """What a file takes as its input."""
 
 
-class Served(nn.Module):
+class WithPreprocessing(nn.Module):
     """Scales and normalises pixels, and runs a model on them.
 
     Args:
@@ -111,10 +111,10 @@ def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
     }
 
 
-def served(source: Source, precision: str = "fp32") -> Served:
+def with_preprocessing(source: Source, precision: str = "fp32") -> WithPreprocessing:
     """The model with its preprocessing inside."""
     seen = source.trained.preprocessing
-    return Served(source.model, seen["mean"], seen["std"], _DTYPES[precision])
+    return WithPreprocessing(source.model, seen["mean"], seen["std"], _DTYPES[precision])
 
 
 def traced(source: Source, precision: str) -> ExportedProgram:
@@ -122,7 +122,7 @@ def traced(source: Source, precision: str) -> ExportedProgram:
     seen = source.trained.preprocessing
     pixels = torch.zeros(2, *seen["image_size"], seen["channels"], dtype=torch.uint8)
     program = torch.export.export(
-        served(source, precision), (pixels,), dynamic_shapes=({0: Dim("batch")},)
+        with_preprocessing(source, precision), (pixels,), dynamic_shapes=({0: Dim("batch")},)
     )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
@@ -153,4 +153,4 @@ def on_pixels(model: nn.Module) -> Answer:
 
 def as_function(source: Source) -> Answer:
     """The checkpoint's own model, in fp32, as a function of arrays."""
-    return on_pixels(served(source))
+    return on_pixels(with_preprocessing(source))

@@ -9,7 +9,7 @@ from typing import Any
 
 from vit.config.model import ViTConfig
 from vit.errors import ConfigError
-from vit.export.source import Answer, Served, Source, on_pixels, weights_file
+from vit.export.source import Answer, Source, WithPreprocessing, on_pixels, weights_file
 from vit.model.weights import timm_kwargs
 
 _ARCHITECTURE = "vit_base_patch16_224"
@@ -37,7 +37,7 @@ def run(path: Path) -> Answer:
 
     model = timm.create_model(f"local-dir:{path}", pretrained=True)
     seen: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return on_pixels(Served(model, seen["mean"], seen["std"]))
+    return on_pixels(WithPreprocessing(model, seen["mean"], seen["std"]))
 
 
 def hub_config(

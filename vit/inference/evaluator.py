@@ -1,4 +1,4 @@
-"""A trained model and its images as `vit-eval` puts them together."""
+"""The evaluator: a trained model, and the split or folder it is evaluated on."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class Evaluator:
         if len(samples) < POOL_FROM:
             reader = replace(reader, pool=WorkerPool(0, self.reading.timeout))
         data = DataSet(self.trained.classes, {what: samples})
-        kept = reader.keeping(data, self.reading, console.warn)
+        kept = reader.with_cache(data, self.reading, console.warn)
         return EvalLoader(kept.splits[what], self.trained.evaluation["batch_size"], reader)
 
     def predict(self, loader: EvalLoader) -> tuple[Predictions, Predictions]:
@@ -210,6 +210,6 @@ class Evaluator:
         for answers in (predictions.losses, predictions.logits, predictions.mirrored):
             if answers is not None:
                 trained.check(torch.from_numpy(answers))
-        for name, why in loader.bad.news().items():
+        for name, why in loader.corrupt.news().items():
             console.warn(f"damaged images are left out of the scores: {name} ({why})")
         return predictions, with_mirror_images(predictions) if flips else predictions

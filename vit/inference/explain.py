@@ -1,4 +1,4 @@
-"""Where a model looks: attention, attention rollout, and relevance of patches for a class.
+"""Explanations: attention maps, rollout, relevance; and what a model has learned, as arrays.
 
 Legend: B batch, C channels, L blocks, H heads, T tokens (prefix + patches).
 

@@ -1,4 +1,4 @@
-"""Between a model and its checkpoint: the user gives a path, never an architecture."""
+"""Loading a trained model from a run folder or a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model says of images, drawn: sheets of labelled thumbnails, and where it looked.
+"""Pictures of predictions: contact sheets, and heat maps of explanations.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -19,7 +19,7 @@ from vit.artifacts.predictions import Labelled
 from vit.data.loader import EvalLoader
 from vit.data.padding import unpadded
 from vit.data.reading.reader import decode_all
-from vit.data.reading.transform import View
+from vit.data.reading.transform import Transform
 from vit.data.reading.workers import WorkerPool
 from vit.errors import printable
 from vit.inference.explain import class_attention, heat_of_each, relevance, rollout
@@ -141,8 +141,9 @@ def contact_sheet(images: Sequence[Labelled]) -> np.ndarray:
         images: named by their paths; at least one.
     """
     samples = unlabelled([name for name, _ in images])
-    view = View(_THUMBNAIL, _THUMBNAIL, 3, max_pixels=sys.maxsize)  # the model has seen them
-    pixels, _ = decode_all(samples, view, WorkerPool(0, 60))
+    # The model has seen them, however large they are.
+    transform = Transform(_THUMBNAIL, _THUMBNAIL, 3, max_pixels=sys.maxsize)
+    pixels, _ = decode_all(samples, transform, WorkerPool(0, 60))
     tiles = [
         titled(thumbnail.transpose(1, 2, 0), _caption(*labels[0]))
         for thumbnail, (_, labels) in zip(pixels, images, strict=True)

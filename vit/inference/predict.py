@@ -1,4 +1,4 @@
-"""Exact evaluation: every sample once, summed in order in float64."""
+"""Predictions: of a split, every sample once, summed in order in float64; and of image files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from vit.artifacts.predictions import Labelled
 from vit.data.loader import EvalLoader
 from vit.data.padding import mirrored as mirror_images
-from vit.data.reading.cache import MadeSmall, Recipe
+from vit.data.reading.cache import CacheSpec, ResizedImage
 from vit.data.reading.reader import POOL_FROM, Reader
-from vit.data.types import FileImages, Kept, Samples
+from vit.data.types import CachedImage, FileImages, Samples
 from vit.inference.load import Trained
 from vit.runtime.device import autocast
 from vit.runtime.dist import is_sharded
@@ -100,9 +100,9 @@ def predict(
                 _logits(model, loader.dummy_batch(), None, device, precision)
         between()
     ours = [{name: _on_host(column) for name, column in part.items()} for part in parts]
-    shares = loader.world.gather((ours, loader.bad.reasons))
+    shares = loader.world.all_gather_object((ours, loader.corrupt.reasons))
     for _, reasons in shares:
-        loader.bad.note(reasons)
+        loader.corrupt.note(reasons)
     in_order = [part[k] for k in range(len(loader)) for part, _ in shares if k < len(part)]
     columns = {name: np.concatenate([part[name] for part in in_order]) for name in in_order[0]}
     return Predictions(**{**columns, "losses": columns["losses"].astype(np.float64)})
@@ -156,27 +156,27 @@ class PathImages(FileImages):
 
     Args:
         paths: of the files.
-        recipe: how the run keeps its images; None: it does not.
+        spec: how the run keeps its images; None: it does not.
     """
 
-    def __init__(self, paths: Sequence[str], recipe: Recipe | None) -> None:
+    def __init__(self, paths: Sequence[str], spec: CacheSpec | None) -> None:
         super().__init__("", paths)
-        self.recipe = recipe
+        self.spec = spec
 
     def path(self, index: int) -> str:
         """The file of image `index`."""
         return self.names[index]
 
-    def source(self, index: int) -> str | Kept:
+    def source(self, index: int) -> str | CachedImage:
         """Where image `index` is read from."""
         path = self.names[index]
-        return path if self.recipe is None else MadeSmall(path, self.recipe)
+        return path if self.spec is None else ResizedImage(path, self.spec)
 
 
-def unlabelled(paths: Sequence[str], recipe: Recipe | None = None) -> Samples:
+def unlabelled(paths: Sequence[str], spec: CacheSpec | None = None) -> Samples:
     """The images of `paths`, all of class 0; see `PathImages`."""
     count = len(paths)
-    return Samples(np.zeros(count, np.int64), paths, PathImages(paths, recipe), np.arange(count))
+    return Samples(np.zeros(count, np.int64), paths, PathImages(paths, spec), np.arange(count))
 
 
 def open_images(
@@ -200,11 +200,11 @@ def open_images(
     """
     config = replace(trained.read_config(), workers=workers if len(paths) >= POOL_FROM else 0)
     reader = replace(Reader.of(config, trained.model.config.patch_size, device), bad_images=1.0)
-    recipe = None
+    spec = None
     if config.cache != "none":
-        recipe = Recipe(config.cache, config.cache_size, len(config.mean), config.max_pixels)
+        spec = CacheSpec(config.cache, config.cache_size, len(config.mean), config.max_pixels)
     size = batch_size or trained.evaluation["batch_size"]
-    return EvalLoader(unlabelled(paths, recipe), size, reader)
+    return EvalLoader(unlabelled(paths, spec), size, reader)
 
 
 @torch.no_grad()
@@ -213,7 +213,7 @@ def classify(
 ) -> Iterator[Labelled]:
     """The `top` most probable classes of each image of `loader` (or all K), in order.
 
-    What is damaged is missing, and in `loader.bad`.
+    What is damaged is missing, and in `loader.corrupt`.
 
     Raises:
         DataError: a worker failed.

@@ -1,4 +1,4 @@
-"""The small layers of a block and of its input. A new norm or MLP is a line in NORMS or MLPS.
+"""Layers: patch embedding, norms, MLPs, DropPath. A new norm or MLP is a line in NORMS or MLPS.
 
 Legend: B batch, C channels, N patches, P patch side, T tokens, D width.
 """

@@ -1,4 +1,4 @@
-"""Heat maps on images, and labelled sheets of images, as PNG.
+"""Drawing: heat-map overlays, labelled grids of images, confusion and similarity matrices.
 
 Legend: H height, W width.
 """

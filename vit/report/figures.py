@@ -1,4 +1,4 @@
-"""Where the lines and bars of a report's figures go, in the units of their SVG."""
+"""Geometry of a report's SVG figures: reliability diagrams and learning curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images a report shows, and small versions of them that fit into the page itself.
+"""The images of a report: which are shown, as thumbnails inside the page.
 
 Legend: N images, K classes, H height, W width.
 """
@@ -65,10 +65,10 @@ def choose(
     uncertain = np.argsort(margin, kind="stable")
     whole = classes <= FULL_MATRIX
     cells: dict[tuple[int, int], list[int]] = {}
-    for label, said, count in largest_pairs(labels[wrong], predicted[wrong], classes):
+    for label, guess, count in largest_pairs(labels[wrong], predicted[wrong], classes):
         if whole or len(cells) < _PAIRS:
-            inside = wrong[(labels[wrong] == label) & (predicted[wrong] == said)]
-            cells[label, said] = inside[: min(count, _PER_CELL)].tolist()
+            inside = wrong[(labels[wrong] == label) & (predicted[wrong] == guess)]
+            cells[label, guess] = inside[: min(count, _PER_CELL)].tolist()
     if whole:
         right = uncertain[(labels == predicted)[uncertain]]
         for label in range(classes):

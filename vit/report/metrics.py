@@ -31,7 +31,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ProbabilityScores:
     """What the probabilities of N images are worth, each (N,).
 
     Attributes:
@@ -79,7 +79,9 @@ class PerClass:
     support: np.ndarray
 
 
-def judge(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> Judged:
+def probability_scores(
+    logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0
+) -> ProbabilityScores:
     """Judge logits (N, K), divided by `temperature`, by the true classes (N,)."""
     parts = []
     for scaled, there in _rows(logits, labels, 1 / temperature):
@@ -91,7 +93,7 @@ def judge(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> J
         brier = np.square(probabilities).sum(axis=1) - 2 * probabilities[rows, there] + 1
         second, first = np.partition(probabilities, (-2, -1), axis=1)[:, -2:].T
         parts.append((loss, brier, first, first - second))
-    return Judged(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return ProbabilityScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
@@ -126,8 +128,8 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> Bins:
     place = _bins(confidence)
     count = np.bincount(place, minlength=BINS)
     filled = np.where(count, count, np.nan)
-    right, sure = (np.bincount(place, x, BINS) / filled for x in (correct, confidence))
-    return Bins(count, right, sure)
+    accuracy, mean = (np.bincount(place, x, BINS) / filled for x in (correct, confidence))
+    return Bins(count, accuracy, mean)
 
 
 def per_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> PerClass:
@@ -149,7 +151,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
 
 
 def all_scores(
-    top: np.ndarray, labels: np.ndarray, losses: np.ndarray, judged: Judged
+    top: np.ndarray, labels: np.ndarray, losses: np.ndarray, judged: ProbabilityScores
 ) -> dict[str, Score]:
     """Every score of a set of images, with its interval.
 
@@ -231,7 +233,11 @@ def _bins(confidence: np.ndarray) -> np.ndarray:
 
 
 def _bootstrap(
-    labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, judged: Judged, seed: int = 0
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    losses: np.ndarray,
+    judged: ProbabilityScores,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals (Efron 1979) of the means of N images drawn from N images."""
     rng = np.random.default_rng(seed)

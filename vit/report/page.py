@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing beside itself."""
+"""The evaluation report: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _versus(report: Report, versus: Versus, thumbnails: Mapping[int, str]) -> di
     ):
         images = [
             {"number": i, "name": str(report.names[i]), "label": report.classes[report.labels[i]],
-             "said": report.classes[predicted[i]]}
+             "predicted": report.classes[predicted[i]]}
             for i in numbers if i in thumbnails
         ]  # fmt: skip
         sides.append(
@@ -222,8 +222,8 @@ def _matrix(report: Report) -> list[list[dict[str, Any]]]:
     shares = report.confusion / totals[:, None]
     return [
         [
-            {"count": count, "percent": round(100 * share, 1), "key": f"{label},{said}"}
-            for said, (count, share) in enumerate(zip(counts, row, strict=True))
+            {"count": count, "percent": round(100 * share, 1), "key": f"{label},{guess}"}
+            for guess, (count, share) in enumerate(zip(counts, row, strict=True))
         ]
         for label, (counts, row) in enumerate(
             zip(report.confusion.tolist(), shares.tolist(), strict=True)
@@ -237,9 +237,9 @@ def _pairs(report: Report) -> list[dict[str, Any]]:
     pairs = largest_pairs(report.labels[wrong], report.predicted[wrong], len(report.classes))
     support = report.table.support
     return [
-        {"label": report.classes[label], "said": report.classes[said], "count": count,
-         "percent": 100 * count / int(support[label]), "key": f"{label},{said}"}
-        for label, said, count in pairs if (label, said) in report.chosen.cells
+        {"label": report.classes[label], "predicted": report.classes[guess], "count": count,
+         "percent": 100 * count / int(support[label]), "key": f"{label},{guess}"}
+        for label, guess, count in pairs if (label, guess) in report.chosen.cells
     ]  # fmt: skip
 
 
@@ -256,7 +256,7 @@ def _caption(report: Report, number: int) -> dict[str, Any]:
     return {
         "name": str(report.names[number]),
         "label": report.classes[report.labels[number]],
-        "said": report.classes[report.predicted[number]],
+        "predicted": report.classes[report.predicted[number]],
         "right": bool(report.labels[number] == report.predicted[number]),
         "percent": round(100 * float(report.confidence[number]), 1),
     }
@@ -267,8 +267,8 @@ def _data(
 ) -> dict[str, Any]:
     """What the page's script reads."""
     cells = {
-        f"{label},{said}": [i for i in numbers if i in thumbnails]
-        for (label, said), numbers in report.chosen.cells.items()
+        f"{label},{guess}": [i for i in numbers if i in thumbnails]
+        for (label, guess), numbers in report.chosen.cells.items()
     }
     in_cells = {i for numbers in cells.values() for i in numbers}
     return {

@@ -1,4 +1,4 @@
-"""Pages from templates, in which every text is escaped."""
+"""Rendering of HTML templates, every text escaped."""
 
 from __future__ import annotations
 

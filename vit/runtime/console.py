@@ -1,4 +1,4 @@
-"""What a run prints: a header, a progress bar per epoch, a line per epoch."""
+"""The console: lines, warnings, a progress bar, names made printable."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     return 2 * size**3 / best
 
 
-def environment(device: torch.device, processes: int) -> dict[str, str | int]:
+def fingerprint(device: torch.device, processes: int) -> dict[str, str | int]:
     """What the bits of a result depend on besides the config: compared on resume."""
     return {
         "processes": processes,

@@ -37,11 +37,11 @@ class World:
     local_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.size > 1:
             import torch.distributed as dist
@@ -49,7 +49,7 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather_object(self, value: Value) -> list[Value]:
         """What every process gives, by rank; plain picklable values."""
         if self.size == 1:
             return [value]
@@ -59,17 +59,17 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def from_leader(self, make: Callable[[], Value]) -> Value:
+    def broadcast_from_main(self, make: Callable[[], Value]) -> Value:
         """What `make` gives or raises in the leading process, in all of them."""
         if self.size == 1:
             return make()
         made: tuple[Value] | Exception | None = None
-        if self.leads:
+        if self.is_main:
             try:
                 made = (make(),)
             except Exception as error:
                 made = error
-        outcome = self.gather(made)[0]
+        outcome = self.all_gather_object(made)[0]
         if isinstance(outcome, Exception):
             raise outcome
         assert outcome is not None
@@ -97,26 +97,26 @@ class World:
                 made = (file.name, array.shape, value)
             except Exception as error:
                 made = error
-        outcome = self.gather(made)[self.rank - self.local_rank]
+        outcome = self.all_gather_object(made)[self.rank - self.local_rank]
         if isinstance(outcome, Exception):
             raise outcome
         assert outcome is not None
         name, shape, value = outcome
         shared = np.memmap(name, np.uint8, "r+", shape=shape) if np.prod(shape) else None
-        self.wait()
+        self.barrier()
         if self.local_rank == 0:
             os.unlink(name)  # the memory lives as long as somebody looks at it
         return np.empty(shape, np.uint8) if shared is None else shared, value
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
-        self.gather(None)
+        self.all_gather_object(None)
 
 
 ALONE = World()
 
 
-class Agreement:
+class AsyncMax:
     """Whether some process asks for something, told to all of them at the same call.
 
     The answer is that to the call before, so that nobody waits for it.
@@ -159,7 +159,7 @@ def world() -> World:
 
 
 @contextlib.contextmanager
-def joined(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]:
+def process_group(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]:
     """Meet the other processes, and leave them at the end."""
     if world.size == 1:
         yield
@@ -178,7 +178,7 @@ def joined(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def replicated(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+def wrap_ddp(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """`model`, whose gradients are averaged over all processes in the backward pass (DDP)."""
     if world.size == 1:
         return model
@@ -216,7 +216,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def without_averaging(model: nn.Module) -> Iterator[None]:
+def no_sync(model: nn.Module) -> Iterator[None]:
     """Backward passes inside keep their gradients to themselves, to be averaged by the next one."""
     if is_sharded(model):
         model.set_requires_gradient_sync(False)  # type: ignore[operator]
@@ -227,13 +227,13 @@ def without_averaging(model: nn.Module) -> Iterator[None]:
             yield
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that is spread over the processes; others as they are."""
     gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered
 
 
-def spread_like(tensor: Tensor, reference: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
     """A whole tensor, spread over the processes as `reference` is."""
     if not hasattr(reference, "full_tensor"):
         return tensor

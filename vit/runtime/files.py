@@ -1,4 +1,4 @@
-"""Files that exist only when they are complete, and are what they were when they were written."""
+"""Atomic files: complete or absent, durable; JSON; where caches live."""
 
 from __future__ import annotations
 

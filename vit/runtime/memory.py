@@ -1,4 +1,4 @@
-"""Memory that the process has stays with it."""
+"""The allocator: freed memory is used again instead of handed back to the system."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ctypes
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 
 
-def keep_memory() -> None:
+def retain_freed_memory() -> None:
     """Have freed memory used again instead of handed back to the system, where glibc allocates.
 
     Each training step allocates and frees the same large tensors. Handed back, they come as fresh

@@ -1,4 +1,4 @@
-"""Training time, without evaluation, saving and compilation; and when something falls due."""
+"""The training clock, paused in evaluation, saving and compilation; `due` decides cadences."""
 
 from __future__ import annotations
 

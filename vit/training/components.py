@@ -62,6 +62,11 @@ class Components:
     should_prune: ShouldPrune
     fingerprint: dict[str, str | int]
 
+    @property
+    def trains_on_features(self) -> bool:
+        """Whether only the head is trained, on features that were computed once."""
+        return self.train.features is not None
+
     def lr(self, step: int) -> float:
         """The learning rate of step number `step`."""
         return schedule_lr(self.config, self.plan, step)

@@ -1,4 +1,4 @@
-"""What is easier at the start of training: fewer patches, smaller images."""
+"""The curriculum: patch dropout and smaller images at the start of training."""
 
 from __future__ import annotations
 
@@ -44,8 +44,6 @@ class Curriculum:
 
     def flops(self) -> int:
         """Operations of a forward pass of one image as the last one was seen."""
-        if self._config.trainer.cache_features:
-            return 2 * self._model.head.weight.numel()
         rate = self._model.patch_dropout.rate
         if (rate, self._size) not in self._flops:
             self._flops[rate, self._size] = flops_per_image(self._model, rate, self._size)

@@ -1,4 +1,4 @@
-"""A trained model that a new one learns from."""
+"""Distillation: the teacher of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says before its first step: what it is, and what its data makes doubtful."""
+"""The header of a run: what it is, and warnings about its data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a model besides its scores."""
+"""TensorBoard pictures: confusion, attention, positions, patch filters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MOST_CURVES = 100
 """Classes that have a curve of their own."""
 
 
-class Album:
+class TensorBoardPictures:
     """Pictures of a model after its evaluations.
 
     Args:
@@ -84,13 +84,14 @@ class Album:
         pictures = (self.loader.normalise.undo(images) * 255).byte().expand(-1, 3, -1, -1).cpu()
         rows, names = [], []
         heats = heat_of_each(rollout(model, images, mask), mask)
-        for shown, heat, label, said, sure in zip(
+        for shown, heat, label, predicted, confidence in zip(
             unpadded(pictures, mask), heats, labels.tolist(), best.tolist(), probability.tolist(),
             strict=True,
         ):  # fmt: skip
             picture = shown.permute(1, 2, 0).numpy()
             rows.append([picture, overlay(picture, heat)])
-            names.append(f"{self.classes[label]}, said {self.classes[said]} {100 * sure:.0f} %")
+            answer = f"{self.classes[predicted]} {100 * confidence:.0f} %"
+            names.append(f"{self.classes[label]}, said {answer}")
         sheet = grid(rows, labels_top=["image", "rollout"], labels_left=names)
         self._picture("val/attention", sheet, step)
         far = attention_distance(model, images, mask).mean(dim=1)

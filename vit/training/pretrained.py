@@ -1,4 +1,4 @@
-"""Weights to start from, wherever they come from: `model.weights`."""
+"""Starting from pretrained weights (`model.weights`): what they bring, what is resized or new."""
 
 from __future__ import annotations
 

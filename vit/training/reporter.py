@@ -1,30 +1,18 @@
-"""What a run says while it trains: log lines, the progress bar, pictures."""
+"""Reporting of a run: log lines, the progress bar, pictures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vit.artifacts.logger import image_grid
 from vit.config.validate import flatten, to_plain
-from vit.data.reading.reader import BadImages
+from vit.data.reading.reader import CorruptImages
 from vit.inference.predict import Predictions
 from vit.runtime import console
 from vit.runtime.device import matrix_rate
 from vit.training.clock import Clock, due
 from vit.training.components import Components
 from vit.training.curriculum import Curriculum
-from vit.training.monitor import Album
-
-
-@dataclass(frozen=True)
-class NonFinite:
-    """Steps without a finite loss and gradient: the most in a row since the last log line, the
-    number of the last one, and the mean gradient norm of the others.
-    """
-
-    most: int
-    last: int
-    grad_norm: float
+from vit.training.monitor import TensorBoardPictures
+from vit.training.state import NonFiniteSteps
 
 
 class Reporter:
@@ -44,7 +32,7 @@ class Reporter:
         self.rate = matrix_rate(parts.device, parts.config.trainer.precision)
         self.bar = console.EpochBar()
         self.only_warned = console.OnlyWarned()
-        self._album: Album | None = None
+        self._pictures: TensorBoardPictures | None = None
         self._last_log = (parts.state.seconds, parts.state.images)
         self._val_scores: dict[str, float] = {}
 
@@ -55,7 +43,7 @@ class Reporter:
     def first_batch(self) -> None:
         """The first images as the model sees them, in TensorBoard."""
         parts = self.parts
-        if self.state.step == 0 and parts.world.leads and not parts.config.trainer.cache_features:
+        if self.state.step == 0 and parts.world.is_main and not parts.trains_on_features:
             with self.only_warned("a picture of the first batch"):
                 images = parts.train.normalise.undo(parts.train.batch_at(0).images[:32])
                 parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
@@ -69,24 +57,30 @@ class Reporter:
         epoch, done = divmod(step * self.parts.config.trainer.batch_size, images)
         self.bar.start(epoch + 1, images, done)
 
-    def log(self, lr: float) -> NonFinite:
-        """The line of some steps: read the counters from the device, write them down."""
+    def log(self, lr: float) -> tuple[NonFiniteSteps, float]:
+        """The line of some steps: read the counters from the device, write them down.
+
+        Returns:
+            the steps without a finite loss and gradient, and the mean gradient norm of the others.
+        """
         parts, state = self.parts, self.state
-        means = state.since("log", move=True)
-        in_row, most, total, last = state.bad.tolist()
+        means = state.window_means("log", reset=True)
+        non_finite = state.non_finite.log_line()
         seconds = self.clock.seconds
         then, images_then = self._last_log
         self._last_log = (seconds, state.images)
         speed = (state.images - images_then) / max(seconds - then, 1e-9)
-        utilisation = 3 * self.curriculum.flops() * speed / self.rate / parts.world.size
+        head = 2 * state.model.head.weight.numel()
+        flops = head if parts.trains_on_features else self.curriculum.flops()
+        utilisation = 3 * flops * speed / self.rate / parts.world.size
         values = {
             "epoch": float(parts.plan.epoch_at(state.step)),
             "loss": means["loss"],
             "top1": means["top1"],
             "lr": lr,
             "grad_norm": means["grad_norm"],
-            "bad_steps": total,
-            "bad_images": len(parts.train.bad.reasons),
+            "bad_steps": non_finite.total,
+            "bad_images": len(parts.train.corrupt.reasons),
             "images_per_second": round(speed, 1),
             "mfu": round(utilisation, 4),
             "seconds": round(seconds, 3),
@@ -97,9 +91,8 @@ class Reporter:
         self.bar.show(
             loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}", eta=console.duration(left)
         )
-        self.warn_corrupt(parts.train.bad, "replaced by the next ones")
-        state.bad[1] = in_row
-        return NonFinite(most, last, means["grad_norm"])
+        self.warn_corrupt(parts.train.corrupt, "replaced by the next ones")
+        return non_finite, means["grad_norm"]
 
     def evaluated(self, scores: dict[str, float]) -> None:
         """The line of a validation with these scores."""
@@ -112,7 +105,7 @@ class Reporter:
     def epoch_line(self, *, is_end: bool) -> None:
         """How the epoch went, or went so far, on the console."""
         state, plan = self.state, self.parts.plan
-        means = state.since("epoch", move=is_end)
+        means = state.window_means("epoch", reset=is_end)
         total = float(plan.epoch_at(plan.steps))
         line = (
             f"epoch {float(plan.epoch_at(state.step)):6.2f}/{total:g}  step {state.step}  "
@@ -133,17 +126,17 @@ class Reporter:
     def _show(self, predictions: Predictions, is_last: bool) -> None:
         parts, state = self.parts, self.state
         assert parts.val is not None
-        if self._album is None:
-            self._album = Album(parts.logger, parts.val, parts.classes)
-        if self._album.is_due(self.clock.seconds) or is_last:
-            self._album.add(state.selected, predictions, state.step)
+        if self._pictures is None:
+            self._pictures = TensorBoardPictures(parts.logger, parts.val, parts.classes)
+        if self._pictures.is_due(self.clock.seconds) or is_last:
+            self._pictures.add(state.eval_model, predictions, state.step)
         if parts.config.trainer.histograms:
             for name, weights in state.model.named_parameters():
                 for kind, values in (("weights", weights), ("gradients", weights.grad)):
                     if values is not None and bool(values.isfinite().all()):
                         parts.logger.histogram(f"{kind}/{name}", values, state.step)
 
-    def warn_corrupt(self, bad: BadImages, fate: str) -> None:
+    def warn_corrupt(self, bad: CorruptImages, fate: str) -> None:
         """Name damaged images that were not named before."""
         for name, why in bad.news().items():
             console.warn(f"damaged images are {fate}: {name} ({why})")

@@ -1,4 +1,4 @@
-"""Which images a run works with: listed when it starts, the same ones whenever it goes on."""
+"""The images of a run: a manifest when it starts, the same images whenever it is resumed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunImages:
 
 
 def images_of_new(
-    data: DataSet, run: RunDir, known: Sequence[Manifest], *, leads: bool
+    data: DataSet, run: RunDir, known: Sequence[Manifest], *, is_main: bool
 ) -> RunImages:
     """The images of a run that starts; their list is written.
 
@@ -49,10 +49,10 @@ def images_of_new(
         data: as listed.
         run: its folder.
         known: images that the weights it starts from were trained on; none is tested on.
-        leads: whether this process writes; others get no digest.
+        is_main: whether this process writes; others get no digest.
     """
     data = without(data, known)
-    if not leads:
+    if not is_main:
         return RunImages(data, "")
     manifest = Manifest.of(data, known)
     if "test" in data.splits:
@@ -68,7 +68,7 @@ def images_of_new(
 
 
 def images_of_resumed(
-    data: DataSet, run: RunDir, saved: dict[str, Any], config: DataConfig, *, leads: bool
+    data: DataSet, run: RunDir, saved: dict[str, Any], config: DataConfig, *, is_main: bool
 ) -> RunImages:
     """The images that a run was started with.
 
@@ -77,7 +77,7 @@ def images_of_resumed(
         run: its folder.
         saved: its newest checkpoint.
         config: what becomes of images that are gone.
-        leads: whether this process speaks and writes.
+        is_main: whether this process speaks and writes.
 
     Raises:
         DataError: the classes are others, images are gone and may not be, or which ones there were
@@ -100,7 +100,7 @@ def images_of_resumed(
                 f"more; restore the file or the data set, or start a new run from its weights: "
                 f"{_from_weights(run, config)}"
             )
-        if leads:
+        if is_main:
             write_atomic(run.images, manifest.to_bytes())
     restored = restore(manifest, data)
     gone = [restored.data.splits[split].names[i] for split, at in restored.gone.items() for i in at]
@@ -114,7 +114,7 @@ def images_of_resumed(
             f"{len(gone):,} of the run's images are gone: {shortened(gone)}; put them back, or go "
             f"on without them with {missing}"
         )
-    if leads:
+    if is_main:
         splits = restored.data.splits
         others = [name for split in splits for name in changed(manifest, restored, split)]
         tell_changes("gone since the run started", gone)

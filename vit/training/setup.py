@@ -1,4 +1,4 @@
-"""From checked settings to the components of a training run, new or going on."""
+"""Setting up a run: from checked settings to its components, new or resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vit.optim.build import build_optimizer, freeze
 from vit.optim.ema import Ema
 from vit.runtime import console
 from vit.runtime import device as runtime_device
-from vit.runtime.dist import World, replicated, shard
+from vit.runtime.dist import World, shard, wrap_ddp
 from vit.runtime.seeding import reseed
 from vit.runtime.signals import StopRequest
 from vit.training.components import Components, ShouldPrune, schedule_lr
@@ -76,7 +76,7 @@ def set_up(
     data = load_data_set(settings.data)
     images = None
     if saved is not None:
-        images = images_of_resumed(data, run, saved, settings.data, leads=world.leads)
+        images = images_of_resumed(data, run, saved, settings.data, is_main=world.is_main)
         data = images.data
     final = final_config(
         settings,
@@ -90,9 +90,9 @@ def set_up(
     teacher = load_teacher(config, data.classes, device)
     if images is None:
         known = [*(weights.trained_on if weights else ()), *(teacher.images if teacher else ())]
-        images = images_of_new(data, run, known, leads=world.leads)
+        images = images_of_new(data, run, known, is_main=world.is_main)
         data = images.data
-    fingerprint = runtime_device.environment(device, world.size)
+    fingerprint = runtime_device.fingerprint(device, world.size)
     if teacher is not None:
         fingerprint["teacher"] = teacher.fingerprint()
     if saved is not None:
@@ -103,12 +103,16 @@ def set_up(
 
     state, told = _state(final, data.classes, weights, saved, world, device)
     train, val, test = _loaders(config, final.plan, data, state.model, world)
+    if config.trainer.shard == "none":
+        alone = train.features is not None
+        trained: nn.Module = HeadAlone(state.model.head) if alone else state.model
+        state.forward = wrap_ddp(trained, world, device)
     for split, loader in (("train", train), ("val", val), ("test", test)):
         if loader is not None:
-            loader.bad.note(images.gone.get(split, {}))
+            loader.corrupt.note(images.gone.get(split, {}))
     if saved is not None:
-        train.bad.note(saved["training"].get("bad_images", {}))
-    if world.leads:
+        train.corrupt.note(saved["training"].get("bad_images", {}))
+    if world.is_main:
         run.write_config(dump_yaml({**to_plain(config), "resume": None}))
     parts = Components(
         config, final.plan, state, Loss(config.trainer, config.distill, teacher), train, val, test,
@@ -187,14 +191,11 @@ def _state(
     model.checkpoint_activations = config.trainer.checkpoint_activations
     if config.trainer.compile:
         model.compile()
-    trained: nn.Module = HeadAlone(model.head) if config.trainer.cache_features else model
-    if config.trainer.shard == "none":
-        state.forward = replicated(trained, world, device)
     return state, told
 
 
 def _logger(run: RunDir, state: TrainState, saved: dict[str, Any] | None, world: World) -> Logger:
-    if not world.leads:
+    if not world.is_main:
         return SilentLogger()
     logged = saved["training"] if saved else {}
     return RunLogger(run, state.step, logged.get("metrics_bytes", 0), logged.get("metrics_digest"))
@@ -205,7 +206,7 @@ def _loaders(
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
     device = model.head.weight.device
     reader = Reader.of(config.data, model.config.patch_size, device, world)
-    data = reader.keeping(data, config.data, console.warn)
+    data = reader.with_cache(data, config.data, console.warn)
     few = sum(map(len, data.splits.values())) <= VERIFIED and not reader.held
     if config.data.verify is True or (config.data.verify == "auto" and few):
         _verify(data, reader)
@@ -236,7 +237,7 @@ def _verify(data: DataSet, reader: Reader) -> None:
     problems = []
     for samples in data.splits.values():
         try:
-            reader.bad(samples).note(verify(samples, reader))
+            reader.corrupt_images(samples).note(verify(samples, reader))
         except DataError as error:
             problems += error.problems
     if problems:

@@ -1,10 +1,10 @@
-"""Everything that changes while a run trains, and nothing else."""
+"""The training state: model, average, optimiser, counters; and its checkpoint."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from vit.config.schema import RunConfig
 from vit.config.validate import to_plain
 from vit.model.vit import VisionTransformer
 from vit.optim.ema import Ema
-from vit.runtime.dist import spread_like, whole
+from vit.runtime.dist import full_tensor, shard_like
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,64 @@ class Best:
         return math.isfinite(top1 + loss) and (top1, -loss) > (self.top1, -self.loss)
 
 
+class NonFiniteSteps(NamedTuple):
+    """Steps without a finite loss and gradient.
+
+    Attributes:
+        in_row: that many without a break until now.
+        most_in_row: the most without a break since the last log line.
+        total: in all.
+        last: number of the last one; -1: there was none.
+    """
+
+    in_row: int
+    most_in_row: int
+    total: int
+    last: int
+
+
+class NonFiniteCounter:
+    """Counts steps without a finite loss and gradient, on the device.
+
+    Attributes:
+        counts: int64 (4,), see `NonFiniteSteps`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.counts = torch.tensor([0, 0, 0, -1], device=device)
+
+    def add(self, is_bad: Tensor, step: int) -> None:
+        """Count `step`, which `is_bad` (bool, on the device) or not."""
+        in_row, most_in_row, total, last = self.counts.unbind()
+        in_row = (in_row + 1) * is_bad
+        last = torch.where(is_bad, step, last)
+        most_in_row = torch.maximum(most_in_row, in_row)
+        self.counts = torch.stack([in_row, most_in_row, total + is_bad, last])
+
+    def read(self) -> NonFiniteSteps:
+        """The counts, as numbers."""
+        return NonFiniteSteps(*self.counts.tolist())
+
+    def log_line(self) -> NonFiniteSteps:
+        """The counts at a log line, after which the most in a row are counted anew."""
+        found = self.read()
+        self.counts[1] = found.in_row
+        return found
+
+
 class TrainState:
     """Model, average, optimiser, and the counters that a checkpoint carries.
 
     Attributes:
         forward: the model as it is called in training; it may average gradients over processes.
         step: optimiser steps done.
-        odometer: float64 (5,) on the device since the run's start, over the steps that were
+        metric_sums: float64 (5,) on the device since the run's start, over the steps that were
             taken: sum of losses, correct images, images, sum of gradient norms, steps.
-        marks: the odometer at the last log line and at the start of the epoch, as numbers.
-        bad: int64 (4,) on the device: non-finite steps in a row now, the most in a row since the
-            last log line, in all, and the number of the last one.
+        window_starts: `metric_sums` at the last log line and at the start of the epoch.
+        non_finite: the steps that had no finite loss and gradient.
         best: best validation so far.
         evaluated_at: step of the last complete evaluation.
-        stale: evaluations since the best one.
+        evals_since_best: evaluations since the best one.
         seconds, images: time trained and images seen in that time, without evaluation, saving and
             compilation.
     """
@@ -59,31 +103,31 @@ class TrainState:
         self.ema = ema
         self.optimizer = optimizer
         self.step = 0
-        self.odometer = torch.zeros(5, dtype=torch.float64, device=device)
-        self.marks = {"log": [0.0] * 5, "epoch": [0.0] * 5}
-        self.bad = torch.tensor([0, 0, 0, -1], device=device)
+        self.metric_sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self.window_starts = {"log": [0.0] * 5, "epoch": [0.0] * 5}
+        self.non_finite = NonFiniteCounter(device)
         self.best: Best | None = None
         self.evaluated_at = 0
-        self.stale = 0
+        self.evals_since_best = 0
         self.seconds = 0.0
         self.images = 0
 
     @property
-    def selected(self) -> VisionTransformer:
+    def eval_model(self) -> VisionTransformer:
         """The weights that are evaluated, selected and exported: the average where there is one."""
         averaged = self.ema.model if self.ema is not None else self.model
         assert isinstance(averaged, VisionTransformer)
         return averaged
 
-    def since(self, mark: str, *, move: bool) -> dict[str, float]:
-        """Means since a mark: loss, top1 (percent) and grad_norm; `move` sets the mark to now.
+    def window_means(self, window: str, *, reset: bool) -> dict[str, float]:
+        """Means over the steps of a window (`log`, `epoch`): loss, top1 (percent) and grad_norm.
 
-        Of no finite step at all they are not a number.
+        Of no finite step at all they are not a number. With `reset` the next window starts here.
         """
-        now = self.odometer.tolist()
-        before = self.marks[mark]
-        if move:
-            self.marks[mark] = now
+        now = self.metric_sums.tolist()
+        before = self.window_starts[window]
+        if reset:
+            self.window_starts[window] = now
         loss, correct, images, norms, steps = (a - b for a, b in zip(now, before, strict=True))
         images, steps = images or math.nan, steps or math.nan
         return {"loss": loss / images, "top1": 100 * correct / images, "grad_norm": norms / steps}
@@ -93,13 +137,13 @@ class TrainState:
         return {
             "model": weights_of(self.model),
             "ema": weights_of(self.ema.model) if self.ema is not None else None,
-            "optimizer": tree_map_only(Tensor, whole, self.optimizer.state_dict()),
-            "odometer": self.odometer,
-            "marks": self.marks,
-            "bad": self.bad,
+            "optimizer": tree_map_only(Tensor, full_tensor, self.optimizer.state_dict()),
+            "odometer": self.metric_sums,
+            "marks": self.window_starts,
+            "bad": self.non_finite.counts,
             "best": asdict(self.best) if self.best is not None else None,
             "evaluated_at": self.evaluated_at,
-            "stale": self.stale,
+            "stale": self.evals_since_best,
             "seconds": self.seconds,
             "images": self.images,
         }
@@ -111,24 +155,24 @@ class TrainState:
         if self.ema is not None:
             set_weights(self.ema.model, saved["ema"])
         self._load_optimizer(saved["optimizer"])
-        self.odometer.copy_(saved["odometer"])
-        self.marks = {name: list(values) for name, values in saved["marks"].items()}
-        self.bad.copy_(saved["bad"])
+        self.metric_sums.copy_(saved["odometer"])
+        self.window_starts = {name: list(values) for name, values in saved["marks"].items()}
+        self.non_finite.counts.copy_(saved["bad"])
         self.best = Best(**saved["best"]) if saved["best"] is not None else None
         self.evaluated_at = saved["evaluated_at"]
-        self.stale = saved["stale"]
+        self.evals_since_best = saved["stale"]
         self.seconds = saved["seconds"]
         self.images = saved["images"]
 
     def is_finite(self) -> bool:
         """Whether every weight, also of the average, is a finite number; asked by all processes
         together."""
-        models = dict.fromkeys((self.model, self.selected))
-        return all(bool(whole(p.isfinite().all())) for m in models for p in m.parameters())
+        models = dict.fromkeys((self.model, self.eval_model))
+        return all(bool(full_tensor(p.isfinite().all())) for m in models for p in m.parameters())
 
     def diverged(self, scores: dict[str, float]) -> str | None:
         """Why a run with these final scores is no finished work, in words; None: it is."""
-        in_row, _, bad, _ = self.bad.tolist()
+        in_row, _, bad, _ = self.non_finite.read()
         if nan := [key for key, value in scores.items() if not math.isfinite(value)]:
             return f"{nan[0]} is not finite"
         if 2 * bad > self.step:
@@ -141,7 +185,7 @@ class TrainState:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         spread = {
             number: {
-                key: spread_like(value, parameters[number])
+                key: shard_like(value, parameters[number])
                 if isinstance(value, Tensor) and value.shape == parameters[number].shape
                 else value
                 for key, value in entries.items()
@@ -153,14 +197,14 @@ class TrainState:
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a model, whole also where it is spread over processes."""
-    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
 
 def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load what `weights_of` gave, into a model of the same names."""
     now = model.state_dict()
     model.load_state_dict(
-        {name: spread_like(w, now[name]) if name in now else w for name, w in weights.items()}
+        {name: shard_like(w, now[name]) if name in now else w for name, w in weights.items()}
     )
 
 
@@ -205,7 +249,7 @@ def to_checkpoint(
 
     `images` is the digest of the list of the run's images. Asked for by all processes together.
     """
-    model = state.selected
+    model = state.eval_model
     return {
         "spec": model.config.plain(),
         "preprocessing": {

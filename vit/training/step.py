@@ -1,4 +1,4 @@
-"""One optimiser step: forward, backward, update, without a word to the host."""
+"""One optimiser step: forward, backward, update, without synchronising with the host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from vit.config.schema import TrainerConfig
 from vit.data.types import Batch
 from vit.runtime.device import autocast
-from vit.runtime.dist import World, whole, without_averaging
+from vit.runtime.dist import World, full_tensor, no_sync
 from vit.runtime.seeding import reseed
 from vit.training.loss import Loss, by_head
 from vit.training.state import TrainState, as_tensor
@@ -42,7 +42,7 @@ def train_step(
     for number, part in enumerate(batch.split(config.accumulate)):
         reseed(seed, "model", state.step, world.rank, number)
         is_last = number == config.accumulate - 1
-        with contextlib.nullcontext() if is_last else without_averaging(state.forward):
+        with contextlib.nullcontext() if is_last else no_sync(state.forward):
             with autocast(device, config.precision):
                 logits = state.forward(part.images, part.mask)
             losses = loss(logits, part)
@@ -52,9 +52,9 @@ def train_step(
         correct += (own.argmax(dim=-1) == part.labels).sum()
 
     limit = clip_norm or math.inf
-    norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit))
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit))
     one = torch.ones((), device=device)
-    sums = world.sum(as_tensor(total_loss, correct, one * len(batch.labels)))
+    sums = world.all_reduce(as_tensor(total_loss, correct, one * len(batch.labels)))
     is_bad = ~(norm.isfinite() & sums[0].isfinite())
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version
@@ -66,15 +66,7 @@ def train_step(
     if state.ema is not None:
         state.ema.update(state.model, state.step)
 
-    travelled = torch.cat([sums, as_tensor(norm, one)])
-    state.odometer += travelled.where(~is_bad, 0.0)
-    _count_bad(state, is_bad)
+    sums = torch.cat([sums, as_tensor(norm, one)])
+    state.metric_sums += sums.where(~is_bad, 0.0)
+    state.non_finite.add(is_bad, state.step)
     state.step += 1
-
-
-def _count_bad(state: TrainState, is_bad: torch.Tensor) -> None:
-    """Count non-finite steps on the device: in a row, most in a row, in all, number of the last."""
-    in_row, most, total, last = state.bad.unbind()
-    in_row = (in_row + 1) * is_bad
-    last = torch.where(is_bad, state.step, last)
-    state.bad = torch.stack([in_row, torch.maximum(most, in_row), total + is_bad, last])

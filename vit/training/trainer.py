@@ -14,12 +14,12 @@ from vit.inference.load import load_trained
 from vit.inference.predict import Predictions, predict
 from vit.model.vit import VisionTransformer
 from vit.runtime import console
-from vit.runtime.dist import Agreement, is_sharded
+from vit.runtime.dist import AsyncMax, is_sharded
 from vit.training.clock import Clock, due
 from vit.training.components import Components
 from vit.training.curriculum import Curriculum
-from vit.training.reporter import NonFinite, Reporter
-from vit.training.state import Best, to_checkpoint
+from vit.training.reporter import Reporter
+from vit.training.state import Best, NonFiniteSteps, to_checkpoint
 from vit.training.step import train_step
 
 START_AGAIN = "start again with a lower optim.lr, optim.clip_norm=1.0 or trainer.precision=fp32"
@@ -35,7 +35,7 @@ class Trainer:
         self.curriculum = Curriculum(parts.config, parts.plan, parts.state.model)
         self.reporter = Reporter(parts, self.clock, self.curriculum)
         self.compiling = parts.config.trainer.compile
-        self.agreement = Agreement(parts.world)
+        self.async_max = AsyncMax(parts.world)
         self.shown: Predictions | None = None  # on validation, still to be drawn
 
     def fit(self) -> dict[str, float]:
@@ -55,7 +55,8 @@ class Trainer:
                 return self._train()
             except InterruptedRun:
                 self._save()
-                self.parts.world.wait()  # the first to leave would end those that still write
+                # A rank that leaves destroys the process group under those that still write.
+                self.parts.world.barrier()
                 raise
             except DataError as error:
                 nothing_done = self.state.step == 0 and self.parts.stop.signum is None
@@ -87,14 +88,14 @@ class Trainer:
             if self._due(plan.save_every):
                 self._save()
             if evaluates:
-                self._show()  # after what must not be lost
+                self._log_pictures()  # after what must not be lost
                 self._maybe_prune()
             self._stop_if_signalled()
         return self._final_scores()
 
     def _finished(self) -> bool:
         patience = self.parts.config.trainer.early_stop
-        stale = patience is not None and self.state.stale >= patience
+        stale = patience is not None and self.state.evals_since_best >= patience
         return stale or self.state.step >= self.parts.plan.steps
 
     def _due(self, every: Fraction) -> bool:
@@ -124,17 +125,17 @@ class Trainer:
     def _log(self, lr: float) -> None:
         """Write down how training goes, and judge it."""
         self._share_corrupt()
-        found = self.reporter.log(lr)
-        if found.most >= self.parts.config.trainer.max_bad_steps:
-            raise DivergedError(self._diverged(found))
+        found, grad_norm = self.reporter.log(lr)
+        if found.most_in_row >= self.parts.config.trainer.max_bad_steps:
+            raise DivergedError(self._diverged(found, grad_norm))
 
-    def _diverged(self, found: NonFinite) -> str:
+    def _diverged(self, found: NonFiniteSteps, grad_norm: float) -> str:
         train = self.parts.train
         ids = [train.names[i] for i in train.indices_at(found.last)[:8]]
         return (
-            f"{found.most} steps in a row without a finite loss and gradient, the last of them "
-            f"step {found.last} (lr {self.parts.lr(found.last):g}, mean norm of the finite "
-            f"gradients before {found.grad_norm:g}, images {', '.join(ids)}, ...); {START_AGAIN}"
+            f"{found.most_in_row} steps in a row without a finite loss and gradient, the last of "
+            f"them step {found.last} (lr {self.parts.lr(found.last):g}, mean norm of the finite "
+            f"gradients before {grad_norm:g}, images {', '.join(ids)}, ...); {START_AGAIN}"
         )
 
     def _evaluate(self) -> None:
@@ -145,7 +146,7 @@ class Trainer:
         parts, state = self.parts, self.state
         assert parts.val is not None
         with self.clock.paused():
-            predictions = self._predict(state.selected, parts.val)
+            predictions = self._predict(state.eval_model, parts.val)
             scores = predictions.scores()
             is_finite = math.isfinite(scores["loss"]) and state.is_finite()
             if is_finite and (
@@ -153,16 +154,16 @@ class Trainer:
             ):
                 epoch = float(parts.plan.epoch_at(state.step))
                 state.best = Best(**scores, step=state.step, epoch=epoch)
-                state.stale = 0
+                state.evals_since_best = 0
                 self._save_best()
             else:
-                state.stale += 1
+                state.evals_since_best += 1
             state.evaluated_at = state.step
             self.reporter.evaluated(scores)
-        shows = parts.world.leads and is_finite and not is_sharded(state.model)
+        shows = parts.world.is_main and is_finite and not is_sharded(state.model)
         self.shown = predictions if shows else None
 
-    def _show(self) -> None:
+    def _log_pictures(self) -> None:
         if self.shown is not None:
             self.reporter.pictures(self.shown, is_last=self._finished())
             self.shown = None
@@ -179,19 +180,19 @@ class Trainer:
     def _predict(self, model: VisionTransformer, loader: EvalLoader) -> Predictions:
         precision = self.parts.config.trainer.precision
         predictions = predict(model, loader, self.parts.device, precision, self._stop_if_signalled)
-        self.reporter.warn_corrupt(loader.bad, "left out of the scores")
+        self.reporter.warn_corrupt(loader.corrupt, "left out of the scores")
         return predictions
 
     def _share_corrupt(self) -> None:
         """Every process knows the damaged images that any of them met."""
-        bad = self.parts.train.bad
-        for reasons in self.parts.world.gather(bad.reasons):
+        bad = self.parts.train.corrupt
+        for reasons in self.parts.world.all_gather_object(bad.reasons):
             bad.note(reasons)
 
     def _save_best(self) -> None:
         parts = self.parts
         content = to_checkpoint(self.state, parts.config, parts.classes, parts.images, None)
-        if parts.world.leads:
+        if parts.world.is_main:
             checkpoint.save(parts.run.best, content)
 
     def _save(self) -> None:
@@ -211,16 +212,16 @@ class Trainer:
                 "metrics_bytes": metrics_bytes,
                 "metrics_digest": metrics_digest,
                 "environment": parts.fingerprint,
-                "bad_images": parts.train.bad.reasons,
+                "bad_images": parts.train.corrupt.reasons,
             }
             content = to_checkpoint(state, parts.config, parts.classes, parts.images, training)
-            if parts.world.leads:
+            if parts.world.is_main:
                 checkpoint.save(parts.run.step_file(state.step), content)
                 parts.run.prune(parts.config.trainer.keep)
 
     def _stop_if_signalled(self) -> None:
         """Stop where a signal came, to any of the processes."""
-        signum = self.agreement.largest(self.parts.stop.signum or 0)
+        signum = self.async_max.largest(self.parts.stop.signum or 0)
         if signum:
             raise InterruptedRun(signum, f"interrupted and {self._saved_here()}")
 
@@ -241,7 +242,7 @@ class Trainer:
         self._check_finished(scores)
         state.seconds = self.clock.seconds
         if parts.test is not None:
-            parts.world.wait()  # until the best checkpoint is written
+            parts.world.barrier()  # until the best checkpoint is written
             trained = load_trained(parts.run.path, parts.device, console.warn)
             test = self._predict(trained.model, parts.test).scores()
             epoch = float(parts.plan.epoch_at(state.step))

@@ -1,4 +1,4 @@
-"""Weights in the formats of others, and of runs: the readers behind `model.weights`."""
+"""Readers of weight files: runs, safetensors, torch, npz, timm."""
 
 from __future__ import annotations
 

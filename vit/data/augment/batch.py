@@ -153,7 +153,7 @@ def mix(
     other = images[partner]
     inside = _inside(draws.cut, images.shape[-2:])
     mixed = torch.where(inside, other, torch.lerp(other, images, keep))
-    # One of keep < 1 and a share of the cut > 0 at the most.
+    # An image gets MixUp (keep < 1) or CutMix (a share is cut) or neither, so one sum serves both.
     weight = (draws.keep - _cut_share(draws.cut, images.shape[-2:], mask))[:, None]
     return mixed, torch.lerp(targets[partner], targets, weight)
 
@@ -179,7 +179,7 @@ def _cut_share(cut: Tensor, size: Size, mask: Tensor | None) -> Tensor:
     if mask is None:
         top, left, bottom, right = cut.unbind(1)
         return ((bottom - top) * (right - left)).float() / (size[0] * size[1])
-    there, inside = native.places(mask, *size), _inside(cut, size)
+    there, inside = native.mask_to_pixels(mask, *size), _inside(cut, size)
     own = (there & ~inside).sum(dim=(1, 2, 3))
     theirs = (there[_partners(there)] & inside).sum(dim=(1, 2, 3))
     return theirs / (own + theirs)

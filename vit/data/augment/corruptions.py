@@ -1,4 +1,4 @@
-"""Images made worse, to see how well a model stands it: five corruptions at three severities.
+"""Corruptions that measure robustness: five kinds at three severities.
 
 Kinds and constants are those of Hendrycks & Dietterich 2019 (arXiv 1903.12261): of their CIFAR-10-C
 for images whose shorter side is below 64 px, else of ImageNet-C. They act on the pixels that the

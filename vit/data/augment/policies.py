@@ -1,4 +1,4 @@
-"""RandAugment, TrivialAugment, AutoAugment, 3-Augment, colour jitter: what an image goes through.
+"""Augmentation policies: RandAugment, TrivialAugment, AutoAugment, 3-Augment, colour jitter.
 
 Drawn per image, for the *global* batch, then sliced by rank, as everything in `augment`. The
 operations of the images of a batch are applied together, one kind at a time.

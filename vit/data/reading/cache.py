@@ -1,4 +1,4 @@
-"""Images decoded and made small once, kept in a few large files.
+"""The image cache: images decoded and resized once, in checksummed shards.
 
 A shard holds some hundred images and is named by what it was made from (names, sizes and times of
 the files, and how they were made small), so a changed file makes its shard anew and no other.
@@ -48,8 +48,8 @@ Index = list[Entry | None]
 """Of a shard; nothing is kept of an image whose file could not be read when the shard was made."""
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, repr=False)
+class CacheSpec:
     """How an image is kept.
 
     Attributes:
@@ -64,6 +64,13 @@ class Recipe:
     channels: int
     max_pixels: int = MAX_PIXELS
 
+    def __repr__(self) -> str:
+        """Goes into the names of shards, which outlive that of the class."""
+        return (
+            f"Recipe(kind={self.kind!r}, size={self.size}, channels={self.channels}, "
+            f"max_pixels={self.max_pixels})"
+        )
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -72,20 +79,20 @@ class Shard:
     Attributes:
         path: of the shard.
         files: of the images.
-        recipe: how they are kept.
+        spec: how they are kept.
     """
 
     path: str
     files: tuple[str, ...]
-    recipe: Recipe
+    spec: CacheSpec
 
 
 @dataclass(frozen=True)
-class MadeSmall:
+class ResizedImage:
     """An image as it would be kept, made anew from its file."""
 
     file: str
-    recipe: Recipe
+    spec: CacheSpec
 
     def __str__(self) -> str:
         return self.file
@@ -96,19 +103,19 @@ class MadeSmall:
         Raises:
             OSError, ValueError, SyntaxError: see `decode.decode`.
         """
-        data, height, width = made_small(self.file, self.recipe)
-        return _pixels(bytearray(data), height, width, self.recipe)
+        data, height, width = resized_bytes(self.file, self.spec)
+        return _pixels(bytearray(data), height, width, self.spec)
 
 
 @dataclass(frozen=True)
-class Cached:
+class ShardImage:
     """One image in a shard; with a `reason` there is none.
 
     Attributes:
         made: is opened instead, with the same pixels, where the shard is lost after the start.
     """
 
-    made: MadeSmall
+    made: ResizedImage
     shard: str
     start: int
     length: int
@@ -132,7 +139,7 @@ class Cached:
             with open(self.shard, "rb", buffering=0) as file:
                 file.seek(self.start)
                 if file.readinto(data) == self.length:
-                    return _pixels(data, self.height, self.width, self.made.recipe)
+                    return _pixels(data, self.height, self.width, self.made.spec)
         except (OSError, ValueError):
             pass
         return self.made.open()
@@ -144,7 +151,7 @@ class CachedImages(FileImages):
     Args:
         images: the files.
         folder: where shards lie; made if missing.
-        recipe: how images are kept.
+        spec: how images are kept.
         pool: makes the shards that are missing or damaged, with a progress bar.
         report: is told in a sentence that some were damaged.
         check: read the shards to see whether they are; else another process just did.
@@ -155,11 +162,11 @@ class CachedImages(FileImages):
     """
 
     def __init__(
-        self, images: FileImages, folder: Path, recipe: Recipe, pool: WorkerPool,
+        self, images: FileImages, folder: Path, spec: CacheSpec, pool: WorkerPool,
         report: Callable[[str], None] = warnings.warn, check: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(images.root, images.names)
-        self.recipe = recipe
+        self.spec = spec
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -167,7 +174,7 @@ class CachedImages(FileImages):
                 f"data.cache_dir={folder} cannot be made ({error.strerror}); choose another"
             ) from None
         remove_stale(folder, f"{'[0-9a-f]' * 32}.shard")
-        shards = _shards(images, folder, recipe)
+        shards = _shards(images, folder, spec)
         indexes = _indexes(shards, check)
         if damaged := indexes.count([]):
             report(
@@ -189,11 +196,11 @@ class CachedImages(FileImages):
             for entry in index or []
         ]
 
-    def source(self, index: int) -> Cached | MadeSmall:
+    def source(self, index: int) -> ShardImage | ResizedImage:
         """Where image `index` is."""
-        made = MadeSmall(self.path(index), self.recipe)
+        made = ResizedImage(self.path(index), self.spec)
         entry = self._entries[index]
-        return made if entry is None else Cached(made, *entry)
+        return made if entry is None else ShardImage(made, *entry)
 
 
 def make_shard(shard: Shard) -> Index:
@@ -208,7 +215,7 @@ def make_shard(shard: Shard) -> Index:
     start = _NUMBER
     for file in shard.files:
         announce(file)
-        blob, entry = _kept(file, shard.recipe, start)
+        blob, entry = _kept(file, shard.spec, start)
         blobs.append(blob)
         index.append(entry)
         start += len(blob)
@@ -225,10 +232,10 @@ def make_shard(shard: Shard) -> Index:
     return index
 
 
-def _kept(file: str, recipe: Recipe, start: int) -> tuple[bytes, Entry | None]:
+def _kept(file: str, spec: CacheSpec, start: int) -> tuple[bytes, Entry | None]:
     """What is kept of an image, from byte `start` on."""
     try:
-        blob, height, width = made_small(file, recipe)
+        blob, height, width = resized_bytes(file, spec)
     except Exception as error:  # decoders raise a wide range of types
         if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
             return b"", None  # not the image's fault, and it may pass
@@ -236,44 +243,44 @@ def _kept(file: str, recipe: Recipe, start: int) -> tuple[bytes, Entry | None]:
     return blob, (start, len(blob), height, width, None)
 
 
-def made_small(file: str, recipe: Recipe) -> tuple[bytes, int, int]:
+def resized_bytes(file: str, spec: CacheSpec) -> tuple[bytes, int, int]:
     """An image as it is kept, and its height and width."""
 
-    def enough(height: int, width: int) -> tuple[int, int]:
-        share = recipe.size / min(height, width)
+    def min_size(height: int, width: int) -> tuple[int, int]:
+        share = spec.size / min(height, width)
         return (height, width) if share >= 1 else (int(height * share), int(width * share))
 
-    image = decode(file, recipe.channels, enough, recipe.max_pixels)
+    image = decode(file, spec.channels, min_size, spec.max_pixels)
     height, width, _ = image.shape
     short = min(height, width)
-    if short > recipe.size:
-        height, width = recipe.size * height // short, recipe.size * width // short
+    if short > spec.size:
+        height, width = spec.size * height // short, spec.size * width // short
         image = resize(image, height, width)
     image = np.ascontiguousarray(image)
-    if recipe.kind == "uint8":
+    if spec.kind == "uint8":
         return image.tobytes(), height, width
-    space = "RGB" if recipe.channels == 3 else "GRAY"
+    space = "RGB" if spec.channels == 3 else "GRAY"
     return simplejpeg.encode_jpeg(image, _QUALITY, space, colorsubsampling="420"), height, width
 
 
-def _pixels(data: bytearray, height: int, width: int, recipe: Recipe) -> np.ndarray:
+def _pixels(data: bytearray, height: int, width: int, spec: CacheSpec) -> np.ndarray:
     """The image that is kept as `data`, writable as torch wants it: uint8 (H, W, channels)."""
-    if recipe.kind == "jpeg":
-        return decode_bytes(bytes(data), recipe.channels)
-    return np.frombuffer(data, np.uint8).reshape(height, width, recipe.channels)
+    if spec.kind == "jpeg":
+        return decode_bytes(bytes(data), spec.channels)
+    return np.frombuffer(data, np.uint8).reshape(height, width, spec.channels)
 
 
-def _shards(images: FileImages, folder: Path, recipe: Recipe) -> list[Shard]:
+def _shards(images: FileImages, folder: Path, spec: CacheSpec) -> list[Shard]:
     """The shards of all images, named by their content."""
     count = len(images.names)
     parts = [range(i, min(i + _IMAGES, count)) for i in range(0, count, _IMAGES)]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(lambda part: _shard(images, part, folder, recipe), parts))
+        return list(threads.map(lambda part: _shard(images, part, folder, spec), parts))
 
 
-def _shard(images: FileImages, part: Sequence[int], folder: Path, recipe: Recipe) -> Shard:
+def _shard(images: FileImages, part: Sequence[int], folder: Path, spec: CacheSpec) -> Shard:
     files = tuple(images.path(i) for i in part)
-    content = hashlib.blake2b(repr((_VERSION, FORMATS, recipe)).encode(), digest_size=16)
+    content = hashlib.blake2b(repr((_VERSION, FORMATS, spec)).encode(), digest_size=16)
     for i, file in zip(part, files, strict=True):
         try:
             status = os.stat(file)
@@ -281,7 +288,7 @@ def _shard(images: FileImages, part: Sequence[int], folder: Path, recipe: Recipe
         except OSError:  # gone since it was listed; reading it says so
             text = f"{images.names[i]}\0\0\0"
         content.update(text.encode("utf-8", "surrogateescape"))
-    return Shard(str(folder / f"{content.hexdigest()}.shard"), files, recipe)
+    return Shard(str(folder / f"{content.hexdigest()}.shard"), files, spec)
 
 
 def _indexes(shards: list[Shard], check: bool) -> list[Index | None]:

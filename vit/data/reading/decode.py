@@ -1,4 +1,4 @@
-"""Image files to upright 8-bit images; whatever is damaged says so."""
+"""Decoding: image files to upright 8-bit arrays; damage is an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit.data.formats import FORMATS
 from vit.data.reading.transform import MAX_PIXELS, REDUCTIONS
-from vit.data.types import Kept
+from vit.data.types import CachedImage
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 """How their files begin."""
@@ -21,7 +21,7 @@ LYING = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
 
 
-Enough = Callable[[int, int], tuple[int, int]]
+MinSize = Callable[[int, int], tuple[int, int]]
 """From the height and width of an image, which it is told once, to those that would do."""
 
 
@@ -31,53 +31,53 @@ def whole(height: int, width: int) -> tuple[int, int]:
 
 
 def decode(
-    path: str, channels: int, enough: Enough = whole, max_pixels: int = MAX_PIXELS
+    path: str, channels: int, min_size: MinSize = whole, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
     """The first frame of an image, upright, on white: uint8 (H, W, channels), RGB or gray.
 
     JPEG is decoded by libjpeg-turbo through simplejpeg, which gives Pillow's pixels faster and,
     other than Pillow, refuses data that is damaged in the middle. It may be decoded at 1/2,
-    1/4 or 1/8 of its size, where that is `enough`: much faster for large photos.
+    1/4 or 1/8 of its size, where that is at least `min_size`: much faster for large photos.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is no image that
             we read, damaged, or would be decoded to more than `max_pixels`.
     """
-    return decode_bytes(Path(path).read_bytes(), channels, enough, max_pixels)
+    return decode_bytes(Path(path).read_bytes(), channels, min_size, max_pixels)
 
 
 def open_image(
-    source: str | Kept, channels: int, enough: Enough, max_pixels: int = MAX_PIXELS
+    source: str | CachedImage, channels: int, min_size: MinSize, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
     """As `decode`, of a file or of an image that was decoded before."""
     if isinstance(source, str):
-        return decode(source, channels, enough, max_pixels)
+        return decode(source, channels, min_size, max_pixels)
     image = source.open()
-    enough(*image.shape[:2])
+    min_size(*image.shape[:2])
     return image
 
 
 def decode_bytes(
-    data: bytes, channels: int, enough: Enough = whole, max_pixels: int = MAX_PIXELS
+    data: bytes, channels: int, min_size: MinSize = whole, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
     """As `decode`, of a file's content."""
     if not data:
         raise ValueError("the file is empty")
     size = _size_of_upright_jpeg(data, max_pixels)
     if size is not None:
-        pixels = _decode_jpeg(data, *size, *enough(*size), max_pixels)
+        pixels = _decode_jpeg(data, *size, *min_size(*size), max_pixels)
         return _with_channels(pixels, channels)
     try:
-        return _with_pillow(data, channels, enough, max_pixels)
+        return _with_pillow(data, channels, min_size, max_pixels)
     except ValueError:
         needed = _needed_of_png(data)
         if len(needed) == len(data):
             raise
         # Texts and profiles may be over Pillow's limits; the pixels do without them.
-        return _with_pillow(needed, channels, enough, max_pixels)
+        return _with_pillow(needed, channels, min_size, max_pixels)
 
 
-def _with_pillow(data: bytes, channels: int, enough: Enough, max_pixels: int) -> np.ndarray:
+def _with_pillow(data: bytes, channels: int, min_size: MinSize, max_pixels: int) -> np.ndarray:
     """As `decode_bytes`, where a JPEG needs Pillow to know how it lies."""
     is_jpeg = data.startswith(JPEG) and _is_in_one_scan(data)  # which may be decoded smaller
     Image.MAX_IMAGE_PIXELS = None if is_jpeg else max_pixels
@@ -88,7 +88,7 @@ def _with_pillow(data: bytes, channels: int, enough: Enough, max_pixels: int) ->
             # Pillow turns TIFF upright itself.
             orientation = 1 if file.format == "TIFF" else file.getexif().get(0x0112, 1)
             lies = orientation in LYING
-            rows, columns = enough(*(file.size if lies else file.size[::-1]))
+            rows, columns = min_size(*(file.size if lies else file.size[::-1]))
             if file.format in ("JPEG", "MPO") and file.mode in ("RGB", "L"):
                 rows, columns = (columns, rows) if lies else (rows, columns)
                 pixels = _decode_jpeg(data, file.height, file.width, rows, columns, max_pixels)

@@ -1,4 +1,4 @@
-"""How a run reads its images: into what, held or streamed, and what a damaged one means.
+"""Reading a split: the transform, in memory or streaming, and what a corrupt image means.
 
 Legend: B images of a batch, C channels, N images of a split.
 """
@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit.config.schema import ReadConfig
-from vit.data.reading.cache import CachedImages, Recipe
+from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.store import BatchRequest, ImageStore, InMemory, Streaming
-from vit.data.reading.transform import View
-from vit.data.reading.workers import Bad, WorkerPool, worker_count
+from vit.data.reading.transform import Transform
+from vit.data.reading.workers import Corrupt, WorkerPool, worker_count
 from vit.data.types import ArrayImages, DataSet, FileImages, Samples
 from vit.errors import DataError
 from vit.runtime.dist import ALONE, World
@@ -57,7 +57,7 @@ class Normalise:
         return (images * self.std + self.mean).clamp(0, 1)
 
 
-class BadImages:
+class CorruptImages:
     """The images of a split that turned out damaged, and whether that may be.
 
     Args:
@@ -119,7 +119,7 @@ class Reader:
     """How images are read.
 
     Attributes:
-        view: what evaluation sees of an image.
+        transform: what evaluation sees of an image.
         normalise: from pixels to the model's input.
         device: where the images go.
         held: decoded once and held on the device, or streamed from their files.
@@ -128,7 +128,7 @@ class Reader:
         bad_images: share of a split's images that may be damaged; None: not one.
     """
 
-    view: View
+    transform: Transform
     normalise: Normalise
     device: torch.device
     held: bool
@@ -144,7 +144,7 @@ class Reader:
         height, width = config.size
         whole = patch if config.aspect == "native" else None
         return cls(
-            view=View(
+            transform=Transform(
                 height,
                 width,
                 len(config.mean),
@@ -160,7 +160,7 @@ class Reader:
             bad_images=config.bad_image_limit if config.on_bad_image == "skip" else None,
         )
 
-    def keeping(
+    def with_cache(
         self, data: DataSet, config: ReadConfig, report: Callable[[str], None] = warnings.warn
     ) -> DataSet:
         """The data set, read from small versions of its images where `data.cache` wants them.
@@ -174,7 +174,9 @@ class Reader:
         """
         if config.cache == "none":
             return data
-        recipe = Recipe(config.cache, config.cache_size, self.view.channels, config.max_pixels)
+        spec = CacheSpec(
+            config.cache, config.cache_size, self.transform.channels, config.max_pixels
+        )
         folder = Path(config.cache_dir) if config.cache_dir else cache_home() / "images"
         kept: dict[int, CachedImages] = {}
         splits = {}
@@ -185,74 +187,79 @@ class Reader:
                     if isinstance(images, FileImages):
                         if id(images) not in kept:
                             kept[id(images)] = CachedImages(
-                                images, folder, recipe, self.pool, report, check=turn
+                                images, folder, spec, self.pool, report, check=turn
                             )
                         samples = replace(samples, images=kept[id(images)])
                     splits[split] = samples
             if self.world.size > 1:
-                self.world.wait()
+                self.world.barrier()
         return DataSet(data.classes, splits)
 
-    def bad(self, samples: Samples) -> BadImages:
+    def corrupt_images(self, samples: Samples) -> CorruptImages:
         """A record of the damaged ones among `samples`; one may be skipped of however few."""
         share = self.bad_images
-        return BadImages(samples.names, None if share is None else allowed_of(share, len(samples)))
+        most = None if share is None else allowed_of(share, len(samples))
+        return CorruptImages(samples.names, most)
 
-    def open(self, samples: Samples, rows: int, view: View, bad: BadImages) -> ImageStore:
+    def open(
+        self, samples: Samples, rows: int, transform: Transform, bad: CorruptImages
+    ) -> ImageStore:
         """The store of a split; images to be held are decoded here.
 
         Args:
             samples: the split.
             rows: most images of a batch.
-            view: from an image to pixels.
+            transform: from an image to pixels.
             bad: is told the damaged images, of a held split at once.
         """
-        damaged: Bad = {}
+        damaged: Corrupt = {}
         if isinstance(samples.images, ArrayImages):
             pixels = samples.images.pixels[samples.index]
         elif self.held:
-            whole = replace(view, crop_scale=None)
+            whole = replace(transform, crop_scale=None)
             pixels, damaged = self.world.array_once_per_machine(
                 lambda: decode_all(samples, whole, self.pool)
             )
             bad.note(damaged)
         else:
-            return Streaming(samples.images, samples.index, rows, view, self.pool, self.device)
-        return InMemory(torch.from_numpy(pixels).to(self.device), damaged, view)
+            return Streaming(samples.images, samples.index, rows, transform, self.pool, self.device)
+        return InMemory(torch.from_numpy(pixels).to(self.device), damaged, transform)
 
 
-def decode_all(samples: Samples, view: View, pool: WorkerPool) -> tuple[np.ndarray, Bad]:
+def decode_all(
+    samples: Samples, transform: Transform, pool: WorkerPool
+) -> tuple[np.ndarray, Corrupt]:
     """All images of a split in files.
 
     Returns:
         uint8 (N, C, height, width), and the damaged ones by position.
     """
-    pixels = np.empty((len(samples), *view.shape), np.uint8)
-    bad: Bad = {}
-    for first, rows, damaged in _in_order(samples, view, pool, "decoding"):
+    pixels = np.empty((len(samples), *transform.shape), np.uint8)
+    bad: Corrupt = {}
+    for first, rows, damaged in _in_order(samples, transform, pool, "decoding"):
         pixels[first : first + len(rows)] = rows
         bad |= damaged
     return pixels, bad
 
 
-def verify(samples: Samples, reader: Reader) -> Bad:
+def verify(samples: Samples, reader: Reader) -> Corrupt:
     """Decode all images of a split, keep none, and give the damaged ones by position."""
-    bad: Bad = {}
+    bad: Corrupt = {}
     if isinstance(samples.images, ArrayImages):
         return bad
-    for _, _, damaged in _in_order(samples, reader.view, reader.pool, "verifying"):
+    for _, _, damaged in _in_order(samples, reader.transform, reader.pool, "verifying"):
         bad |= damaged
     return bad
 
 
 def _in_order(
-    samples: Samples, view: View, pool: WorkerPool, what: str
-) -> Iterator[tuple[int, np.ndarray, Bad]]:
+    samples: Samples, transform: Transform, pool: WorkerPool, what: str
+) -> Iterator[tuple[int, np.ndarray, Corrupt]]:
     """Position of the first image, pixels and damaged positions, batch by batch, with a bar."""
     assert isinstance(samples.images, FileImages)
     count = len(samples)
     pool = pool if count >= POOL_FROM else WorkerPool(0, pool.timeout)
-    store = Streaming(samples.images, samples.index, _ROWS, view, pool, torch.device("cpu"))
+    store = Streaming(samples.images, samples.index, _ROWS, transform, pool, torch.device("cpu"))
     starts = range(0, count, _ROWS)
     requests = [BatchRequest(np.arange(start, min(start + _ROWS, count))) for start in starts]
     with tqdm(total=count, desc=what, unit="img", disable=None, leave=False) as bar:

@@ -1,4 +1,4 @@
-"""Random resized crops of a batch on the device, with the very bits of `views.resize` one by one.
+"""Batched random resized crops on the device, equal to the bit to `transform.resize` of each.
 
 torch resizes bytes on the CPU in fixed point: rows, then columns, each a sum of pixels times
 weights of 16 bits, rounded to a byte. All those integers are exact in float64, so two batched

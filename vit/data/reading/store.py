@@ -1,4 +1,4 @@
-"""The images of a split as pixels: held in memory, or streamed from their files.
+"""Image stores: the pixels of a split, in memory or streaming from files.
 
 Legend: B images of a batch, C channels, N images of a split.
 """
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from vit.data.reading.resample import resize_boxes
-from vit.data.reading.transform import View, crop_boxes
-from vit.data.reading.workers import Bad, WorkerPool, WorkerTask, render_into, shared_memory
+from vit.data.reading.transform import Transform, crop_boxes
+from vit.data.reading.workers import Corrupt, WorkerPool, WorkerTask, render_into, shared_memory
 from vit.data.types import FileImages
 from vit.errors import DataError
 
@@ -31,15 +31,15 @@ class BatchRequest:
 
     Attributes:
         positions: which images of the split, int64 (B,).
-        lots: what their random crops are drawn with, as in `views.crop_boxes`; None: no crop.
+        crop_uniforms: what random crops are drawn with, see `crop_boxes`; None: none.
     """
 
     positions: np.ndarray
-    lots: np.ndarray | None = None
+    crop_uniforms: np.ndarray | None = None
 
 
 class ImageStore(Protocol):
-    """The pixels of a split, batch by batch, as a `View` renders them.
+    """The pixels of a split, batch by batch, as a `Transform` renders them.
 
     Attributes:
         ahead: so many batches after the one that is collected are best submitted by then.
@@ -54,7 +54,7 @@ class ImageStore(Protocol):
             DataError: a worker died or hangs.
         """
 
-    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Bad]:
+    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """Batch number `k`, which was submitted.
 
         Returns:
@@ -65,7 +65,7 @@ class ImageStore(Protocol):
             DataError: a worker died or hangs; what else was submitted is lost.
         """
 
-    def render(self, request: BatchRequest) -> tuple[Tensor, Bad]:
+    def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """As `collect`, of any images, here and now."""
 
 
@@ -75,30 +75,33 @@ class InMemory:
     Args:
         pixels: uint8 (N, C, height, width).
         damaged: positions whose pixels mean nothing.
-        view: whose random crop is made of the held pixels.
+        transform: whose random crop is made of the held pixels.
     """
 
     ahead = 0
 
-    def __init__(self, pixels: Tensor, damaged: Bad, view: View) -> None:
+    def __init__(self, pixels: Tensor, damaged: Corrupt, transform: Transform) -> None:
         self.pixels = pixels
         self.damaged = damaged
-        self.view = view
+        self.transform = transform
 
     def submit(self, k: int, request: BatchRequest) -> None:
         """See ImageStore; there is nothing to prepare."""
 
-    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Bad]:
+    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
         return self.render(request)
 
-    def render(self, request: BatchRequest) -> tuple[Tensor, Bad]:
+    def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
         at = request.positions
         images = self.pixels[torch.from_numpy(at).to(self.pixels.device)]
-        if request.lots is not None and self.view.crop_scale is not None:
+        if request.crop_uniforms is not None and self.transform.crop_scale is not None:
             boxes = crop_boxes(
-                request.lots, self.view.height, self.view.width, self.view.crop_scale
+                request.crop_uniforms,
+                self.transform.height,
+                self.transform.width,
+                self.transform.crop_scale,
             )
             images = resize_boxes(images, torch.from_numpy(boxes).to(images.device))
         if not self.damaged:
@@ -114,19 +117,24 @@ class Streaming:
         images: the files.
         index: which of them the split has, int64 (N,).
         rows: most images of a batch.
-        view: from an image to pixels.
+        transform: from an image to pixels.
         pool: renders; with no workers this process does, when a batch is collected.
         device: where the images go.
     """
 
     def __init__(
-        self, images: FileImages, index: np.ndarray, rows: int, view: View, pool: WorkerPool,
+        self,
+        images: FileImages,
+        index: np.ndarray,
+        rows: int,
+        transform: Transform,
+        pool: WorkerPool,
         device: torch.device,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.images = images
         self.index = index
         self.rows = rows
-        self.view = view
+        self.transform = transform
         self.pool = pool
         self.device = device
         self.ahead = AHEAD if pool.workers else 0
@@ -135,7 +143,7 @@ class Streaming:
             if device.type == "cuda"
             else None
         )
-        self._under_way: dict[int, list[Future[Bad]]] = {}
+        self._under_way: dict[int, list[Future[Corrupt]]] = {}
         self._memory: SharedMemory | None = None
 
     def submit(self, k: int, request: BatchRequest) -> None:
@@ -143,7 +151,7 @@ class Streaming:
         if self.pool.workers == 0:
             return
         if self._memory is None:
-            size = (AHEAD + 1) * self.rows * int(np.prod(self.view.shape))
+            size = (AHEAD + 1) * self.rows * int(np.prod(self.transform.shape))
             self._memory = shared_memory(size)
             weakref.finalize(self, _release, self._memory)
         count = len(request.positions)
@@ -159,14 +167,14 @@ class Streaming:
             self._under_way.clear()  # what the failed workers were given
             raise
 
-    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Bad]:
+    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
         if self.pool.workers == 0:
             return self.render(request)
-        bad: Bad = {}
+        bad: Corrupt = {}
         try:
             for future in self._under_way[k]:
-                rendered: Bad = self.pool.result(future)
+                rendered: Corrupt = self.pool.result(future)
                 bad |= rendered
         except DataError:
             self._under_way.clear()
@@ -174,9 +182,9 @@ class Streaming:
         del self._under_way[k]
         return self._moved(self._slot(k)[: len(request.positions)].copy()), bad
 
-    def render(self, request: BatchRequest) -> tuple[Tensor, Bad]:
+    def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
-        pixels = np.empty((len(request.positions), *self.view.shape), np.uint8)
+        pixels = np.empty((len(request.positions), *self.transform.shape), np.uint8)
         bad = render_into(pixels, self._task(request, slice(None)))
         return self._moved(pixels), bad
 
@@ -194,17 +202,17 @@ class Streaming:
         first = part.start or 0
         return WorkerTask(
             memory=self._memory.name if self._memory is not None else "",
-            offset=(start + first) * int(np.prod(self.view.shape)),
+            offset=(start + first) * int(np.prod(self.transform.shape)),
             first=first,
             sources=[self.images.source(i) for i in self.index[request.positions[part]]],
-            lots=None if request.lots is None else request.lots[part],
-            view=self.view,
+            crop_uniforms=None if request.crop_uniforms is None else request.crop_uniforms[part],
+            transform=self.transform,
         )
 
     def _slot(self, k: int) -> np.ndarray:
         """Where batch `k` is rendered: uint8 (rows, C, height, width)."""
         assert self._memory is not None
-        slots = (AHEAD + 1, self.rows, *self.view.shape)
+        slots = (AHEAD + 1, self.rows, *self.transform.shape)
         whole: np.ndarray = np.ndarray(slots, np.uint8, self._memory.buf)
         batch: np.ndarray = whole[k % (AHEAD + 1)]
         return batch

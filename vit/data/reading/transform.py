@@ -1,4 +1,4 @@
-"""What the model sees of an image: a random crop in training, the centre in evaluation."""
+"""The transform of an image: random resized crop in training, centre crop in evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class View:
+class Transform:
     """From an image of any size to pixels of one size, by bilinear antialiased resizing.
 
     Attributes:
@@ -47,19 +47,19 @@ class View:
         """Of what is rendered: (channels, height, width), with `patch` a channel more."""
         return self.channels + (self.patch is not None), self.height, self.width
 
-    def box(self, height: int, width: int, lots: np.ndarray | None) -> Box | None:
+    def box(self, height: int, width: int, uniforms: np.ndarray | None) -> Box | None:
         """What a random crop shows of an image; None: there is none, the centre is seen.
 
         Args:
             height, width: of the image.
-            lots: what a random crop is drawn with, (CROP_TRIES, 4); see `crop_boxes`.
+            uniforms: what a random crop is drawn with, (CROP_TRIES, 4); see `crop_boxes`.
         """
-        if self.crop_scale is None or lots is None:
+        if self.crop_scale is None or uniforms is None:
             return None
-        top, left, rows, columns = crop_boxes(lots[None], height, width, self.crop_scale)[0]
+        top, left, rows, columns = crop_boxes(uniforms[None], height, width, self.crop_scale)[0]
         return int(top), int(left), int(rows), int(columns)
 
-    def enough(self, height: int, width: int, box: Box | None) -> tuple[int, int]:
+    def min_size(self, height: int, width: int, box: Box | None) -> tuple[int, int]:
         """Height and width to which a larger image may be reduced before `box` is rendered."""
         if self.patch is not None:
             return fitted((height, width), (self.height, self.width), self.patch)
@@ -156,30 +156,32 @@ def _cut(image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
     return image[rows, columns]
 
 
-def crop_boxes(lots: np.ndarray, height: int, width: int, scale: tuple[float, float]) -> np.ndarray:
+def crop_boxes(
+    uniforms: np.ndarray, height: int, width: int, scale: tuple[float, float]
+) -> np.ndarray:
     """Random resized crops (Szegedy et al. 2015, section 6), as torchvision draws them.
 
     Area uniform within `scale`, aspect ratio log-uniform within CROP_ASPECT; the first of the
     tries that fits into the image, else the centre.
 
     Args:
-        lots: uniform numbers in [0, 1) for area, aspect, top and left: (B, CROP_TRIES, 4).
+        uniforms: uniform numbers in [0, 1) for area, aspect, top and left: (B, CROP_TRIES, 4).
         height, width: of the image, in pixels.
         scale: least and largest share of the area.
 
     Returns:
         top, left, height and width of each crop in pixels, int64 (B, 4).
     """
-    area = height * width * (scale[0] + lots[..., 0] * (scale[1] - scale[0]))  # B tries
+    area = height * width * (scale[0] + uniforms[..., 0] * (scale[1] - scale[0]))  # B tries
     low, high = map(math.log, CROP_ASPECT)
-    aspect = np.exp(low + lots[..., 1] * (high - low))
+    aspect = np.exp(low + uniforms[..., 1] * (high - low))
     widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    tops = np.floor(lots[..., 2] * (height - heights + 1)).astype(np.int64)
-    lefts = np.floor(lots[..., 3] * (width - widths + 1)).astype(np.int64)
+    tops = np.floor(uniforms[..., 2] * (height - heights + 1)).astype(np.int64)
+    lefts = np.floor(uniforms[..., 3] * (width - widths + 1)).astype(np.int64)
     tries = np.stack([tops, lefts, heights, widths], axis=-1)  # B tries 4
-    chosen: np.ndarray = tries[np.arange(len(lots)), fits.argmax(axis=1)]
+    chosen: np.ndarray = tries[np.arange(len(uniforms)), fits.argmax(axis=1)]
     chosen[~fits.any(axis=1)] = _central_box(height, width)
     return chosen
 

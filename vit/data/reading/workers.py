@@ -1,4 +1,4 @@
-"""Processes that render images into shared memory; a worker that dies or hangs is told by file.
+"""Worker processes: they render images into shared memory; one that dies or hangs names its file.
 
 What is rendered is said by the request alone, so the number of workers changes nothing but the
 time.
@@ -26,12 +26,12 @@ import numpy as np
 import torch
 
 from vit.data.reading.decode import open_image, reason
-from vit.data.reading.transform import Box, View
-from vit.data.types import Kept
+from vit.data.reading.transform import Box, Transform
+from vit.data.types import CachedImage
 from vit.errors import ConfigError, DataError
-from vit.runtime.memory import keep_memory
+from vit.runtime.memory import retain_freed_memory
 
-Bad = dict[int, str]
+Corrupt = dict[int, str]
 """Rows whose image cannot be decoded, with the reason."""
 
 Item = TypeVar("Item")
@@ -50,26 +50,26 @@ class WorkerTask:
         offset: of the first row in it, in bytes.
         first: number of the first row.
         sources: of one image per row.
-        lots: what random crops are drawn with, as in `View.render`; None: no random crop.
-        view: from an image to pixels.
+        crop_uniforms: what random crops are drawn with, see `Transform.box`; None: none.
+        transform: from an image to pixels.
     """
 
     memory: str
     offset: int
     first: int
-    sources: Sequence[str | Kept]
-    lots: np.ndarray | None
-    view: View
+    sources: Sequence[str | CachedImage]
+    crop_uniforms: np.ndarray | None
+    transform: Transform
 
 
-def render_into(rows: np.ndarray, task: WorkerTask) -> Bad:
+def render_into(rows: np.ndarray, task: WorkerTask) -> Corrupt:
     """Render the images of `task` into `rows`, uint8 (n, channels, height, width)."""
-    bad: Bad = {}
+    bad: Corrupt = {}
     for i, source in enumerate(task.sources):
         announce(str(source))
-        lots = None if task.lots is None else task.lots[i]
+        uniforms = None if task.crop_uniforms is None else task.crop_uniforms[i]
         try:
-            rows[i] = _read(source, task.view, lots)
+            rows[i] = _read(source, task.transform, uniforms)
         except Exception as error:  # decoders raise a wide range of types
             rows[i] = 0
             bad[task.first + i] = reason(error)
@@ -83,18 +83,20 @@ def announce(file: str) -> None:
         _board.value = file.encode(errors="replace")[: _LINE - 1]
 
 
-def _read(source: str | Kept, view: View, lots: np.ndarray | None) -> np.ndarray:
-    """What `view` shows of an image."""
+def _read(
+    source: str | CachedImage, transform: Transform, uniforms: np.ndarray | None
+) -> np.ndarray:
+    """What `transform` shows of an image."""
     size: tuple[int, int] | None = None
     box: Box | None = None
 
-    def enough(height: int, width: int) -> tuple[int, int]:
+    def min_size(height: int, width: int) -> tuple[int, int]:
         nonlocal size, box
-        size, box = (height, width), view.box(height, width, lots)
-        return view.enough(height, width, box)
+        size, box = (height, width), transform.box(height, width, uniforms)
+        return transform.min_size(height, width, box)
 
-    image = open_image(source, view.channels, enough, view.max_pixels)
-    return view.render(image, box, size)
+    image = open_image(source, transform.channels, min_size, transform.max_pixels)
+    return transform.render(image, box, size)
 
 
 class WorkerPool:
@@ -111,7 +113,7 @@ class WorkerPool:
         self._pool: ProcessPoolExecutor | None = None
         self._boards: list[Any] = []
 
-    def submit(self, task: WorkerTask) -> Future[Bad]:
+    def submit(self, task: WorkerTask) -> Future[Corrupt]:
         """Have `task` rendered."""
         return self._start(_render, task)
 
@@ -231,15 +233,15 @@ def _attach(name: str) -> SharedMemory:
     return SharedMemory(name)
 
 
-def _render(task: WorkerTask) -> Bad:
-    shape = (len(task.sources), *task.view.shape)
+def _render(task: WorkerTask) -> Corrupt:
+    shape = (len(task.sources), *task.transform.shape)
     rows = np.ndarray(shape, np.uint8, _attach(task.memory).buf, task.offset)
     return render_into(rows, task)
 
 
 def _start_worker(turn: Any, boards: list[Any]) -> None:
     global _board
-    keep_memory()
+    retain_freed_memory()
     torch.set_num_threads(1)
     with turn.get_lock():
         _board = boards[turn.value % len(boards)]

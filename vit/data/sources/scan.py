@@ -1,4 +1,4 @@
-"""Listing the image files of many folders: in parallel, with a bar, and remembered.
+"""Scanning folders for image files: in parallel, with a progress bar, cached.
 
 A listing is remembered by the folders' modification times, which change when a file or folder is
 added, removed or renamed. The cache is written whole or not at all, checked when it is read, and

@@ -31,12 +31,12 @@ document.querySelectorAll("th > button").forEach(button => button.addEventListen
 
 const opened = document.getElementById("opened");
 const open = button => {
-  const key = button.dataset.cell, [label, said] = key.split(",").map(k => data.classes[k]);
+  const key = button.dataset.cell, [label, predicted] = key.split(",").map(k => data.classes[k]);
   const numbers = data.cells[key] || [], count = Number(button.dataset.count);
   document.querySelectorAll("button[data-cell]").forEach(other => other.setAttribute("aria-pressed", other === button));
-  const title = label === said ? `${label}, recognised` : `${label}, taken for ${said}`;
+  const title = label === predicted ? `${label}, recognised` : `${label}, taken for ${predicted}`;
   const shown = numbers.length < count ? `${numbers.length} of ${count} images` : `${count} image${count === 1 ? "" : "s"}`;
-  const order = label === said ? "the least certain first" : "the highest loss first";
+  const order = label === predicted ? "the least certain first" : "the highest loss first";
   const images = make("div", "", "images");
   for (const number of numbers) {
     const figure = make("figure"), image = make("img"), caption = make("figcaption"), about = data.captions[number];

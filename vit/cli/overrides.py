@@ -1,0 +1,63 @@
+"""Overrides (`key=value`) as Hydra's parser reads them, once for all who use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+
+class Overrides:
+    """The overrides of a command or of one job of a sweep.
+
+    Args:
+        lines: as `prepare` or Hydra gives them.
+
+    Attributes:
+        parsed: all of them, in order.
+
+    Raises:
+        OverrideParseException: of Hydra's, where one cannot be read.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        self.parsed: list[Override] = OverridesParser.create().parse_overrides(list(lines))
+        self._last = {override.key_or_group: override for override in self.parsed}
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys and groups that are given."""
+        return frozenset(self._last)
+
+    def typed(self) -> dict[str, str]:
+        """The text behind each `=`; of several to one key, the last."""
+        return {key: _behind_equals(override) for key, override in self._last.items()}
+
+    def text(self, key: str) -> str | None:
+        """The last value of `key` as text without quotes; None: it is not given."""
+        override = self._last.get(key)
+        if override is None:
+            return None
+        value = override.value()
+        return value if isinstance(value, str) else _behind_equals(override)
+
+    def choices(self, group: str) -> list[str]:
+        """The options that are picked of a config group; those of a `glob` are Hydra's to find."""
+        from hydra.core.override_parser.types import ChoiceSweep
+
+        override = self._last.get(group)
+        if override is None:
+            return []
+        value = override.value()
+        if isinstance(value, ChoiceSweep):
+            return [getattr(option, "text", str(option)) for option in value.list]
+        is_one = value is None or isinstance(value, (str, int, float))
+        return [str(self.text(group))] if is_one else []
+
+
+def _behind_equals(override: Override) -> str:
+    return str(override.input_line).partition("=")[2]
