@@ -126,10 +126,8 @@ def evaluated(checkpoint: Path, size: int | list[int], output: Path) -> dict[str
     plain = load_yaml((config_dir() / "eval.yaml").read_text(), "eval.yaml")
     del plain["defaults"], plain["hydra"]
     plain["data"]["image_size"] = size
-    evaluate(
-        {**plain, "checkpoint": str(checkpoint), "output": str(output), "report": False},
-        Overrides([]),
-    )
+    plain |= {"checkpoint": str(checkpoint), "output": str(output), "report": False}
+    evaluate(plain, Overrides([]))
     found: dict[str, Any] = json.loads((output / "metrics.json").read_text())
     return found
 
