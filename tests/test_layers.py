@@ -23,6 +23,7 @@ LEVEL = {
         ("inference",),
         ("training", "evaluation", "export"),
         ("cli",),
+        ("api",),
     ))
     for room in rooms
 }  # fmt: skip

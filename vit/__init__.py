@@ -2,10 +2,12 @@
 
 From Python:
 
-    from vit import VisionTransformer, load_run
+    import vit
 
-    model = VisionTransformer(image_size=32, patch_size=4, num_classes=10, dim=192, heads=3)
-    run = load_run("outputs/flowers")  # model, classes and preprocessing of a trained run
+    run = vit.train(["data=folder", "data.root=~/flowers", "trainer.epochs=5"])
+    run = vit.load_run("outputs/flowers")
+    run.predict("photos"), run.embed(images), run.attention("rose.jpg"), run.evaluate("split=val")
+    model = vit.VisionTransformer(image_size=32, patch_size=4, num_classes=10, dim=192, heads=3)
 
 The names below are the public API. They are imported when they are first used, because they need
 torch, and `vit-train --help` does not.
@@ -17,20 +19,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit.api import Prediction, Run, load_run, train
     from vit.config.model import ViTConfig
-    from vit.inference.load import load_run
     from vit.model.attention import Attention
     from vit.model.pooling import AttentionPool
     from vit.model.vit import VisionTransformer
 
-__all__ = ["Attention", "AttentionPool", "ViTConfig", "VisionTransformer", "load_run"]
+__all__ = [
+    "Attention",
+    "AttentionPool",
+    "Prediction",
+    "Run",
+    "ViTConfig",
+    "VisionTransformer",
+    "load_run",
+    "train",
+]
 
 _HOMES = {
     "Attention": "vit.model.attention",
     "AttentionPool": "vit.model.pooling",
+    "Prediction": "vit.api",
+    "Run": "vit.api",
     "ViTConfig": "vit.config.model",
     "VisionTransformer": "vit.model.vit",
-    "load_run": "vit.inference.load",
+    "load_run": "vit.api",
+    "train": "vit.api",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +12,11 @@ from vit.cli.overrides import Overrides
 from vit.config.commands import EvalConfig
 from vit.config.schema import height_width
 from vit.config.validate import to_eval_config
-from vit.errors import ConfigError
 from vit.runtime.memory import retain_freed_memory
 
 if TYPE_CHECKING:
-    from vit.data.loader import EvalLoader
-    from vit.data.types import Samples
-    from vit.evaluation.review import Review, Temperature
-    from vit.inference.evaluator import Evaluator
+    from vit.evaluation.evaluate import Evaluation
     from vit.inference.load import Trained
-    from vit.inference.predict import Predictions
 
 
 def main() -> None:
@@ -35,63 +29,22 @@ def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
     retain_freed_memory()
     config = to_eval_config(plain)
     # torch is imported here: an error in the settings is answered without it.
-    from vit.evaluation.comparison import Comparison, check_comparable
-    from vit.evaluation.review import review, under_corruptions
-    from vit.inference.evaluator import Evaluator
+    from vit.evaluation import evaluate as evaluation
     from vit.runtime.device import select_device
 
-    device = select_device(config.device)
-    job, *others = (Evaluator.of(Path(place), config, device) for place in config.checkpoints)
-    trained = job.trained
-    samples, what = job.find(config)
-    trained_on = tell_trained_on(job, samples)
-    for other in others:
-        check_comparable(job, other, samples, config)
-        tell_trained_on(other, samples)
-    loader = job.open(samples, what)
-    without, predictions = job.predict(loader)
-    temperature = fit(config, job, what, predictions)
-    result = review(predictions, temperature)
-    for other in others:
-        theirs = other.predict(other.open(samples, what))[-1]
-        models = (trained, other.trained)
-        result = replace(result, comparison=Comparison(models, (predictions, theirs)))
-    if config.corruptions:
-        scores = under_corruptions(loader, lambda changed: job.predict(changed)[-1])
-        result = replace(result, corruptions=scores)
-    metrics = {
-        "checkpoint": str(trained.path),
-        "step": trained.step,
-        "data": what,
-        "image_size": trained.preprocessing["image_size"],
-        "images": len(predictions.index),
-        "trained_on": trained_on,
-        "bad_images": loader.corrupt.named(),
-        "tta": config.tta,
-        "merge": config.merge,
-        **result.as_json(trained.classes),
-    }
-    if without is not predictions:
-        alone = review(without, temperature).scores
-        metrics["without_tta"] = {key: score.value for key, score in alone.items()}
-    deliver(config, job, what, loader, result, metrics, command(overrides))
+    done = evaluation.evaluate(config, select_device(config.device))
+    deliver(config, done, command(overrides))
 
 
-def deliver(
-    config: EvalConfig,
-    job: Evaluator,
-    what: str,
-    loader: EvalLoader,
-    result: Review,
-    metrics: dict[str, Any],
-    typed: str,
-) -> None:
+def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     """Write what came of an evaluation, and say it."""
     from vit.artifacts.predictions import write_evaluation, write_json, write_page
     from vit.evaluation.review import page
     from vit.runtime import console
 
-    trained, predictions, temperature = job.trained, result.predictions, result.temperature
+    trained, what, loader = done.job.trained, done.what, done.loader
+    result, metrics = done.result, done.metrics
+    predictions, temperature = result.predictions, result.temperature
     label = labelled(what, trained, config.merge)
     folder = output_folder(config, trained, label)
     names = [loader.names[i] for i in predictions.index]
@@ -122,40 +75,6 @@ def deliver(
         *written,
         sep="\n  ",
     )
-
-
-def tell_trained_on(job: Evaluator, samples: Samples) -> int | None:
-    """How many of the images the weights were trained on, which is warned of; None: not known."""
-    from vit.runtime import console
-
-    count = job.trained_on(samples)
-    place = job.trained.path
-    if count is None:
-        console.warn(
-            f"which images {place} was trained on is not known (its run folder has no list of "
-            f"them): if there are such among these, scores are too high"
-        )
-    elif count:
-        console.warn(
-            f"{count:,} of the {len(samples):,} images were trained on by {place}: scores on them "
-            f"say little about new ones"
-        )
-    return count
-
-
-def fit(config: EvalConfig, job: Evaluator, what: str, predictions: Predictions) -> Temperature:
-    """Fit a temperature on the run's validation split, as far as it has one that can be read."""
-    from vit.evaluation.review import Temperature, fitted
-
-    if what == "val":
-        return fitted(predictions)
-    try:
-        splits = job.splits()
-        if "val" not in splits:
-            return Temperature(None, why="the run has no validation images to fit it on")
-        return fitted(job.predict(job.open(splits["val"], "val"))[-1])
-    except ConfigError as error:
-        return Temperature(None, why=f"the run's validation images cannot be used ({error})")
 
 
 def compare(

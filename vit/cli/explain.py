@@ -40,7 +40,6 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     found = list_images(config.images, console.warn)
     paths = found[: config.limit]
     # torch is imported here: an error in the settings or the paths is answered without it.
-    from tqdm import tqdm
 
     from vit.inference import pictures
     from vit.inference.load import load_trained
@@ -57,7 +56,7 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     images = pictures.explain(trained, loader, device, config.methods, wanted)
     rows, labels = [], []
     number = 0
-    with tqdm(images, "explaining", len(paths), leave=False, disable=None, unit="img") as bar:
+    with console.progress(images, desc="explaining", total=len(paths)) as bar:
         for number, explained in enumerate(bar, 1):
             write(folder, number, explained, layers=config.layers)
             if number <= IN_INDEX:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,43 @@ def run(command: str, job: Job) -> int:
         _check_groups(command, overrides, groups)
         _compose_and_run(command, job, flags, lines, overrides, configs)
     return outcome[0]
+
+
+def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Overrides]:
+    """The settings of `vit-<command>` as plain values, for those who call from Python.
+
+    Raises:
+        ConfigError: what the command would answer.
+    """
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    flags, lines = split(list(overrides))
+    if flags:
+        raise ConfigError(f"{flags[0]} is for the command line; give settings: 'key=value'")
+    groups = groups_in(config_dir())
+    lines = prepare(lines, groups)
+    try:
+        parsed = Overrides(lines)
+        _check_groups(command, parsed, groups)
+        several = [o.key_or_group for o in parsed.parsed if o.is_sweep_override()]
+        if several or is_sweep([], parsed):
+            raise ConfigError(
+                f"{(several or ['sweep'])[0]} asks for several runs; write a loop, or start a "
+                f"sweep with vit-train -m"
+            )
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            config = compose(command, lines)
+            plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    except VitError:
+        raise
+    except Exception as error:
+        words = _hydra_words(error)
+        if words is None:
+            raise
+        raise ConfigError(words[0]) from None
+    plain.pop("search", None)
+    return plain, parsed
 
 
 def is_sweep(flags: list[str], overrides: Overrides) -> bool:

@@ -35,7 +35,6 @@ def predict(plain: dict[str, Any], overrides: Overrides) -> None:
     config = to_predict_config(plain)
     paths = list_images(config.images, console.warn)
     # torch is imported here: an error in the settings or the paths is answered without it.
-    from tqdm import tqdm
 
     from vit.inference.load import load_trained
     from vit.inference.predict import classify, open_images
@@ -51,12 +50,11 @@ def predict(plain: dict[str, Any], overrides: Overrides) -> None:
     images = classify(trained, loader, device, top)
     on_sheet: list[Labelled] = []
     # A bar would stand between the labels.
-    quiet = True if config.output is None and sys.stdout.isatty() else None
+    quiet = {"disable": True} if config.output is None and sys.stdout.isatty() else {}
     first = next(images, None)
     if first is not None:
-        with tqdm(
-            chain([first], images), "predicting", len(paths), leave=False, disable=quiet, unit="img"
-        ) as bar:
+        bar = console.progress(chain([first], images), desc="predicting", total=len(paths), **quiet)
+        with bar:
             deliver(config.output, noting(bar, on_sheet), top)
     complaints = damaged(loader.corrupt.named(), len(paths))
     if first is None:

@@ -36,10 +36,13 @@ def never(epoch: float, top1: float) -> bool:
     return False
 
 
-def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune = never) -> None:
+def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune = never) -> Path:
     """Train one run on composed settings, or go on with one; alone or as one of torchrun's.
 
     `should_prune` is told (epoch, validation top-1) and ends the run by answering True.
+
+    Returns:
+        The run's folder.
     """
     processes = world()
     with StopRequest() as stop:
@@ -60,6 +63,7 @@ def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune
                 raise
             finally:
                 run.unlock()
+            return run.path
 
 
 def _run_of_all(config: RunConfig, processes: World) -> tuple[RunDir, bool]:

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vit.data.types import ArrayImages, Samples
+from vit.runtime import console
 
 _THREADS = 16
 _AT_ONCE = 64
@@ -32,9 +32,10 @@ def fingerprints(samples: Samples, by_content: bool) -> tuple[np.ndarray, np.nda
         look = _contents if by_content else _times
         with (
             ThreadPoolExecutor(_THREADS) as threads,
-            tqdm(total=len(paths), desc="looking at files", unit="file", delay=2, leave=False,
-                 disable=None) as bar,
-        ):  # fmt: skip
+            console.progress(
+                total=len(paths), desc="looking at files", unit="file", delay=2
+            ) as bar,
+        ):
             found = []
             for part in threads.map(look, parts):
                 found += part

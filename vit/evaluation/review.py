@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import curve, read_runs
@@ -25,6 +24,7 @@ from vit.report import metrics
 from vit.report.drawing import overlay
 from vit.report.gallery import choose, within
 from vit.report.page import BUDGET, Report, report_page
+from vit.runtime import console
 
 _AT_ONCE = 2**27
 """Attention weights of a batch of images, at most."""
@@ -140,7 +140,7 @@ def under_corruptions(
     """
     scores: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
     rounds = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    for name, severity in tqdm(rounds, "corruptions", leave=False, disable=None):
+    for name, severity in console.progress(rounds, desc="corruptions", unit="it"):
         changed = loader.with_transform(partial(corrupt, name=name, severity=severity))
         scores[name].append(predict(changed).scores()["top1"])
     return scores

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from vit.data.loader import EvalLoader
 from vit.errors import DataError
 from vit.export.source import Answer
+from vit.runtime import console
 
 AT_ONCE = 64
 """Images that are run, and timed, at once."""
@@ -113,8 +113,7 @@ def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Parit
     """
     ours, theirs, truth = [], [], []
     some: list[np.ndarray] = []
-    with tqdm(total=len(loader.labels), desc="comparing", leave=False, disable=None,
-              unit="img") as bar:  # fmt: skip
+    with console.progress(total=len(loader.labels), desc="comparing") as bar:
         for images, labels, _, _ in loader:
             for start in range(0, len(images), AT_ONCE):
                 part = images[start : start + AT_ONCE]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,31 +84,6 @@ class Trained:
                 f"{self.path} gives answers that are not finite, its training diverged; give "
                 f"another checkpoint, or train again with a lower optim.lr"
             )
-
-
-def load_run(path: str | Path, device: str | torch.device = "cpu") -> Trained:
-    """The trained model of a run folder (its best weights) or of a checkpoint file.
-
-    Warns when the best checkpoint is damaged and the newest is taken instead.
-
-    Args:
-        path: `outputs/<name>`, or a file in its `checkpoints`.
-        device: where the model goes.
-
-    Raises:
-        NoCheckpointError: nothing there, or nothing undamaged.
-
-    Example:
-        >>> run = load_run("outputs/flowers")  # doctest: +SKIP
-        >>> probabilities = run.model(images).softmax(dim=-1)  # doctest: +SKIP
-        >>> run.classes[probabilities[0].argmax()]  # doctest: +SKIP
-        'rose'
-    """
-    told: list[str] = []
-    run = load_trained(Path(path), torch.device(device), told.append)
-    for message in told:
-        warnings.warn(message, stacklevel=2)
-    return run
 
 
 def load_trained(

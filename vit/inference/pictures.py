@@ -26,7 +26,7 @@ from vit.inference.explain import class_attention, heat_of_each, relevance, roll
 from vit.inference.load import Trained
 from vit.inference.predict import unlabelled
 from vit.model.vit import VisionTransformer
-from vit.report.drawing import grid, overlay
+from vit.report.drawing import grid, overlay, png
 from vit.runtime.device import autocast
 
 Method = Callable[[VisionTransformer, Tensor, Tensor, Tensor | None], Tensor]
@@ -73,6 +73,10 @@ class Explained:
     def figure(self) -> np.ndarray:
         """The tiles side by side under the caption: uint8 (H, W, 3)."""
         return titled(grid([self.tiles()], labels_top=["image", *self.heats]), self.caption)
+
+    def _repr_png_(self) -> bytes:
+        """How notebooks show it."""
+        return png(self.figure())
 
     def layers_figure(self) -> np.ndarray:
         """A row for each layer, a tile for each head: uint8 (H, W, 3)."""

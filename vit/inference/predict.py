@@ -10,17 +10,24 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from vit.artifacts.predictions import Labelled
 from vit.data.loader import EvalLoader
 from vit.data.padding import mirrored as mirror_images
 from vit.data.reading.cache import CacheSpec, ResizedImage
+from vit.data.reading.decode import upright
 from vit.data.reading.reader import POOL_FROM, Reader
 from vit.data.types import CachedImage, FileImages, Samples
+from vit.errors import ConfigError
 from vit.inference.load import Trained
+from vit.model.vit import VisionTransformer
 from vit.runtime.device import autocast
 from vit.runtime.dist import is_sharded
+
+_ENDS = ((), (1,), (3,))
+"""What the shape of an image in memory may end with after its height and width."""
 
 
 @dataclass(frozen=True)
@@ -151,16 +158,72 @@ def _on_host(column: Tensor | np.ndarray) -> np.ndarray:
     return column.cpu().numpy() if isinstance(column, Tensor) else column
 
 
-class PathImages(FileImages):
-    """Images in files that are named by their paths.
+@torch.no_grad()
+def features(
+    model: VisionTransformer, images: Tensor, mask: Tensor | None, precision: str
+) -> Tensor:
+    """What the head of `model` sees of normalised images, in evaluation: float32 (B, D)."""
+    model.eval()
+    with autocast(images.device, precision):
+        x, mask = model.encode(images, mask, model.queries)
+        return model.forward_head(x, mask, pre_logits=True).float()
 
-    Args:
-        paths: of the files.
-        spec: how the run keeps its images; None: it does not.
+
+@dataclass(frozen=True)
+class GivenImage:
+    """An image in memory.
+
+    Attributes:
+        name: what it is called in messages.
+        pixels: upright, uint8 (H, W, C).
     """
 
-    def __init__(self, paths: Sequence[str], spec: CacheSpec | None) -> None:
-        super().__init__("", paths)
+    name: str
+    pixels: np.ndarray
+
+    @classmethod
+    def of(cls, image: Image.Image | np.ndarray, name: str, channels: int) -> GivenImage:
+        """From an image of Pillow's, or an array: uint8 (H, W), (H, W, 1) or (H, W, 3).
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        if isinstance(image, np.ndarray):
+            shape = image.shape
+            if image.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in _ENDS:
+                raise ConfigError(
+                    f"{name}: an array must be uint8 (height, width, 3) with values up to 255, "
+                    f"not {image.dtype} {shape}"
+                )
+            image = Image.fromarray(image.reshape(shape[:2]) if shape[2:] == (1,) else image)
+        if not isinstance(image, Image.Image):
+            raise ConfigError(
+                f"{name} is a {type(image).__name__}; give a path, an image of Pillow's or an array"
+            )
+        try:
+            return cls(name, upright(image, channels))
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self) -> np.ndarray:
+        """The pixels."""
+        return self.pixels
+
+
+class UserImages(FileImages):
+    """Images that a user names: files, by their paths, or what is in memory.
+
+    Args:
+        given: the images.
+        spec: how the run keeps images of files; None: it does not.
+    """
+
+    def __init__(self, given: Sequence[str | GivenImage], spec: CacheSpec | None) -> None:
+        super().__init__("", list(map(str, given)))
+        self.given = given
         self.spec = spec
 
     def path(self, index: int) -> str:
@@ -169,19 +232,21 @@ class PathImages(FileImages):
 
     def source(self, index: int) -> str | CachedImage:
         """Where image `index` is read from."""
-        path = self.names[index]
-        return path if self.spec is None else ResizedImage(path, self.spec)
+        image = self.given[index]
+        if isinstance(image, GivenImage) or self.spec is None:
+            return image
+        return ResizedImage(image, self.spec)
 
 
-def unlabelled(paths: Sequence[str], spec: CacheSpec | None = None) -> Samples:
-    """The images of `paths`, all of class 0; see `PathImages`."""
-    count = len(paths)
-    return Samples(np.zeros(count, np.int64), paths, PathImages(paths, spec), np.arange(count))
+def unlabelled(given: Sequence[str | GivenImage], spec: CacheSpec | None = None) -> Samples:
+    """Images that a user names, all of class 0; see `UserImages`."""
+    images, count = UserImages(given, spec), len(given)
+    return Samples(np.zeros(count, np.int64), images.names, images, np.arange(count))
 
 
 def open_images(
     trained: Trained,
-    paths: Sequence[str],
+    images: Sequence[str | GivenImage],
     device: torch.device,
     workers: int | Literal["auto"] = 0,
     batch_size: int | None = None,
@@ -190,7 +255,7 @@ def open_images(
 
     Args:
         trained: the model.
-        paths: of the files, which are the images' names.
+        images: paths of files, which are the images' names, or images in memory.
         device: where the images go.
         workers: processes that decode, where there are many images.
         batch_size: images of a batch; None: the run's own.
@@ -198,13 +263,13 @@ def open_images(
     Raises:
         ConfigError: how the run read its images is not of this version.
     """
-    config = replace(trained.read_config(), workers=workers if len(paths) >= POOL_FROM else 0)
+    config = replace(trained.read_config(), workers=workers if len(images) >= POOL_FROM else 0)
     reader = replace(Reader.of(config, trained.model.config.patch_size, device), bad_images=1.0)
     spec = None
     if config.cache != "none":
         spec = CacheSpec(config.cache, config.cache_size, len(config.mean), config.max_pixels)
     size = batch_size or trained.evaluation["batch_size"]
-    return EvalLoader(unlabelled(paths, spec), size, reader)
+    return EvalLoader(unlabelled(images, spec), size, reader)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import contextlib
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,25 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def progress(items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
+    """A bar of tqdm's that goes away in the end: in a terminal or a notebook, elsewhere none.
+
+    Args:
+        items: what it counts; None: it is told.
+        options: of tqdm.
+    """
+    from tqdm import auto
+
+    # A notebook's standard error is no terminal, and shows bars.
+    in_notebook = getattr(auto, "notebook_tqdm", tqdm) is not tqdm
+    hidden = _MUTED[0] or (False if in_notebook else None)
+    usual = {"leave": False, "unit": "img", "disable": hidden}
+    bar: tqdm[Any] = auto.tqdm(items, **{**usual, **options})
+    return bar
+
+
 class EpochBar:
-    """tqdm over the images of an epoch; silent when standard error is no terminal."""
+    """A bar over the images of an epoch."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
@@ -85,10 +102,9 @@ class EpochBar:
     def start(self, epoch: int, total: int, done: int) -> None:
         """Open the bar of `epoch` (from 1) at `done` of `total` images."""
         self.close()
-        self._bar = tqdm(
-            total=total, initial=done, desc=f"epoch {epoch}", unit="img", leave=False,
-            disable=_MUTED[0] or None, file=sys.stderr, dynamic_ncols=True,
-        )  # fmt: skip
+        self._bar = progress(
+            total=total, initial=done, desc=f"epoch {epoch}", file=sys.stderr, dynamic_ncols=True
+        )
 
     @property
     def is_open(self) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vit.config.checks import OF_FILES, SETTING_OF
@@ -23,7 +22,6 @@ from vit.model.weights import (
     not_finite,
     spec_of,
 )
-from vit.runtime.device import autocast
 
 HEAD = 64
 """Width of a head, where weights do not say how many heads there are ..."""
@@ -135,17 +133,6 @@ class HeadAlone(nn.Module):
         """(B, D) -> (B, K)."""
         logits: Tensor = self.head(features)
         return logits
-
-
-@torch.no_grad()
-def features(
-    model: VisionTransformer, images: Tensor, mask: Tensor | None, precision: str
-) -> Tensor:
-    """What the head of `model` sees of normalised images, in evaluation: float32 (B, D)."""
-    model.eval()
-    with autocast(images.device, precision):
-        x, mask = model.encode(images, mask, model.queries)
-        return model.forward_head(x, mask, pre_logits=True).float()
 
 
 def setting(key: str, spec: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from vit.data.reading.reader import Reader, verify
 from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet, FileImages
 from vit.errors import ConfigError, DataError, NoCheckpointError
+from vit.inference.predict import features
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, freeze
 from vit.optim.ema import Ema
@@ -33,7 +34,7 @@ from vit.training.components import Components, ShouldPrune, schedule_lr
 from vit.training.distill import load_teacher
 from vit.training.header import announce, doubts
 from vit.training.loss import Loss
-from vit.training.pretrained import HeadAlone, Pretrained, describe, features
+from vit.training.pretrained import HeadAlone, Pretrained, describe
 from vit.training.run_images import images_of_new, images_of_resumed
 from vit.training.state import TrainState
 from vit.training.weight_files import load_pretrained

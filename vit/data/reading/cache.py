@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from tqdm import tqdm
 
 from vit.data.formats import FORMATS
 from vit.data.reading.decode import decode, decode_bytes, reason
@@ -31,6 +30,7 @@ from vit.data.reading.transform import MAX_PIXELS, resize
 from vit.data.reading.workers import WorkerPool, announce
 from vit.data.types import FileImages
 from vit.errors import DataError
+from vit.runtime import console
 from vit.runtime.files import remove_stale, write_atomic
 
 _IMAGES = 256
@@ -182,10 +182,8 @@ class CachedImages(FileImages):
                 f"({damaged} of {len(shards)})"
             )
         missing = [i for i, index in enumerate(indexes) if not index]
-        with tqdm(
-            total=sum(len(shards[i].files) for i in missing), desc="caching", unit="img",
-            disable=None, leave=False,
-        ) as bar:  # fmt: skip
+        total = sum(len(shards[i].files) for i in missing)
+        with console.progress(total=total, desc="caching") as bar:
             made = pool.map(make_shard, [shards[i] for i in missing])
             for i, index in zip(missing, made, strict=True):
                 indexes[i] = index
@@ -295,10 +293,8 @@ def _indexes(shards: list[Shard], check: bool) -> list[Index | None]:
     """The indexes of shards, as `_index` gives them, with a bar."""
     with ThreadPoolExecutor(_THREADS) as threads:
         found = threads.map(lambda shard: _index(shard.path, check), shards)
-        return list(tqdm(
-            found, total=len(shards), desc="checking the cache", unit="shard", disable=None,
-            leave=False,
-        ))  # fmt: skip
+        bar = console.progress(found, total=len(shards), desc="checking the cache", unit="shard")
+        return list(bar)
 
 
 def _index(path: str, check: bool) -> Index | None:

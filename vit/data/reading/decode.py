@@ -190,6 +190,16 @@ def flatten(image: Image.Image) -> Image.Image:
     return image
 
 
+def upright(image: Image.Image, channels: int) -> np.ndarray:
+    """An image of Pillow's as `decode` gives those of files: uint8 (H, W, channels).
+
+    Raises:
+        ValueError: 32 bits a value.
+    """
+    image = flatten(ImageOps.exif_transpose(image)).convert("RGB" if channels == 3 else "L")
+    return np.array(image).reshape(image.height, image.width, channels)
+
+
 def reason(error: Exception) -> str:
     """Why an image cannot be decoded, in a few words of one line."""
     if isinstance(error, UnidentifiedImageError):

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vit.config.schema import ReadConfig
 from vit.data.reading.cache import CachedImages, CacheSpec
@@ -24,6 +23,7 @@ from vit.data.reading.transform import Transform
 from vit.data.reading.workers import Corrupt, WorkerPool, worker_count
 from vit.data.types import ArrayImages, DataSet, FileImages, Samples
 from vit.errors import DataError
+from vit.runtime import console
 from vit.runtime.dist import ALONE, World
 from vit.runtime.files import cache_home
 
@@ -262,7 +262,7 @@ def _in_order(
     store = Streaming(samples.images, samples.index, _ROWS, transform, pool, torch.device("cpu"))
     starts = range(0, count, _ROWS)
     requests = [BatchRequest(np.arange(start, min(start + _ROWS, count))) for start in starts]
-    with tqdm(total=count, desc=what, unit="img", disable=None, leave=False) as bar:
+    with console.progress(total=count, desc=what) as bar:
         to_come = iter(enumerate(requests))
         for number, request in islice(to_come, store.ahead):
             store.submit(number, request)

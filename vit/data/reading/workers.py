@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.shared_memory import SharedMemory
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -146,7 +148,8 @@ class WorkerPool:
                 self.workers, context, _start_worker, (turn, self._boards)
             )
         try:
-            return self._pool.submit(job, item)
+            with without_main():
+                return self._pool.submit(job, item)
         except BrokenProcessPool:
             raise self._died() from None
 
@@ -216,6 +219,19 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Processes that are started here do not run the main script again: it needs no guard
+    (`if __name__ == "__main__"`), and they need nothing of it.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def worker_count(workers: int | str, processes: int = 1) -> int:

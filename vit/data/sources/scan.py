@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vit.data.formats import IS_IMAGE, ending_of, is_image, is_regular
 from vit.errors import DataError, DiskFullError
+from vit.runtime import console
 from vit.runtime.files import cache_home, remove_stale, write_atomic
 
 CACHE_FROM = 10_000
@@ -76,7 +75,7 @@ def scan(root: Path, tops: list[str]) -> dict[str, Below]:
     folders: dict[str, Folder] = {}
     with (
         ThreadPoolExecutor(_THREADS) as threads,
-        tqdm(total=len(tops), desc="scanning", unit="folder", disable=None, leave=False) as bar,
+        console.progress(total=len(tops), desc="scanning", unit="folder") as bar,
     ):
         walks = threads.map(lambda top: _walk(root, top, known, above), tops)
         for top, below in zip(tops, walks, strict=True):

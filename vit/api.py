@@ -1,0 +1,246 @@
+"""From Python: `vit.train` and `vit.load_run`, with the numbers of the commands."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from vit.artifacts.predictions import Labelled
+from vit.artifacts.run_dir import RunDir
+from vit.cli import front
+from vit.cli import train as command
+from vit.config.validate import to_eval_config
+from vit.data.loader import EvalLoader
+from vit.data.sources.listing import list_images
+from vit.errors import MOST_NAMES, ConfigError, DataError, nearest
+from vit.evaluation.evaluate import evaluate
+from vit.inference import pictures
+from vit.inference.load import Trained, load_trained
+from vit.inference.pictures import Explained
+from vit.inference.predict import GivenImage, classify, features, open_images
+from vit.runtime import console
+from vit.runtime.device import select_device
+
+Picture: TypeAlias = "str | PathLike[str] | Image | np.ndarray"
+"""A path, an image of Pillow's, or an array: uint8 (height, width), or (height, width, 1 or 3)."""
+Pictures: TypeAlias = "Picture | Sequence[Picture]"
+"""One or several; a path may also be a folder or a pattern such as `photos/**/*.jpg`."""
+
+_EXPLAINED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of an image.
+
+    Attributes:
+        name: the image's path, or `image 3` for the one at position 3.
+        labels: the most probable classes, the best first.
+        probabilities: of these.
+    """
+
+    name: str
+    labels: list[str]
+    probabilities: list[float]
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.labels[0]
+
+    @property
+    def probability(self) -> float:
+        """Of `label`."""
+        return self.probabilities[0]
+
+
+@dataclass(frozen=True, repr=False)
+class Run(Trained):
+    """A trained run, or a checkpoint: the model, and what the commands do with it.
+
+    Images are seen as the run's own evaluation sees its images. One that cannot be decoded is an
+    error.
+    """
+
+    def __repr__(self) -> str:
+        """Without the layers of the model."""
+        few = len(self.classes) <= MOST_NAMES
+        classes = f"classes {self.classes}" if few else f"{len(self.classes):,} classes"
+        return f"Run({str(self.path)!r}, step {self.step}, {classes})"
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """`val_*` and `test_*`: top-1 and top-5 in percent, loss in nats. Empty outside a run."""
+        run = RunDir.of(self.path)
+        summary = run.read_summary() if run is not None else {}
+        return {key: v for key, v in summary.items() if key.startswith(("val_", "test_"))}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.head.weight.device
+
+    def predict(self, images: Pictures, top: int = 5) -> list[Prediction]:
+        """The `top` most probable classes of each image, as `vit-predict` gives them.
+
+        Raises:
+            DataError: an image is missing or cannot be decoded.
+            ConfigError: something is no image.
+            DivergedError: an answer is not finite.
+        """
+        loader, count = self._open(images), min(top, len(self.classes))
+        found: Iterator[Labelled] = classify(self, loader, self.device, count)
+        with console.progress(found, desc="predicting", total=len(loader.names)) as bar:
+            predictions = [
+                Prediction(name, [label for label, _ in best], [share for _, share in best])
+                for name, best in bar
+            ]
+        _check_corrupt(loader)
+        return predictions
+
+    def embed(self, images: Pictures) -> np.ndarray:
+        """What the head sees of each image, float32 (N, D): for a neighbour search or a classifier.
+
+        Raises:
+            DataError, ConfigError: as in `predict`.
+        """
+        precision = self.evaluation["precision"]
+        loader, found = self._open(images), []
+        for seen, _, _, mask in loader:
+            embedded = features(self.model, seen, mask, precision)
+            self.check(embedded)
+            found.append(embedded.cpu().numpy())
+        _check_corrupt(loader)
+        return np.concatenate(found)
+
+    def attention(
+        self, images: Pictures, method: str = "rollout", label: str | None = None
+    ) -> list[Explained]:
+        """Where the model looks in each image, as `vit-explain` shows it.
+
+        Args:
+            images: see `Pictures`.
+            method: `rollout`, `attention`, or `relevance` (of `label`).
+            label: a class; None: the most probable one of each image.
+
+        Returns:
+            Of each `.heats[method]`, in [0, 1], (rows, columns); `.layers`, of every head; and
+            `.figure()`, a picture of it, which notebooks show.
+
+        Raises:
+            DataError, ConfigError: as in `predict`; there is no such method or class.
+        """
+        if method not in pictures.METHODS:
+            raise ConfigError(f"method={method} is none of {', '.join(pictures.METHODS)}")
+        if label is not None and label not in self.classes:
+            close = nearest(label, self.classes)
+            hint = f"; did you mean {close}?" if close else ""
+            raise ConfigError(f"label={label} is none of the model's classes{hint}")
+        wanted = None if label is None else self.classes.index(label)
+        loader = self._open(images, _EXPLAINED_AT_ONCE)
+        explained = list(pictures.explain(self, loader, self.device, [method], wanted))
+        _check_corrupt(loader)
+        return explained
+
+    def transform(self, image: Picture) -> Tensor:
+        """An image as the model takes it: float32 (C, height, width), on the model's device."""
+        loader = self._open([image], 1)
+        seen, _, _, _ = next(iter(loader))
+        _check_corrupt(loader)
+        return seen[0]
+
+    def evaluate(self, *overrides: str) -> dict[str, Any]:
+        """The scores that `vit-eval` writes to metrics.json; nothing is written.
+
+        Args:
+            overrides: settings of `vit-eval`: `split=val`, `tta=flip`, `images=~/more`.
+
+        Raises:
+            ConfigError, DataError: as `vit-eval` answers.
+        """
+        own = (f"checkpoint={self.path}", f"device={self.device.type}")
+        plain, _ = front.composed("eval", [*own, *overrides])
+        return evaluate(to_eval_config(plain), self.device).metrics
+
+    def _open(self, images: Pictures, batch_size: int | None = None) -> EvalLoader:
+        given = _listed(images, self.preprocessing["channels"])
+        return open_images(self, given, self.device, batch_size=batch_size)
+
+
+def _check_corrupt(loader: EvalLoader) -> None:
+    """Refuse answers that lack some of the images.
+
+    Raises:
+        DataError: names what cannot be decoded.
+    """
+    if found := loader.corrupt.named():
+        raise DataError(console.damaged(found, len(loader.names)))
+
+
+def load_run(path: str | PathLike[str], device: str | torch.device = "cpu") -> Run:
+    """The trained model of a run folder (its best weights) or of a checkpoint file.
+
+    Warns when the best checkpoint is damaged and the newest is taken instead.
+
+    Args:
+        path: `outputs/<name>`, or a file in its `checkpoints`.
+        device: where the model goes.
+
+    Raises:
+        NoCheckpointError: nothing there, or nothing undamaged.
+
+    Example:
+        >>> run = load_run("outputs/flowers")  # doctest: +SKIP
+        >>> [answer.label for answer in run.predict("photos")]  # doctest: +SKIP
+        ['rose', 'tulip']
+    """
+    told: list[str] = []
+    trained = load_trained(Path(path), torch.device(device), told.append)
+    for message in told:
+        warnings.warn(message, stacklevel=2)
+    return Run(**vars(trained))
+
+
+def train(overrides: Sequence[str] = ()) -> Run:
+    """Train as `vit-train` does, or go on with a run, and load what came of it.
+
+    Args:
+        overrides: settings as on the command line, one text each; sweeps are the command's.
+
+    Raises:
+        VitError: what the command would answer in a line; see `vit.errors`.
+
+    Example:
+        >>> run = train(["data=folder", "data.root=~/flowers"])  # doctest: +SKIP
+        >>> run.scores["test_top1"]  # doctest: +SKIP
+        93.1
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f"give a list of settings: vit.train([{overrides!r}])")
+    plain, parsed = front.composed("train", overrides)
+    path = command.train(plain, parsed)
+    return load_run(path, select_device(plain["trainer"]["device"]))
+
+
+def _listed(images: Pictures, channels: int) -> list[str | GivenImage]:
+    """The images in order: paths of files, and what is in memory."""
+    if isinstance(images, (str, PathLike, Image, np.ndarray)) or not isinstance(images, Iterable):
+        images = [images]
+    found: list[str | GivenImage] = []
+    for number, image in enumerate(images):
+        if isinstance(image, (str, PathLike)):
+            found += list_images(fspath(image), warnings.warn)
+        else:
+            found.append(GivenImage.of(image, f"image {number}", channels))
+    if not found:
+        raise ConfigError("there are no images; give paths, images of Pillow's or arrays")
+    return found

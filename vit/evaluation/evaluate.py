@@ -1,0 +1,112 @@
+"""One evaluation, as `vit-eval` and `Run.evaluate` make it: from its settings to its scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit.config.commands import EvalConfig
+from vit.data.loader import EvalLoader
+from vit.data.types import Samples
+from vit.errors import ConfigError
+from vit.evaluation.comparison import Comparison, check_comparable
+from vit.evaluation.review import Review, Temperature, fitted, review, under_corruptions
+from vit.inference.evaluator import Evaluator
+from vit.inference.predict import Predictions
+from vit.runtime import console
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of an evaluation.
+
+    Attributes:
+        job: the model, and how its images are read.
+        what: what the images are called.
+        loader: of the images.
+        result: their scores.
+        metrics: the content of metrics.json.
+    """
+
+    job: Evaluator
+    what: str
+    loader: EvalLoader
+    result: Review
+    metrics: dict[str, Any]
+
+
+def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
+    """Score a checkpoint on a split of its own data, or on a folder with the same classes.
+
+    Raises:
+        NoCheckpointError: nothing there, or nothing undamaged.
+        ConfigError, DataError: the settings do not fit the model, or the images are not there.
+        DivergedError: an answer is not finite.
+    """
+    job, *others = (Evaluator.of(Path(place), config, device) for place in config.checkpoints)
+    trained = job.trained
+    samples, what = job.find(config)
+    trained_on = _tell_trained_on(job, samples)
+    for other in others:
+        check_comparable(job, other, samples, config)
+        _tell_trained_on(other, samples)
+    loader = job.open(samples, what)
+    without, predictions = job.predict(loader)
+    temperature = _temperature(job, what, predictions)
+    result = review(predictions, temperature)
+    for other in others:
+        theirs = other.predict(other.open(samples, what))[-1]
+        models = (trained, other.trained)
+        result = replace(result, comparison=Comparison(models, (predictions, theirs)))
+    if config.corruptions:
+        scores = under_corruptions(loader, lambda changed: job.predict(changed)[-1])
+        result = replace(result, corruptions=scores)
+    metrics = {
+        "checkpoint": str(trained.path),
+        "step": trained.step,
+        "data": what,
+        "image_size": trained.preprocessing["image_size"],
+        "images": len(predictions.index),
+        "trained_on": trained_on,
+        "bad_images": loader.corrupt.named(),
+        "tta": config.tta,
+        "merge": config.merge,
+        **result.as_json(trained.classes),
+    }
+    if without is not predictions:
+        alone = review(without, temperature).scores
+        metrics["without_tta"] = {key: score.value for key, score in alone.items()}
+    return Evaluation(job, what, loader, result, metrics)
+
+
+def _tell_trained_on(job: Evaluator, samples: Samples) -> int | None:
+    """How many of the images the weights were trained on, which is warned of; None: not known."""
+    count = job.trained_on(samples)
+    place = job.trained.path
+    if count is None:
+        console.warn(
+            f"which images {place} was trained on is not known (its run folder has no list of "
+            f"them): if there are such among these, scores are too high"
+        )
+    elif count:
+        console.warn(
+            f"{count:,} of the {len(samples):,} images were trained on by {place}: scores on them "
+            f"say little about new ones"
+        )
+    return count
+
+
+def _temperature(job: Evaluator, what: str, predictions: Predictions) -> Temperature:
+    """Fit a temperature on the run's validation split, as far as it has one that can be read."""
+    if what == "val":
+        return fitted(predictions)
+    try:
+        splits = job.splits()
+        if "val" not in splits:
+            return Temperature(None, why="the run has no validation images to fit it on")
+        return fitted(job.predict(job.open(splits["val"], "val"))[-1])
+    except ConfigError as error:
+        return Temperature(None, why=f"the run's validation images cannot be used ({error})")
