@@ -35,6 +35,7 @@ from PIL import Image
 import vit.training.setup  # noqa: F401 (with torch, once for all that are forked)
 from vit.artifacts.run_dir import RunDir
 from vit.cli import front
+from vit.cli.overrides import Overrides
 from vit.cli.train import train
 from vit.config.resolve import plan, resolve
 from vit.config.rules import (
@@ -172,7 +173,7 @@ def answer(argv: list[str], job: Callable[..., object]) -> int:
     return front.run("train", job)
 
 
-def look(plain: dict[str, Any], overrides: list[str]) -> None:
+def look(plain: dict[str, Any], overrides: Overrides) -> None:
     """As far as a run comes before its data is read, and its length."""
     plan(resolve(to_config(plain, 1), bf16=False), 1000)
 

@@ -88,11 +88,11 @@ def test_where_an_export_goes(tmp_path: Path) -> None:
         ({"format": "timm", "precision": "fp16"}, "run/export/timm-fp16"),
         ({"output": "x.onnx"}, "x.onnx"),
     ):
-        found = output_path(to_export_config(settings(**changes)), inside)
+        found = output_path(to_export_config(settings(**changes), formats.CHECKS), inside)
         assert found in (tmp_path / place, Path(place))
     outside = trained(tmp_path / "some.pt")
     outside.config["data"] = {"image_size": 8}
-    found = output_path(to_export_config(settings()), outside)
+    found = output_path(to_export_config(settings(), formats.CHECKS), outside)
     assert found == tmp_path / "some" / "export" / "model-8x12.onnx"
 
 
@@ -116,10 +116,10 @@ def test_where_an_export_goes(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(changes: dict[str, object], words: str) -> None:
-    to_export_config(settings())
-    to_export_config(settings(format="timm", output="folder"))
+    to_export_config(settings(), formats.CHECKS)
+    to_export_config(settings(format="timm", output="folder"), formats.CHECKS)
     with pytest.raises(ConfigError, match=words) as raised:
-        to_export_config(settings(**changes))
+        to_export_config(settings(**changes), formats.CHECKS)
     assert len(raised.value.problems) == 1
 
 

@@ -75,7 +75,7 @@ def test_held_and_streamed_are_the_same_run(
     folder: Path, whole: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    train(composed(*NATIVE, *MIXED, "name=streamed", "data.memory=stream"), [])
+    train(composed(*NATIVE, *MIXED, "name=streamed", "data.memory=stream"), Overrides([]))
     assert differences(whole, RunDir(folder / "outputs" / "streamed")) == []
 
 
@@ -102,11 +102,11 @@ def test_a_run_that_went_on_equals_an_unbroken_one(
     again = composed(*NATIVE, *MIXED, "name=again", "resume=auto", "data.memory=device")
     monkeypatch.setattr(trainer_module, "train_step", until)
     with pytest.raises(MemoryError):
-        train(again, [])
+        train(again, Overrides([]))
     gone_on = RunDir(folder / "outputs" / "again")
     assert [file.name for file in gone_on.step_files()] == [gone_on.step_file(3).name]
     monkeypatch.setattr(trainer_module, "train_step", step)
-    train(again, [])
+    train(again, Overrides([]))
     assert differences(whole, gone_on) == []
 
 
@@ -204,7 +204,7 @@ def test_any_size_is_trained_and_evaluated(
         f"data.image_size={size}", f"model.patch_size={patch}", f"data.aspect={aspect}",
         "trainer.steps=1", "trainer.epochs=null", f"outputs={tmp_path}", "name=one",
     ]  # fmt: skip
-    train(composed(*NATIVE, *args), [])
+    train(composed(*NATIVE, *args), Overrides([]))
     assert evaluated(tmp_path / "one", other, tmp_path / "eval")["images"] == 14
 
 
