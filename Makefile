@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Each worker and each command it starts computes with one thread.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format tensorboard kill-resume two-hosts try-settings bench bench-gpu clean
+.PHONY: help setup train test test-quick lint format tensorboard kill-resume two-hosts try-settings bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +22,10 @@ train: setup  ## train on the embedded digits; under two minutes on two cores
 	$(BIN)/vit-train
 
 test: setup  ## the whole test suite: no GPU, no network
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-quick: setup  ## what needs no process of its own, in a minute
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not process'
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

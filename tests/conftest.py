@@ -1,51 +1,33 @@
-"""What several test modules share: running the commands, and small runs that already happened."""
+"""What several test modules share: small runs that already happened."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import SMALL, WARM, run
 
 # One thread, before torch is imported: two busy processes on two cores slow each other down a lot.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SMALL = [
-    "model.dim=16", "model.depth=2", "model.heads=2", "trainer.batch_size=64",
-    "trainer.log_every=5", "data.workers=0", "trainer.precision=fp32",
-]  # fmt: skip
-"""A model that trains in a second."""
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+STARTERS = {"run", "start", "subprocess", "multiprocessing", "together", "forked", "WorkerPool"}
+"""Names by which a module of tests has what starts processes."""
 
 
-def start(module: str, *args: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start a command of ours without waiting for it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", f"vit.cli.{module}", *args],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts processes."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        starts = STARTERS & vars(item.module).keys()
+        if starts or {"finished", "evaluated"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.process)
 
 
-def run(module: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command of ours to its end."""
-    process = start(module, *args, cwd=cwd)
-    out, err = process.communicate(timeout=240)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def lines(metrics: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl as a list."""
-    return [json.loads(line) for line in metrics.read_text().splitlines()]
+def pytest_sessionfinish() -> None:
+    """End the process that commands are children of."""
+    WARM.close()
 
 
 @pytest.fixture(scope="session")

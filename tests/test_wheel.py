@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from commands import SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
 
