@@ -24,8 +24,8 @@ train: setup  ## train on the embedded digits; under two minutes on two cores
 test: setup  ## the whole test suite: no GPU, no network
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-quick: setup  ## what needs no process of its own, in a minute
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not process'
+test-quick: setup  ## most of it, in a minute: without what trains, exports or starts processes
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

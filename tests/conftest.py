@@ -17,12 +17,12 @@ STARTERS = {"run", "start", "subprocess", "multiprocessing", "together", "forked
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts processes."""
+    """What starts processes is slow."""
     for item in items:
         assert isinstance(item, pytest.Function)
         starts = STARTERS & vars(item.module).keys()
         if starts or {"finished", "evaluated"} & set(item.fixturenames):
-            item.add_marker(pytest.mark.process)
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_sessionfinish() -> None:

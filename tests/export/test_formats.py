@@ -31,6 +31,8 @@ from vit.model.merging import merged
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = [
     {"positions": "learned", "pool": "cls", "attention": "scaled_dot", "norm": "layernorm",

@@ -11,6 +11,8 @@ from vit.inference.explain import class_attention, relevance, rollout
 from vit.model.pooling import POOLINGS
 from vit.model.vit import VisionTransformer
 
+pytestmark = pytest.mark.slow
+
 ROWS, COLUMNS, PATCH = 5, 6, 4
 
 

@@ -15,6 +15,8 @@ from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS, rotary
 from vit.model.vit import VisionTransformer
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 WHOLE_MODELS = list(itertools.product(POSITIONS, POOLINGS, SCORES))
 

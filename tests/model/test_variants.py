@@ -20,6 +20,8 @@ from vit.model.positions import POSITIONS
 from vit.model.vit import VisionTransformer
 from vit.model.weights import timm_kwargs
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "image_size": 16, "patch_size": 4, "num_classes": 5, "dim": 24, "depth": 2, "heads": 3,
 }  # fmt: skip

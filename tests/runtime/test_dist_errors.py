@@ -15,6 +15,8 @@ from vit.artifacts.run_dir import RunDir
 from vit.data.sampler import Sampler
 from vit.data.sources.registry import load_data_set
 
+pytestmark = pytest.mark.slow
+
 TORN = b"\xff\xd8\xff\xe0 no photo"
 
 

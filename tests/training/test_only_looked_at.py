@@ -21,6 +21,8 @@ from vit.cli.eval import evaluate
 from vit.cli.train import train
 from vit.training.monitor import TensorBoardPictures
 
+pytestmark = pytest.mark.slow
+
 ODD = ["a\nb", "\x1b[31mred", "tab\tx", os.fsdecode(b"\xff\xfe")]
 SHORT = ["trainer.epochs=2", "trainer.histograms=true"]
 

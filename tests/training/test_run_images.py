@@ -27,6 +27,8 @@ from vit.cli.eval import evaluate
 from vit.cli.train import train
 from vit.data.manifest import Manifest
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("daisy", "rose", "tulip")
 TRAINED = [
     *SMALL, "data=folder", "data.image_size=8", "trainer.batch_size=8", "trainer.steps=6",
