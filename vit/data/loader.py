@@ -158,7 +158,7 @@ class TrainLoader(Loader):
                 self.features[torch.from_numpy(index).to(self.device)], *self._labelled(index)
             )
         pixels, index = self._pixels(step)
-        pixels, mask = seen(pixels, self.reader)
+        pixels, mask = images_and_mask(pixels, self.reader)
         draws = augment.draw(self.config, self.batch_size, self.size, self.seed, step)
         draws = draws.slice(self.part).to(self.device)
         chain = policies.draw(self.config, self.batch_size, self.size, self.seed, step)
@@ -220,7 +220,7 @@ class TrainLoader(Loader):
         return pixels, index
 
 
-def seen(pixels: Tensor, reader: Reader) -> tuple[Tensor, Tensor | None]:
+def images_and_mask(pixels: Tensor, reader: Reader) -> tuple[Tensor, Tensor | None]:
     """What a reader's transform rendered, as images uint8 (B, C, height, width) and their mask."""
     patch = reader.transform.patch
     if patch is None:
@@ -317,7 +317,7 @@ class EvalLoader(Loader):
             self.corrupt.note({int(index[row]): why for row, why in bad.items()})
             good = np.setdiff1d(np.arange(len(index)), list(bad))
             pixels, index = pixels[torch.from_numpy(good).to(pixels.device)], index[good]
-        pixels, mask = seen(pixels, self.reader)
+        pixels, mask = images_and_mask(pixels, self.reader)
         if self.change is not None and len(index):
             pixels = self.change(pixels, index)
         labels = self.labels[torch.from_numpy(index).to(self.labels.device)]

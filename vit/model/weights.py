@@ -92,23 +92,12 @@ def timm_kwargs(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def from_timm(state: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
-    """The state dict of `VisionTransformer(config)` from that of a timm model of the same shape.
+def _of_patches_alone(state: Mapping[str, Tensor], patches: int) -> dict[str, Tensor]:
+    """`state` with the positions of tokens before the patches folded into these tokens.
 
     timm's default gives the class token a position of its own (row 0 of `pos_embed`, (1, 1+N, D)),
-    and the distillation token another (row 1); they are constant, so they are folded into the
-    tokens.
-
-    Raises:
-        ValueError: pooling through `fc_norm`, which our model does not have.
+    and the distillation token another (row 1); they are constant.
     """
-    if any(name.startswith("fc_norm.") for name in state):
-        raise ValueError("timm weights with fc_norm: build the timm model with fc_norm=False")
-    return _of_patches_alone(state, math.prod(config.grid))
-
-
-def _of_patches_alone(state: Mapping[str, Tensor], patches: int) -> dict[str, Tensor]:
-    """`state` with the positions of tokens before the patches folded into these tokens."""
     state = dict(state)
     table = state.get("pos_embed")
     tokens = [token for token in ("cls_token", "dist_token") if token in state]
