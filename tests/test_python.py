@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -165,10 +166,26 @@ def test_evaluation_is_that_of_the_command(run: vit.Run, tmp_path: Path) -> None
         (lambda run: vit.train(["optim.lr=${nope}"]), "nope"),
         (lambda run: run.evaluate("split=nope"), "split=nope must be one of val, test"),
         (lambda run: run.predict([]), "there are no images"),
-        (lambda run: run.predict(3), "image 0 is a int; give a path"),
+        (lambda run: run.predict(3), "image 0 is of type int; give a path"),
         (lambda run: run.predict(np.zeros((3, 9, 9), np.float32)), r"not float32 \(3, 9, 9\)"),
         (lambda run: run.predict(np.zeros((9, 9, 2), np.uint8)), r"not uint8 \(9, 9, 2\)"),
+        (lambda run: run.predict(b"abc"), "image 0 is of type bytes"),
+        (lambda run: run.predict(np.zeros((0, 9, 3), np.uint8)), r"not uint8 \(0, 9, 3\)"),
+        (
+            lambda run: run.predict(np.zeros((9, 9), np.uint8), top=0),
+            "top=0 must be a whole number",
+        ),
+        (lambda run: run.predict(np.zeros((9, 9), np.uint8), top=2.5), "top=2.5 must be a whole"),
         (lambda run: run.attention(np.zeros((9, 9), np.uint8), "rolout"), "none of rollout, rel"),
+        (lambda run: run.attention(np.zeros((9, 9), np.uint8), ["rollout"]), "none of rollout"),
+        (lambda run: run.transform(run.config["data"]["root"]), "has 40 images; give one"),
+        (lambda run: run.evaluate("checkpoint=outputs/other"), "are those of this run"),
+        (lambda run: run.evaluate("device=cuda"), "are those of this run"),
+        (lambda run: run.evaluate(["split=val"]), r"\['split=val'\] is no text"),
+        (lambda run: vit.train([1]), "1 is no text; give settings"),
+        (lambda run: vit.train(["hello"]), "'hello' is no setting"),
+        (lambda run: vit.train(["--help"]), "--help is for the command line"),
+        (lambda run: vit.load_run(run.path, device="bogus"), "device=bogus: "),
         (lambda run: run.attention(np.zeros((9, 9), np.uint8), label="A"), "none of the model's"),
     ],
 )
@@ -188,6 +205,58 @@ def test_missing_and_damaged_images_are_named(run: vit.Run, photos: Path, tmp_pa
             ask([photos / "a" / "00.png", damaged])
     with pytest.raises(DataError, match=r"damaged.jpg cannot be decoded"):
         run.transform(damaged)
+
+
+def test_an_image_that_pillow_cannot_read_to_its_end_is_named(
+    run: vit.Run, photos: Path, tmp_path: Path
+) -> None:
+    noise(90, 90, seed=3).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-400])
+    with (
+        Image.open(tmp_path / "cut.jpg") as image,
+        pytest.raises(DataError, match="image 1 cannot"),
+    ):
+        run.predict([photos / "a" / "00.png", image])
+
+
+def test_a_run_is_found_from_home_and_from_any_folder(
+    run: vit.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = RunDir.of(run.path).path.parent
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    for place in ("~/own", "own"):
+        found = vit.load_run(place)
+        assert found.path == run.path
+    monkeypatch.chdir(tmp_path)
+    assert found.evaluate("split=val")["top1"] == run.scores["val_top1"]
+
+
+def test_what_was_trained_on_since_is_not_evaluated_as_it_was(tmp_path: Path) -> None:
+    before = vit.train([*SHORT, f"outputs={tmp_path}", "name=x"])
+    more = vit.train([f"resume={tmp_path / 'x'}", "trainer.steps=40"])
+    assert more.step > before.step == 4
+    with pytest.raises(ConfigError, match=f"step {more.step} now, and had those of step 4"):
+        before.evaluate("split=val")
+
+
+def test_scores_are_numbers(tmp_path: Path) -> None:
+    found = vit.train([*SHORT, f"outputs={tmp_path}", "name=x"])
+    run = RunDir(tmp_path / "x")
+    run.write_summary({**run.read_summary(), "state": "interrupted", "test_top1": None})
+    assert found.scores.keys() >= {"val_top1", "test_loss"}
+    assert all(isinstance(value, float) for value in found.scores.values())
+
+
+def test_two_threads_may_train_at_once(tmp_path: Path) -> None:
+    def train(name: str) -> float:
+        return vit.train([*SHORT, f"outputs={tmp_path}", f"name={name}"]).scores["test_loss"]
+
+    with ThreadPoolExecutor(2) as threads:
+        names = [f"run{i}" for i in range(4)]
+        scores = list(threads.map(train, names))
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert all(np.isfinite(scores))
 
 
 def test_what_cannot_be_trained_leaves_nothing(tmp_path: Path) -> None:

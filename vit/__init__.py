@@ -18,6 +18,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vit import errors as errors
+
 if TYPE_CHECKING:
     from vit.api import Prediction, Run, load_run, train
     from vit.config.model import ViTConfig

@@ -79,10 +79,14 @@ class Run(Trained):
 
     @property
     def scores(self) -> dict[str, float]:
-        """`val_*` and `test_*`: top-1 and top-5 in percent, loss in nats. Empty outside a run."""
+        """What the run's folder has now: `val_*`, and of a finished run `test_*`.
+
+        Top-1 and top-5 in percent, loss in nats. Empty outside a run.
+        """
         run = RunDir.of(self.path)
         summary = run.read_summary() if run is not None else {}
-        return {key: v for key, v in summary.items() if key.startswith(("val_", "test_"))}
+        named = ((key, v) for key, v in summary.items() if key.startswith(("val_", "test_")))
+        return {key: value for key, value in named if value is not None}
 
     @property
     def device(self) -> torch.device:
@@ -94,9 +98,11 @@ class Run(Trained):
 
         Raises:
             DataError: an image is missing or cannot be decoded.
-            ConfigError: something is no image.
+            ConfigError: something is no image, or `top` is less than 1.
             DivergedError: an answer is not finite.
         """
+        if not isinstance(top, int) or top < 1:
+            raise ConfigError(f"top={top} must be a whole number, 1 or more")
         loader, count = self._open(images), min(top, len(self.classes))
         found: Iterator[Labelled] = classify(self, loader, self.device, count)
         with console.progress(found, desc="predicting", total=len(loader.names)) as bar:
@@ -139,7 +145,7 @@ class Run(Trained):
         Raises:
             DataError, ConfigError: as in `predict`; there is no such method or class.
         """
-        if method not in pictures.METHODS:
+        if not isinstance(method, str) or method not in pictures.METHODS:
             raise ConfigError(f"method={method} is none of {', '.join(pictures.METHODS)}")
         if label is not None and label not in self.classes:
             close = nearest(label, self.classes)
@@ -152,24 +158,42 @@ class Run(Trained):
         return explained
 
     def transform(self, image: Picture) -> Tensor:
-        """An image as the model takes it: float32 (C, height, width), on the model's device."""
+        """One image as the model takes it: float32 (C, height, width), on the model's device.
+
+        Raises:
+            DataError, ConfigError: as in `predict`; these are several images.
+        """
         loader = self._open([image], 1)
+        if len(loader.names) > 1:
+            raise ConfigError(f"{image} has {len(loader.names):,} images; give one")
         seen, _, _, _ = next(iter(loader))
         _check_corrupt(loader)
         return seen[0]
 
     def evaluate(self, *overrides: str) -> dict[str, Any]:
-        """The scores that `vit-eval` writes to metrics.json; nothing is written.
+        """The scores that `vit-eval` writes to metrics.json, of the checkpoint's file; nothing is
+        written.
 
         Args:
             overrides: settings of `vit-eval`: `split=val`, `tta=flip`, `images=~/more`.
 
         Raises:
-            ConfigError, DataError: as `vit-eval` answers.
+            ConfigError, DataError: as `vit-eval` answers; the file has other weights since this
+                was loaded.
         """
-        own = (f"checkpoint={self.path}", f"device={self.device.type}")
-        plain, _ = front.composed("eval", [*own, *overrides])
-        return evaluate(to_eval_config(plain), self.device).metrics
+        own = [f"checkpoint={self.path}", f"device={self.device.type}"]
+        plain, parsed = front.composed("eval", [*own, *overrides])
+        if {"checkpoint", "device"} & parsed.repeated:
+            raise ConfigError(
+                "checkpoint and device are those of this run; for others, load_run(path, device)"
+            )
+        metrics = evaluate(to_eval_config(plain), self.device).metrics
+        if metrics["step"] != self.step:
+            raise ConfigError(
+                f"{self.path} has the weights of step {metrics['step']} now, and had those of step "
+                f"{self.step} when it was loaded; load it again"
+            )
+        return metrics
 
     def _open(self, images: Pictures, batch_size: int | None = None) -> EvalLoader:
         given = _listed(images, self.preprocessing["channels"])
@@ -197,6 +221,7 @@ def load_run(path: str | PathLike[str], device: str | torch.device = "cpu") -> R
 
     Raises:
         NoCheckpointError: nothing there, or nothing undamaged.
+        ConfigError: there is no such device.
 
     Example:
         >>> run = load_run("outputs/flowers")  # doctest: +SKIP
@@ -204,7 +229,8 @@ def load_run(path: str | PathLike[str], device: str | torch.device = "cpu") -> R
         ['rose', 'tulip']
     """
     told: list[str] = []
-    trained = load_trained(Path(path), torch.device(device), told.append)
+    where = Path(path).expanduser().absolute()
+    trained = load_trained(where, _device(device), told.append)
     for message in told:
         warnings.warn(message, stacklevel=2)
     return Run(**vars(trained))
@@ -231,9 +257,20 @@ def train(overrides: Sequence[str] = ()) -> Run:
     return load_run(path, select_device(plain["trainer"]["device"]))
 
 
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name}, but torch sees no CUDA device; try device='cpu'")
+    return device
+
+
 def _listed(images: Pictures, channels: int) -> list[str | GivenImage]:
     """The images in order: paths of files, and what is in memory."""
-    if isinstance(images, (str, PathLike, Image, np.ndarray)) or not isinstance(images, Iterable):
+    one = (str, bytes, PathLike, Image, np.ndarray)
+    if isinstance(images, one) or not isinstance(images, Iterable):
         images = [images]
     found: list[str | GivenImage] = []
     for number, image in enumerate(images):

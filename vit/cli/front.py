@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,9 @@ from vit.errors import ConfigError, DataError, InterruptedRun, VitError, nearest
 
 Job = Callable[[dict[str, Any], Overrides], object]
 """Runs on plain settings and the overrides that led to them; raises typed errors."""
+
+
+_COMPOSING = threading.Lock()
 
 
 def run(command: str, job: Job) -> int:
@@ -61,9 +65,14 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    flags, lines = split(list(overrides))
-    if flags:
-        raise ConfigError(f"{flags[0]} is for the command line; give settings: 'key=value'")
+    for given in overrides:
+        if not isinstance(given, str):
+            raise ConfigError(f"{given!r} is no text; give settings: 'key=value'")
+        if given.startswith("-"):
+            raise ConfigError(f"{given} is for the command line; give settings: 'key=value'")
+    others, lines = split(list(overrides))
+    if others:
+        raise ConfigError(f"{others[0]!r} is no setting; give 'key=value'")
     groups = groups_in(config_dir())
     lines = prepare(lines, groups)
     try:
@@ -75,7 +84,8 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
                 f"{(several or ['sweep'])[0]} asks for several runs; write a loop, or start a "
                 f"sweep with vit-train -m"
             )
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        # Hydra composes for one thread at a time.
+        with _COMPOSING, initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = compose(command, lines)
             plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     except VitError:

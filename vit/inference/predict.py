@@ -17,10 +17,10 @@ from vit.artifacts.predictions import Labelled
 from vit.data.loader import EvalLoader
 from vit.data.padding import mirrored as mirror_images
 from vit.data.reading.cache import CacheSpec, ResizedImage
-from vit.data.reading.decode import upright
+from vit.data.reading.decode import reason, upright
 from vit.data.reading.reader import POOL_FROM, Reader
 from vit.data.types import CachedImage, FileImages, Samples
-from vit.errors import ConfigError
+from vit.errors import ConfigError, DataError
 from vit.inference.load import Trained
 from vit.model.vit import VisionTransformer
 from vit.runtime.device import autocast
@@ -187,10 +187,12 @@ class GivenImage:
 
         Raises:
             ConfigError: it is something else.
+            DataError: it is damaged.
         """
         if isinstance(image, np.ndarray):
             shape = image.shape
-            if image.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in _ENDS:
+            fits = len(shape) in (2, 3) and shape[2:] in _ENDS and 0 not in shape
+            if image.dtype != np.uint8 or not fits:
                 raise ConfigError(
                     f"{name}: an array must be uint8 (height, width, 3) with values up to 255, "
                     f"not {image.dtype} {shape}"
@@ -198,12 +200,13 @@ class GivenImage:
             image = Image.fromarray(image.reshape(shape[:2]) if shape[2:] == (1,) else image)
         if not isinstance(image, Image.Image):
             raise ConfigError(
-                f"{name} is a {type(image).__name__}; give a path, an image of Pillow's or an array"
+                f"{name} is of type {type(image).__name__}; give a path, an array or an "
+                f"image of Pillow's"
             )
         try:
             return cls(name, upright(image, channels))
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from None
+        except (OSError, ValueError, SyntaxError) as error:  # of one that Pillow reads only now
+            raise DataError(f"{name} cannot be decoded ({reason(error)})") from None
 
     def __str__(self) -> str:
         return self.name
