@@ -120,6 +120,15 @@ def test_groups_are_left_alone(group, sign):
     assert prepare([f"{sign}{group}=small"], GROUPS) == [f"{sign}{group}=small"]
 
 
+def test_a_folder_that_is_called_like_an_option_changes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "small").mkdir()
+    (tmp_path / "my photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert prepare(["model=small", "data=/a/b"], GROUPS) == ["model=small", "data=/a/b"]
+    assert prepare(["data=my photos"], GROUPS) == ["data='my photos'"]
+    assert Overrides(prepare(["data=../x/y"], GROUPS)).choices("data") == ["../x/y"]
+
+
 @pytest.mark.parametrize(
     "argument", ["hydra.verbose=true", "hydra/launcher=basic", "model@other=small"]
 )

@@ -100,9 +100,10 @@ def _prepare_one(override: str, groups: frozenset[str]) -> str:
     match = _OVERRIDE.fullmatch(override)
     assert match is not None
     sign, key, value = match["sign"], match["key"], match["value"]
-    if key in groups:  # a path, which is a slip, is told as one
+    if key in groups:  # a path, which is a slip, is told as one; whatever lies here, names stay
         is_path = value.startswith(("~", ".", "/")) or os.path.exists(value)
-        return f"{sign}{key}={_in_quotes(value)}" if is_path else override
+        is_plain = re.fullmatch(r"[\w./-]+", value)
+        return f"{sign}{key}={_in_quotes(value)}" if is_path and not is_plain else override
     if key.startswith("hydra") or "@" in key:
         return override
     if key in PATH_KEYS:

@@ -32,13 +32,13 @@ def export(plain: dict[str, Any], overrides: Overrides) -> None:
     config = to_export_config(plain, CHECKS)
     FORMATS[config.format].check_packages()
     # torch is imported here: an error in the settings is answered without it.
-    from vit.export import export as engine
+    from vit.export import export as exporting
 
-    job = engine.open_trained(config)
-    samples, what = engine.find_images(config, job)
+    job = exporting.open_trained(config)
+    samples, what = exporting.find_images(config, job)
     output = output_path(config, job.trained)
     prepare(output, FORMATS[config.format].suffix)
-    exported = engine.export(config, job, samples, what, output)
+    exported = exporting.export(config, job, samples, what, output)
     print(f"{config.format}, {config.precision}, compared on {len(samples):,} images of {what}:")
     print(table(exported))
     print(f"  {output}")

@@ -38,7 +38,7 @@ METHODS: dict[str, Method] = {
     ].mean(dim=1),
 }
 """From a model, images, the class of each and their mask to maps (B, rows, columns); see
-`engine.explain`."""
+`explain`."""
 
 _THUMBNAIL = 128
 _FIGURE = 224

@@ -64,7 +64,7 @@ def padding(config: AugmentConfig, size: Size) -> tuple[int, int]:
 
 
 def draw_crops(config: AugmentConfig, batch: int, seed: int, step: int) -> np.ndarray | None:
-    """What random resized crops are drawn with (`views.crop_boxes`); None: there are none.
+    """What random resized crops are drawn with (`transform.crop_boxes`); None: there are none.
 
     Uniform numbers, because the box depends on the size of the image, which is not known yet.
     """
