@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +270,28 @@ def test_images_are_decoded_once_per_machine(folder: Path, told: list[dict[str, 
 
 def test_an_error_while_decoding_reaches_all(told: list[dict[str, Any]]) -> None:
     assert [told[rank]["no array"] for rank in (0, 1)] == ["no such images"] * 2
+
+
+LEAVING = """
+import atexit, sys, threading, time, torch
+from vit.runtime.dist import leave
+
+def work():
+    numbers = torch.ones(300, 300)
+    while True:
+        numbers @ numbers
+
+threading.Thread(target=work, daemon=True).start()
+atexit.register(print, "tidied up")
+print("trained")
+time.sleep(0.2)
+leave(3)
+"""
+
+
+def test_a_process_whose_threads_still_hold_tensors_ends_with_its_own_status() -> None:
+    """As gloo's may: `sys.exit` aborts here, and torchrun called a finished run a failure."""
+    env = {**os.environ, "WORLD_SIZE": "2", "RANK": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LEAVING]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "trained\ntidied up\n", "")

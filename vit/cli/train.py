@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from vit.config.validate import load_yaml, to_config
 from vit.data.sources.layout import check_folder
 from vit.errors import ConfigError, InterruptedRun, NoCheckpointError, PrunedRun, VitError
 from vit.runtime import console
-from vit.runtime.dist import World, process_group, world
+from vit.runtime.dist import World, leave, process_group, world
 from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import StopRequest
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of `vit-train`."""
-    sys.exit(front.run("train", train))
+    leave(front.run("train", train))
 
 
 def never(epoch: float, top1: float) -> bool:

@@ -6,13 +6,15 @@ which nothing here does anything. Needs torch only where there are several proce
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import inspect
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,6 +178,21 @@ def process_group(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]
         yield
     finally:
         dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process; one of several without taking its interpreter apart.
+
+    DDP keeps the group alive after `destroy_process_group`. A thread of it that still holds a
+    tensor of the last exchange gives it back to a living interpreter only: to one that is ending
+    the process would abort (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if world().size > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def wrap_ddp(model: nn.Module, world: World, device: torch.device) -> nn.Module:
