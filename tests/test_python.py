@@ -183,7 +183,7 @@ def test_evaluation_is_that_of_the_command(run: vit.Run, tmp_path: Path) -> None
         (lambda run: run.evaluate("device=cuda"), "are those of this run"),
         (lambda run: run.evaluate(["split=val"]), r"\['split=val'\] is no text"),
         (lambda run: vit.train([1]), "1 is no text; give settings"),
-        (lambda run: vit.train(["hello"]), "'hello' is no setting"),
+        (lambda run: vit.train(["hello"]), "hello is no setting"),
         (lambda run: vit.train(["--help"]), "--help is for the command line"),
         (lambda run: vit.load_run(run.path, device="bogus"), "device=bogus: "),
         (lambda run: run.attention(np.zeros((9, 9), np.uint8), label="A"), "none of the model's"),

@@ -116,8 +116,17 @@ def test_steps_and_epochs_replace_each_other(given_, added):
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("sign", ["", "+", "++"])
-def test_groups_are_left_alone(group, sign):
-    assert prepare([f"{sign}{group}=small"], GROUPS) == [f"{sign}{group}=small"]
+def test_an_option_of_a_group_is_picked_not_added(group, sign):
+    assert prepare([f"{sign}{group}=small"], GROUPS) == [f"{group}=small"]
+
+
+def test_an_option_of_ones_own_group_is_added():
+    assert prepare(["+hardware=laptop"], [*GROUPS, "hardware"]) == ["+hardware=laptop"]
+
+
+@pytest.mark.parametrize("line", ["experiment=null", "+sweep=null"])
+def test_nothing_is_picked_of_a_group_that_has_no_default(line):
+    assert prepare([line, "seed=1"], [*GROUPS, "sweep"]) == ["++seed=1"]
 
 
 def test_a_folder_that_is_called_like_an_option_changes_nothing(tmp_path, monkeypatch):
@@ -176,12 +185,19 @@ def test_the_last_value_counts():
     ("argument", "options"),
     [
         ("model=small", ["small"]), ("model=tiny,'a/b',7", ["tiny", "a/b", "7"]),
-        ("model=7", ["7"]), ("model=null", ["null"]), ("model=glob(*)", []), ("model=[a,b]", []),
+        ("model=7", ["7"]), ("model=null", ["null"]), ("model=glob(*)", []),
+        ("model=null,a", ["null", "a"]),
         ("model=~/my models", ["~/my models"]), ("model=./x(1)", ["./x(1)"]), ("data=x", []),
     ],
 )  # fmt: skip
 def test_which_options_of_a_group_are_picked(argument, options):
     assert Overrides(prepare([argument], GROUPS)).choices("model") == options
+
+
+@pytest.mark.parametrize("value", ["[a,b]", "{a:1}"])
+def test_options_of_a_group_are_not_merged(value):
+    with pytest.raises(ConfigError, match=r"must be one name; .* -m model=<name>,<name>"):
+        Overrides([f"model={value}"]).choices("model")
 
 
 # Names

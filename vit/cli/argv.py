@@ -6,8 +6,10 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 
-from vit.errors import ConfigError
+from vit.config.schema import RunConfig
+from vit.errors import ConfigError, printable
 
 PATH_KEYS = frozenset(
     {
@@ -25,6 +27,11 @@ HYDRA_FLAGS = frozenset(
 )  # fmt: skip
 _WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-cd", "--config-dir"})
 
+OPTIONAL_GROUPS = frozenset({"experiment", "sweep"})
+"""Groups of which nothing may be picked: `null`, which is their default."""
+
+NO_SETTING = "{} is no setting; write key=value, e.g. trainer.epochs=10 (--help lists them)"
+_OF_FOLDERS = re.compile(r"\+*hydra\.(run\.dir|sweep\.(dir|subdir)|output_subdir|job\.chdir)")
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
 _LENGTHS = {"trainer.steps": "trainer.epochs", "trainer.epochs": "trainer.steps"}
 
@@ -33,7 +40,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     """Hydra's options with their values, and overrides.
 
     Raises:
-        ConfigError: an option that does not exist.
+        ConfigError: an option that does not exist, or what is neither option nor setting.
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -44,12 +51,14 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
             overrides.append(arg)
     if flags and flags[-1] in _WITH_VALUE:
         raise ConfigError(f"{flags[-1]} needs a value, e.g. --config-dir ./mine or --cfg job")
-    for flag in flags:
+    for before, flag in zip([None, *flags], flags, strict=False):
         if flag.startswith("-") and flag.split("=")[0] not in HYDRA_FLAGS:
             raise ConfigError(
                 f"{flag} is no option; settings are written key=value, e.g. trainer.epochs=10 "
                 f"(--help lists them)"
             )
+        if not flag.startswith(("-", "~")) and before not in _WITH_VALUE:
+            raise ConfigError(NO_SETTING.format(printable(flag) or "''"))
     return flags, overrides
 
 
@@ -59,7 +68,18 @@ def prepare(overrides: list[str], groups: Iterable[str]) -> list[str]:
     Args:
         overrides: as typed.
         groups: names of config groups, whose overrides (`model=small`) are Hydra's.
+
+    Raises:
+        ConfigError: one of Hydra's settings that would have no effect.
     """
+    for override in overrides:
+        if match := _OF_FOLDERS.match(override):
+            raise ConfigError(
+                f"{match[0]} has no effect here; runs lie in outputs=<folder>, called name=<name>"
+            )
+    # Nothing is picked already, and Hydra knows no word for it.
+    nothing = {f"{group}=null" for group in OPTIONAL_GROUPS}
+    overrides = [override for override in overrides if override.lstrip("+") not in nothing]
     typed = {m["key"]: m["value"] for m in map(_OVERRIDE.fullmatch, overrides) if m}
     prepared = [_prepare_one(override, frozenset(groups)) for override in overrides]
     for length, other in _LENGTHS.items():
@@ -103,7 +123,9 @@ def _prepare_one(override: str, groups: frozenset[str]) -> str:
     if key in groups:  # a path, which is a slip, is told as one; whatever lies here, names stay
         is_path = value.startswith(("~", ".", "/")) or os.path.exists(value)
         is_plain = re.fullmatch(r"[\w./-]+", value)
-        return f"{sign}{key}={_in_quotes(value)}" if is_path and not is_plain else override
+        if key in OPTIONAL_GROUPS or key in {field.name for field in fields(RunConfig)}:
+            sign = ""  # one is picked anyway, and Hydra would read the first of two
+        return f"{sign}{key}={_in_quotes(value) if is_path and not is_plain else value}"
     if key.startswith("hydra") or "@" in key:
         return override
     if key in PATH_KEYS:

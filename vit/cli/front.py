@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import sys
 import threading
 import time
@@ -13,12 +15,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vit.cli.argv import prepare, quoted, short_hash, split
+from vit.cli.argv import NO_SETTING, OPTIONAL_GROUPS, prepare, quoted, short_hash, split
 from vit.cli.overrides import Overrides
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config.validate import config_dir, legal_keys
-from vit.errors import ConfigError, DataError, InterruptedRun, VitError, nearest, printable
+from vit.errors import (
+    ConfigError,
+    DataError,
+    DiskFullError,
+    InterruptedRun,
+    VitError,
+    nearest,
+    printable,
+)
+from vit.runtime.files import is_full
 
 Job = Callable[[dict[str, Any], Overrides], object]
 """Runs on plain settings and the overrides that led to them; raises typed errors."""
@@ -68,11 +79,9 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
     for given in overrides:
         if not isinstance(given, str):
             raise ConfigError(f"{given!r} is no text; give settings: 'key=value'")
-        if given.startswith("-"):
+        if given.startswith(("-", "~")):
             raise ConfigError(f"{given} is for the command line; give settings: 'key=value'")
-    others, lines = split(list(overrides))
-    if others:
-        raise ConfigError(f"{others[0]!r} is no setting; give 'key=value'")
+    _, lines = split(list(overrides))
     groups = groups_in(config_dir())
     lines = prepare(lines, groups)
     try:
@@ -170,12 +179,13 @@ def _check_groups(command: str, overrides: Overrides, groups: dict[str, list[str
     """Refuse `data=cifar`, naming what there is, and `data=~/photos`; the rest is Hydra's."""
     problems = []
     for group, options in groups.items():
-        legal = [*options, *(["null"] if group in ("experiment", "sweep") else [])]
         for name in overrides.choices(group):
-            if name in legal:
+            if name in options:
                 continue
             if "/" in name or name.startswith(("~", ".")) or os.path.exists(name):
                 problems.append(f"{group}={name} is a path; try {_for_path(command, group, name)}")
+            elif name == "null" and group in OPTIONAL_GROUPS:
+                problems.append(f"{group}=null is no choice of a sweep; run it by itself")
             else:
                 close = nearest(name, options)
                 hint = f" (did you mean {close}?)" if close else ""
@@ -229,39 +239,77 @@ def _errors_to_exit_code(command: str) -> Iterator[list[int]]:
         print(f"vit-{command}: interrupted", file=sys.stderr)
         outcome[0] = 130
     except Exception as error:
-        words = _hydra_words(error) or _memory_words(error)
+        words = _system_words(error) or _hydra_words(error) or _memory_words(error)
         if words is None:
             traceback.print_exc()
+            resume = "; a run that has saved a checkpoint goes on with resume=<run folder>"
             print(
-                f"vit-{command}: unexpected {type(error).__name__}; a run that has saved a "
-                f"checkpoint goes on with resume=<run folder>",
+                f"vit-{command}: unexpected {type(error).__name__}"
+                f"{resume if command == 'train' else ''}",
                 file=sys.stderr,
             )
             outcome[0] = 1
         else:
             text, outcome[0] = words
-            print(f"vit-{command}: {text}", file=sys.stderr)
+            print(f"vit-{command}: {printable(text)}", file=sys.stderr)
+
+
+_OF_COMPOSING = frozenset({"hydra", "omegaconf", "antlr4", "yaml"})
+_OF_THE_SYSTEM = {
+    errno.ENOENT: "it was moved or deleted, or never there",
+    errno.EACCES: "look at its rights and its owner",
+    errno.EPERM: "look at its rights and its owner",
+    errno.EROFS: "choose another folder",
+    errno.EMFILE: "allow more open files (ulimit -n 4096) or give less data.workers",
+    errno.ENFILE: "allow more open files (sysctl fs.file-max)",
+}
+
+
+def _system_words(error: Exception) -> tuple[str, int] | None:
+    """What the operating system refused, with a remedy where there is one."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    what = f"{error.filename}: " if error.filename else ""
+    remedy = _OF_THE_SYSTEM.get(error.errno)
+    reason = os.strerror(error.errno)
+    code = DiskFullError.exit_code if is_full(error) else VitError.exit_code
+    return f"{what}{reason}" + (f"; {remedy}" if remedy else ""), code
 
 
 def _hydra_words(error: Exception) -> tuple[str, int] | None:
     """Hydra's and OmegaConf's own complaints as one line; they are configuration errors."""
     from hydra.errors import HydraException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
     from yaml import YAMLError
 
+    if isinstance(error, InterpolationKeyError):
+        named = re.sub(r".*Interpolation key '(.*)' not found.*", r"\1", str(error), flags=re.S)
+        return (
+            f"{error.full_key} asks for the value of {named} (${{{named}}}), which is no setting; "
+            f"--help lists them",
+            2,
+        )
     if isinstance(error, YAMLError):
         return f"a settings file is not readable YAML: {' '.join(str(error).split())}", 2
     if isinstance(error, OverrideParseException):
         typed = str(error.override).lstrip("+")
         if "=" not in typed:
-            return f"{typed} is no setting; write key=value (--help lists them)", 2
+            return NO_SETTING.format(typed), 2
         return f"{typed} cannot be read; put special characters in quotes: \"key='value'\"", 2
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         if any("--multirun" in line for line in lines):
             return f"{lines[0].replace('++', '')}: add -m to run each value, or write [a,b]", 2
-        return f"{' '.join(lines[:2])} (see --help)", 2
+        return f"{' '.join(lines[:5])} (see --help)", 2
+    if _raised_in(error) in _OF_COMPOSING:  # by input that Hydra itself does not expect
+        return f"the settings cannot be read: {' '.join(str(error).split())} (see --help)", 2
     return None
+
+
+def _raised_in(error: Exception) -> str:
+    """The package in which an error was raised."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _memory_words(error: Exception) -> tuple[str, int] | None:

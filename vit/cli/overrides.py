@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vit.errors import ConfigError
+
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
@@ -52,7 +54,11 @@ class Overrides:
         return value if isinstance(value, str) else _behind_equals(override)
 
     def choices(self, group: str) -> list[str]:
-        """The options that are picked of a config group; those of a `glob` are Hydra's to find."""
+        """The options that are picked of a config group; those of a `glob` are Hydra's to find.
+
+        Raises:
+            ConfigError: a list, of which Hydra would merge the options into one.
+        """
         from hydra.core.override_parser.types import ChoiceSweep
 
         override = self._last.get(group)
@@ -60,7 +66,13 @@ class Overrides:
             return []
         value = override.value()
         if isinstance(value, ChoiceSweep):
-            return [getattr(option, "text", str(option)) for option in value.list]
+            names = [getattr(option, "text", option) for option in value.list]
+            return ["null" if name is None else str(name) for name in names]
+        if isinstance(value, (list, dict)):
+            raise ConfigError(
+                f"{group}={_behind_equals(override)} must be one name; several are tried with -m "
+                f"{group}=<name>,<name>"
+            )
         is_one = value is None or isinstance(value, (str, int, float))
         return [str(self.text(group))] if is_one else []
 

@@ -45,7 +45,7 @@ def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune
     """
     processes = world()
     with StopRequest() as stop:
-        if plain["resume"] not in (None, "auto"):
+        if isinstance(plain["resume"], str) and plain["resume"] != "auto":
             plain = saved_settings(Path(plain["resume"]), overrides)
         config = to_config(plain, processes.size, complete=False)
         if config.data.name in OF_FILES:  # a slip in the path is answered without torch, too

@@ -22,16 +22,21 @@ _STALE = 24 * 3600
 """Seconds after which nobody is still writing a file."""
 
 
+def is_full(error: OSError) -> bool:
+    """Whether the system has no space left for what was to be written."""
+    return error.errno in _FULL
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn "no space left" into DiskFullError, which names `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full(error):
             raise
         raise DiskFullError(
-            f"no space to write {path} ({os.strerror(error.errno)}); what was there before is "
+            f"no space to write {path} ({os.strerror(error.errno or 0)}); what was there before is "
             f"intact: free some space, then resume"
         ) from None
 
