@@ -264,7 +264,12 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"- a\n- b", b"a: [",
-                                     b'{"event": "val", "top', b"{}"])  # fmt: skip
+                                     b'{"event": "val", "top', b"{}", b"[" * 9999,
+                                     b'{"val_top1": 1' + b"0" * 399 + b'}',
+                                     b'{"val_top1": 1' + b"0" * 5000 + b'}',
+                                     b'{"val_top1": NaN, "seconds": 1e999, "params": {"a": []}}',
+                                     b'{"event": "val", "epoch": 1' + b"0" * 400 + b', "top1": 1}',
+                                     ])  # fmt: skip
 @pytest.mark.parametrize("file", ["summary.json", "config.yaml", "metrics.jsonl"])
 def test_a_broken_file_does_not_stop_it(make: Make, file: str, content: bytes) -> None:
     make("good-1", 60.0, optim__lr=0.1)
@@ -278,6 +283,27 @@ def test_a_broken_file_does_not_stop_it(make: Make, file: str, content: bytes) -
     from vit.artifacts.runs_page import runs_page
 
     assert "parallel coordinates" in runs_page("title", runs)
+
+
+def test_yaml_that_expands_without_bound_is_no_config(make: Make) -> None:
+    bomb = "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}, *a{i}]\n" for i in range(40))
+    last = make("bomb")
+    last.config.write_text(f"a0: &a0 [x]\n{bomb}")
+    (found,) = runs_of(last)
+    assert found.config == {}
+
+
+def test_names_move_no_cursor(make: Make) -> None:
+    make("a\x1b[2J\rb", optim__lr=0.1)
+    assert "a\\x1b[2J\\rb" in overview(runs_of(make("c", optim__lr=0.2)))
+
+
+def test_a_page_that_cannot_be_written_is_told_in_a_line(make: Make, tmp_path: Path) -> None:
+    make("one")
+    done = run("runs", ".", "--html", "/proc/nowhere/page.html", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vit-runs: --html=/proc/nowhere/page.html cannot be written")
+    assert done.stderr.count("\n") == 1
 
 
 def test_two_hundred_runs_at_once_and_without_torch(make: Make, finished: Path) -> None:

@@ -299,7 +299,9 @@ def test_the_one_character_that_yaml_loses_is_escaped():
     assert load_yaml(dump_yaml({"outputs": "a\x85b"}), "memory") == {"outputs": "a\x85b"}
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "3", "a: [", "a: !!python/object:os.system {}", "\0"])
+@pytest.mark.parametrize("text", ["", "[1]", "3", "a: [", "a: !!python/object:os.system {}", "\0",
+                                  "a: " + "[" * 9999, "a: 2001-99-99", "a: " + "9" * 5000,
+                                  "a: &a [*a]", "a: &a {b: *a}"])  # fmt: skip
 def test_text_that_is_no_config_is_refused_with_its_file(text):
     with pytest.raises(ConfigError, match=r"^outputs/run/config\.yaml"):
         load_yaml(text, "outputs/run/config.yaml")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import threading
@@ -17,7 +16,7 @@ from torch import Tensor
 from vit.artifacts.run_dir import RunDir
 from vit.errors import printable
 from vit.runtime import console
-from vit.runtime.files import disk_errors, to_json, write_atomic
+from vit.runtime.files import disk_errors, from_json, to_json, write_atomic
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -198,7 +197,7 @@ def _until(run: RunDir, step: int, length: int, digest: str | None) -> bytes:
 def _is_sound(line: bytes, step: int) -> bool:
     """Whether this is a whole line of a run up to `step`, before its final scores."""
     try:
-        values = json.loads(line)
+        values = from_json(line)
         return line.endswith(b"\n") and values["event"] != "test" and values["step"] <= step
     except (ValueError, LookupError, TypeError):
         return False

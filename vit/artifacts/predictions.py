@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.errors import ConfigError
-from vit.runtime.files import to_json, write_atomic
+from vit.runtime.files import read_json, to_json, write_atomic
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """Characters that HTML may not hold, as codes."""
@@ -59,11 +59,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The content of metrics.json; empty when there is none."""
-    try:
-        values = json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return read_json(folder / "metrics.json")
 
 
 def write_page(folder: Path, html: str) -> Path:

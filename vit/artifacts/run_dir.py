@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import IO, Any
 
+from vit.config.validate import load_yaml
 from vit.errors import ConfigError, InUseError
-from vit.runtime.files import TEMPORARY, disk_errors, to_json, write_atomic
+from vit.runtime.files import TEMPORARY, disk_errors, read_json, to_json, write_atomic
 
 _STEP = re.compile(r"step-(\d{9})\.pt")
 
@@ -142,6 +142,20 @@ class RunDir:
         """Where the evaluation of `what` (a split) is written."""
         return self.path / "eval" / what
 
+    def read_config(self) -> dict[str, Any]:
+        """The content of `config.yaml`, as nested plain values.
+
+        Raises:
+            ConfigError: it cannot be read, or holds no settings.
+        """
+        try:
+            text = self.config.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{self.config} cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{self.config} is no UTF-8 text; restore it") from None
+        return load_yaml(text, str(self.config))
+
     def write_config(self, text: str) -> None:
         """Write `config.yaml`."""
         write_atomic(self.config, text.encode())
@@ -152,11 +166,7 @@ class RunDir:
 
     def read_summary(self) -> dict[str, Any]:
         """The content of `summary.json`; empty when there is none."""
-        try:
-            values = json.loads(self.summary.read_text())
-        except (OSError, ValueError):
-            return {}
-        return values if isinstance(values, dict) else {}
+        return read_json(self.summary)
 
 
 def is_run(path: Path) -> bool:

@@ -5,7 +5,6 @@ A sweep's runs differ in some settings; runs that differ in nothing but the seed
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from vit.artifacts.run_dir import RunDir
-from vit.config.validate import flatten, load_yaml
+from vit.config.validate import flatten
 from vit.errors import ConfigError
+from vit.runtime.files import from_json
 
 NOT_COMPARED = frozenset({"seed", "name", "outputs", "resume", "data.root", "data.workers"})
 """Settings that make no difference between two runs, or only chance does."""
@@ -162,7 +162,7 @@ def curve(run: Run, event: str = "val", key: str = "top1") -> list[tuple[float, 
         with open(RunDir(run.path).metrics, encoding="utf-8") as file:
             for text in file:
                 if f'"event": "{event}"' in text:
-                    line = json.loads(text)
+                    line = from_json(text)
                     if isinstance(line.get(key), (int, float)):
                         points.append((float(line["epoch"]), float(line[key])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -174,8 +174,8 @@ def _read(path: Path, below: Path) -> Run:
     folder = RunDir(path)
     summary = folder.read_summary()
     try:
-        config = flatten(load_yaml(folder.config.read_text(encoding="utf-8"), str(folder.config)))
-    except (OSError, ValueError, ConfigError):
+        config = flatten(folder.read_config())
+    except ConfigError:
         config = {}
     name = str(path.relative_to(below)) if path != below else path.name
     return Run(path, name, _state(folder, summary), summary, config)

@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from vit.artifacts.runs import Effect, Group, Run, differing, groups, spread
+from vit.errors import printable
 
 COLUMNS = ("val_top1", "test_top1", "best_epoch", "params", "images_per_second", "seconds")
 
@@ -84,7 +85,7 @@ def show(value: Any) -> str:
 
 def _aligned(head: list[str], rows: list[list[str]]) -> str:
     """Columns of equal width: the first to the left, the others to the right."""
-    table = [head, *rows]
+    table = [list(map(printable, row)) for row in (head, *rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table

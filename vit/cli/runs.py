@@ -9,11 +9,20 @@ from pathlib import Path
 from vit.artifacts.runs import Run, differing, effects, groups, read_runs
 from vit.artifacts.runs_page import runs_page
 from vit.artifacts.runs_table import effects_table, groups_table, runs_csv, runs_table
-from vit.runtime.files import write_atomic
+from vit.cli.answers import errors_to_exit_code
+from vit.errors import ConfigError
+from vit.runtime.files import prepare_file, write_atomic
 
 
 def main() -> None:
     """Entry point of `vit-runs`."""
+    with errors_to_exit_code("runs") as outcome:
+        compare()
+    sys.exit(outcome[0])
+
+
+def compare() -> None:
+    """Print what the command line asks for."""
     parser = argparse.ArgumentParser(prog="vit-runs", description="Compare training runs.")
     parser.add_argument("folder", nargs="?", default="outputs", help="outputs/, a sweep or a run")
     parser.add_argument("--csv", action="store_true", help="print one CSV line per run instead")
@@ -21,8 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(args.folder)
     if not folder.is_dir():
-        print(f"vit-runs: {folder} is no folder; give the folder of your runs", file=sys.stderr)
-        sys.exit(2)
+        raise ConfigError(f"{folder} is no folder; give the folder of your runs")
     runs = read_runs(folder)
     print(runs_csv(runs) if args.csv else overview(runs), end="" if args.csv else "\n")
     if args.html:
@@ -43,7 +51,7 @@ def overview(runs: list[Run]) -> str:
 
 def write_page(file: Path, title: str, runs: list[Run]) -> None:
     """Write the page of `runs_page`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    prepare_file("--html", file)
     write_atomic(file, runs_page(title, runs).encode("utf-8", "replace"))
 
 

@@ -13,7 +13,7 @@ from vit.cli.overrides import Overrides
 from vit.config.checks import OF_FILES
 from vit.config.resume import migrate
 from vit.config.schema import RunConfig
-from vit.config.validate import load_yaml, to_config
+from vit.config.validate import to_config
 from vit.data.sources.layout import check_folder
 from vit.errors import ConfigError, InterruptedRun, NoCheckpointError, PrunedRun, VitError
 from vit.runtime import console
@@ -96,7 +96,7 @@ def saved_settings(folder: Path, overrides: Overrides) -> dict[str, Any]:
     if not is_run(folder):
         raise NoCheckpointError(f"resume={folder} is no run folder (it has no config.yaml)")
     run = RunDir(folder)
-    plain = migrate(load_yaml(run.config.read_text(encoding="utf-8"), str(run.config)))
+    plain = migrate(run.read_config())
     for override in overrides.parsed:
         section, _, name = override.key_or_group.rpartition(".")
         if not str(override.input_line).startswith("+"):

@@ -127,19 +127,31 @@ def load_yaml(text: str, where: str) -> dict[str, Any]:
     """Read YAML without tags, resolvers or interpolation (a saved config is untrusted text).
 
     Raises:
-        ConfigError: the text is not YAML or not a mapping; names `where`.
+        ConfigError: the text is not YAML, not a mapping, or no end of one; names `where`.
     """
     try:
         try:
             plain = yaml.load(text, _SafeLoader)
         except yaml.YAMLError:  # of the two only the slow one knows bytes that are no UTF-8
             plain = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = str(error).splitlines()[0]
         raise ConfigError(f"{where} is not readable YAML ({line}); restore it") from None
-    if not isinstance(plain, dict):
+    if not isinstance(plain, dict) or not _is_small(plain):
         raise ConfigError(f"{where} holds no settings; restore it")
     return plain
+
+
+def _is_small(value: Any, most: int = 10_000) -> bool:
+    """Whether nested values, aliases written out, are no more than settings may be."""
+    rest = [value]
+    for _ in range(most):
+        if not rest:
+            return True
+        value = rest.pop()
+        if isinstance(value, (Mapping, list)):
+            rest += value.values() if isinstance(value, Mapping) else value
+    return False
 
 
 def _section(schema: type[Section], plain: Mapping[str, Any]) -> Section:

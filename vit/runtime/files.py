@@ -69,6 +69,32 @@ def to_json(values: Any, indent: int | None = None) -> bytes:
     return (json.dumps(_finite(values), indent=indent, allow_nan=False) + "\n").encode()
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty when there is none."""
+    try:
+        values = from_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def from_json(text: str | bytes) -> Any:
+    """What JSON says; numbers that are not finite, or too large for 64 bits, are None.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return json.loads(
+            text,
+            parse_constant=lambda _: None,
+            parse_int=lambda digits: int(digits) if len(digits) < 20 else None,
+            parse_float=lambda digits: _finite(float(digits)),
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
