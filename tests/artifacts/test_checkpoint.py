@@ -24,7 +24,9 @@ from vit.runtime import files
 def content(value: float = 1.0) -> dict[str, Any]:
     """The least that is a checkpoint."""
     return {
-        "spec": {"dim": 4}, "preprocessing": {}, "classes": ["a", "b"], "evaluation": {},
+        "spec": ViTConfig(dim=4, heads=2, depth=1, num_classes=2).plain(), "classes": ["a", "b"],
+        "preprocessing": {"image_size": [224, 224], "channels": 3, "mean": [0.5], "std": [0.5]},
+        "evaluation": {"batch_size": 2, "precision": "fp32"},
         "config": {"seed": 0}, "step": 3, "weights": {"w": torch.full((64, 64), value)},
         "images": "0",
         "training": None,
@@ -182,7 +184,7 @@ def test_versions_and_strangers(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpointError, match="no checkpoint of vit-train"):
         checkpoint.load(path)
     torch.save({"format_version": 1, "spec": {}}, path)
-    with pytest.raises(BadCheckpointError, match="lacks"):
+    with pytest.raises(BadCheckpointError, match=r"spec\.image_size is missing, .* and 8 more"):
         checkpoint.load(path)
     with pytest.raises(BadCheckpointError, match="does not exist"):
         checkpoint.load(tmp_path / "none.pt")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import random
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ import torch
 from commands import SMALL, run
 from pictures import noise, save
 from PIL import Image
+from try_damages import WRONG, places
 
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
@@ -70,8 +75,74 @@ def test_a_spec_that_names_no_model_is_refused(tmp_path: Path) -> None:
     content.pop("format_version")
     for spec in ({"dim": 8, "os": "rm"}, {**content["spec"], "pool": "os.system"}, {}):
         checkpoint.save(tmp_path / "c.pt", {**content, "spec": spec})
-        with pytest.raises(NoCheckpointError, match="describes no model"):
+        with pytest.raises(NoCheckpointError, match=r"no checkpoint of vit-train \(spec\."):
             load_trained(tmp_path / "c.pt", CPU, print)
+
+
+@pytest.mark.parametrize("part", ["spec", "preprocessing", "classes", "evaluation", "config",
+                                  "step", "weights", "images", "training"])  # fmt: skip
+def test_values_of_other_types_are_refused(tmp_path: Path, part: str) -> None:
+    """Each value of a checkpoint in turn; what is refused is refused at once, and as no crash."""
+    content = checkpoint.load(GOLDEN / "v2.pt")
+    content.pop("format_version")
+    refused = 0
+    for way in [way for way in places(content) if way[0] == part]:
+        for wrong in random.Random(str(way)).sample(WRONG, 2 if len(way) > 1 else 12):
+            changed = copy.deepcopy(content)
+            place = changed
+            for key in way[:-1]:
+                place = place[key]
+            place[way[-1]] = wrong
+            checkpoint.save(tmp_path / "c.pt", changed)
+            began = time.monotonic()
+            refused += 1
+            with contextlib.suppress(NoCheckpointError):
+                load_trained(tmp_path / "c.pt", CPU, print)
+                refused -= 1
+            assert time.monotonic() - began < 5
+    assert refused >= 8
+
+
+@pytest.mark.parametrize(
+    "change", [{"depth": 10**6}, {"dim": 10**6}, {"num_classes": 10**9}, {"mlp_dim": 10**7}]
+)
+def test_an_architecture_that_the_weights_are_not_of_is_found_at_once(
+    tmp_path: Path, change: dict[str, int]
+) -> None:
+    content = checkpoint.load(GOLDEN / "v2.pt")
+    content.pop("format_version")
+    checkpoint.save(tmp_path / "c.pt", {**content, "spec": {**content["spec"], **change}})
+    began = time.monotonic()
+    with pytest.raises(NoCheckpointError, match="describes no model of this version"):
+        load_trained(tmp_path / "c.pt", CPU, print)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [("training.best.top1", "x"), ("training.marks", []), ("training.model", {"head.bias": 0}),
+     ("config.trainer.batch_size", "many"), ("training.optimizer", {"state": {}}),
+     ("training.odometer", "x"), ("training.environment", None), ("config.data", [])],
+)  # fmt: skip
+def test_a_run_does_not_go_on_from_values_of_other_types(
+    tmp_path: Path, way: str, value: object
+) -> None:
+    folder = RunDir(tmp_path / "outputs" / "golden")
+    folder.checkpoints.mkdir(parents=True)
+    content = checkpoint.load(GOLDEN / "v2.pt")
+    content.pop("format_version")
+    folder.write_config(json.dumps(content["config"]))
+    folder.metrics.write_bytes(b" " * content["training"]["metrics_bytes"])
+    place = content
+    *sections, name = way.split(".")
+    for section in sections:
+        place = place[section]
+    place[name] = value
+    checkpoint.save(folder.step_file(30), content)
+    done = run("train", "resume=outputs/golden", "trainer.steps=33", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("vit-train: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_hostile_config_in_a_checkpoint_is_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import torch
 
 from vit.artifacts.run_dir import RunDir
 from vit.config.resume import migrate, migrate_spec
-from vit.errors import NoCheckpointError, VitError
+from vit.config.saved import Checkpoint
+from vit.config.validate import misfits
+from vit.errors import NoCheckpointError, VitError, shortened
 from vit.runtime.files import write_atomic
 
 FORMAT_VERSION = 2
@@ -20,10 +23,6 @@ FORMAT_VERSION = 2
 IN_SAFETENSORS = "vit"
 """Under which key of its metadata a safetensors file says what a checkpoint does; of several keys,
 the order would be random."""
-
-REQUIRED = ("spec", "preprocessing", "classes", "evaluation", "config", "step", "weights",
-            "images")  # fmt: skip
-"""What every checkpoint holds; `training` besides, when training can go on from it."""
 
 
 class BadCheckpointError(NoCheckpointError):
@@ -35,7 +34,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
     Args:
         path: where to.
-        content: REQUIRED keys and perhaps `training`; plain types and tensors.
+        content: as `config.saved.Checkpoint` says; plain types and tensors.
 
     Raises:
         DiskFullError: no space; the file that was there is intact.
@@ -97,7 +96,7 @@ def newest(run: RunDir, report: Callable[[str], None]) -> tuple[Path, dict[str, 
 
 def _checked(content: Any, path: Path) -> dict[str, Any]:
     version = content.get("format_version") if isinstance(content, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise BadCheckpointError(f"{path} is no checkpoint of vit-train")
     if version > FORMAT_VERSION:
         raise BadCheckpointError(
@@ -106,11 +105,10 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:
         )
     if version < 2:  # whose runs kept no list of their images
         content = {**content, "images": None}
-    missing = [key for key in REQUIRED if key not in content]
-    if missing:
-        raise BadCheckpointError(f"{path} lacks {', '.join(missing)}")
-    return {
-        **content,
-        "config": migrate(content["config"]),
-        "spec": migrate_spec(content["spec"]),
-    }
+    migrated: dict[str, Any] = dict(content)
+    with contextlib.suppress(Exception):  # of settings that are none, which is said below
+        migrated["config"] = migrate(content["config"])
+        migrated["spec"] = migrate_spec(content["spec"])
+    if wrong := misfits(Checkpoint, migrated):
+        raise BadCheckpointError(f"{path} is no checkpoint of vit-train ({shortened(wrong, 3)})")
+    return migrated

@@ -58,9 +58,10 @@ class RunDir:
                 if not outputs.is_dir():
                     raise ConfigError(f"outputs={outputs} is no folder; choose another") from None
                 if unique:
+                    way = f"go on in it with `vit-train resume={run.path}`"
                     raise ConfigError(
-                        f"{run.path} exists already; go on in it with "
-                        f"`vit-train resume={run.path}` or choose another name"
+                        f"{run.path} exists already; {way + ' or ' if run.step_files() else ''}"
+                        f"choose another name"
                     ) from None
                 continue
             except OSError as error:
@@ -136,7 +137,8 @@ class RunDir:
     def prune(self, keep: int) -> None:
         """Remove all but the `keep` newest checkpoints."""
         for path in self.step_files()[keep:]:
-            path.unlink()
+            if not path.is_dir():
+                path.unlink()
 
     def eval_dir(self, what: str) -> Path:
         """Where the evaluation of `what` (a split) is written."""

@@ -15,7 +15,14 @@ from vit.config.resume import migrate
 from vit.config.schema import RunConfig
 from vit.config.validate import to_config
 from vit.data.sources.layout import check_folder
-from vit.errors import ConfigError, InterruptedRun, NoCheckpointError, PrunedRun, VitError
+from vit.errors import (
+    ConfigError,
+    DiskFullError,
+    InterruptedRun,
+    NoCheckpointError,
+    PrunedRun,
+    VitError,
+)
 from vit.runtime import console
 from vit.runtime.dist import World, leave, process_group, world
 from vit.runtime.memory import retain_freed_memory
@@ -56,9 +63,17 @@ def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune
             run, is_new = _run_of_all(config, processes)
             try:
                 _train(config, overrides.keys, run, stop, processes, should_prune)
-            except Exception:
+            except Exception as error:
+                if isinstance(error, OSError) and not run.checkpoints.is_dir():
+                    raise VitError(
+                        f"{run.path} was moved or deleted while it trained; if it is elsewhere, go "
+                        f"on there with vit-train resume=<its folder>"
+                    ) from None
                 if is_new and processes.is_main and not run.has_progress():
                     run.discard()
+                elif isinstance(error, DiskFullError):
+                    way = f"resume={run.path}" if run.step_files() else "name=<another name>"
+                    raise DiskFullError(f"{error}: vit-train {way}") from None
                 raise
             finally:
                 run.unlock()

@@ -7,6 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -92,6 +93,29 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def misfits(schema: type, values: Mapping[str, Any], where: str = "") -> list[str]:
+    """What in nested values is not as the dataclass `schema` says; others than its keys may be any.
+
+    Args:
+        schema: whose fields with a default may be missing.
+        values: looked at, not changed.
+        where: stands before each key.
+    """
+    problems = []
+    hints = get_type_hints(schema, include_extras=True)
+    for field in dataclasses.fields(schema):
+        key, hint = f"{where}{field.name}", hints[field.name]
+        sections = [t for t in (hint, *get_args(hint)) if isinstance(t, type) and is_dataclass(t)]
+        if field.name not in values:
+            if field.default is field.default_factory is dataclasses.MISSING:
+                problems.append(f"{key} is missing")
+        elif sections and isinstance(values[field.name], Mapping):
+            problems += misfits(sections[0], values[field.name], f"{key}.")
+        elif problem := _fit(values[field.name], hint)[1]:
+            problems.append(f"{key} {problem}")
+    return problems
+
+
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values as one dict with dotted keys (`trainer.epochs`)."""
     flat: dict[str, Any] = {}
@@ -108,7 +132,7 @@ def legal_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key of a schema, in its order."""
     keys: list[str] = []
     for name, hint in get_type_hints(schema, include_extras=True).items():
-        if dataclasses.is_dataclass(hint):
+        if is_dataclass(hint):
             keys += legal_keys(typing.cast(type, hint), f"{prefix}{name}.")
         else:
             keys.append(prefix + _key(name))
@@ -192,7 +216,7 @@ def _collect(
         key = prefix + name
         if plain.get(name, "???") == "???":  # Hydra's word for a value that must be given
             problems.append(f"{key} is missing; give it as {key}=<value>")
-        elif dataclasses.is_dataclass(hint):
+        elif is_dataclass(hint):
             if isinstance(plain[name], Mapping):
                 section = typing.cast(type, hint)
                 result[field] = _collect(section, plain[name], f"{key}.", values, problems)
@@ -258,7 +282,7 @@ def _join(problems: list[str]) -> str:
 def _fit_plain(value: Any, hint: Any) -> tuple[Any, str | None]:
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-        if any(value == choice and type(value) is type(choice) for choice in choices):
+        if any(type(value) is type(choice) and value == choice for choice in choices):
             return value, None
         close = nearest(str(value), map(str, choices)) if value is not None else None
         listed = ", ".join(map(str, choices))
@@ -283,17 +307,19 @@ def _fit_plain(value: Any, hint: Any) -> tuple[Any, str | None]:
         return int(value), None
     if hint in (bool, str, _NONE) and isinstance(value, hint):
         return value, None
+    if get_origin(hint) is dict and isinstance(value, Mapping):
+        return value, next((f"has a key {key!r}" for key in value if type(key) is not str), None)
     words = {
         bool: "true or false", int: "a whole number", float: "a number", str: "text", _NONE: "null"
     }  # fmt: skip
-    return value, f"must be {words[hint]}"
+    return value, f"must be {words.get(hint, 'a group of keys')}"
 
 
 def _build(schema: type, sections: Mapping[str, Any]) -> Any:
     hints = get_type_hints(schema)
     return schema(
         **{
-            name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+            name: _build(hints[name], value) if is_dataclass(hints[name]) else value
             for name, value in sections.items()
         }
     )

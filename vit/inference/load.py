@@ -107,6 +107,8 @@ def load_trained(
     path, content = find(where, report)
     try:
         weights, config = content["weights"], ViTConfig(**content["spec"])
+        if wrong := _misfit(content, config):
+            raise ValueError(wrong)
         if name := not_finite(weights):
             raise checkpoint.BadCheckpointError(
                 f"{path} holds weights that are not finite ({name}), its training diverged; "
@@ -121,7 +123,7 @@ def load_trained(
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise NoCheckpointError(f"{path} describes no model of this version ({reason})") from None
-    return Trained(
+    trained = Trained(
         model=model.to(device).eval(),
         classes=content["classes"],
         preprocessing={**preprocessing, "image_size": list(config.image_size)},
@@ -131,6 +133,36 @@ def load_trained(
         path=path,
         images=content["images"],
     )
+    try:
+        trained.read_config()
+    except ConfigError as error:
+        told = shortened(error.problems, 2)
+        raise NoCheckpointError(f"{path} reads no images of this version ({told})") from None
+    return trained
+
+
+def _misfit(content: dict[str, Any], config: ViTConfig) -> str | None:
+    """What in a checkpoint is not of its own architecture, found without memory for weights."""
+    weights, seen = content["weights"], content["preprocessing"]
+    blocks = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    numbers = {
+        "blocks": (blocks, config.depth),
+        "classes": (len(content["classes"]), config.num_classes),
+        "channels": (seen["channels"], config.channels),
+        "channels with a mean": (len(seen["mean"]), config.channels),
+        "channels with a deviation": (len(seen["std"]), config.channels),
+    }
+    for what, (found, wanted) in numbers.items():
+        if found != wanted:
+            return f"{found} {what}, not {wanted}"
+    with torch.device("meta"):
+        expected = VisionTransformer(config).state_dict()
+    for name in {**expected, **weights}:
+        if name not in weights or name not in expected:
+            return f"{name} is {'missing' if name in expected else 'no weight'}"
+        if weights[name].shape != expected[name].shape:
+            return f"{name} is {[*weights[name].shape]}, not {[*expected[name].shape]}"
+    return None
 
 
 def read_manifest(

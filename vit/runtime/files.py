@@ -37,7 +37,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         raise DiskFullError(
             f"no space to write {path} ({os.strerror(error.errno or 0)}); what was there before is "
-            f"intact: free some space, then resume"
+            f"intact; free some space, then try again"
         ) from None
 
 
@@ -60,6 +60,9 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_folder(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # which people know
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

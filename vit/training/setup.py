@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reading.reader import Reader, verify
 from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet, FileImages
-from vit.errors import ConfigError, DataError, NoCheckpointError
+from vit.errors import ConfigError, DataError, DiskFullError, NoCheckpointError, shortened
 from vit.inference.predict import features
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, freeze
@@ -103,6 +104,8 @@ def set_up(
             return None
 
     state, told = _state(final, data.classes, weights, saved, world, device)
+    if world.is_main:
+        _check_space(run, state, config.trainer.keep)
     train, val, test = _loaders(config, final.plan, data, state.model, world)
     if config.trainer.shard == "none":
         alone = train.features is not None
@@ -133,6 +136,11 @@ def _saved(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
     path, content = checkpoint.newest(run, console.warn)
     if content.get("training") is None:
         raise NoCheckpointError(f"{path} can be evaluated, but not gone on from")
+    try:
+        to_config(content["config"])
+    except ConfigError as error:
+        told = shortened(error.problems, 2)
+        raise NoCheckpointError(f"{path} holds settings that are none ({told})") from None
     return content
 
 
@@ -188,11 +196,37 @@ def _state(
             shard(spread, spread.blocks, world, device)  # type: ignore[arg-type]
     state = TrainState(model, ema, build_optimizer(model, config.optim), device)
     if saved is not None:
-        state.load_state_dict(saved["step"], saved["training"])
+        try:
+            state.load_state_dict(saved["step"], saved["training"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split()[:30])
+            raise NoCheckpointError(
+                f"the checkpoint of step {saved['step']} holds no state of this model ({reason}); "
+                f"delete it to go on from the one before, or start a new run"
+            ) from None
     model.checkpoint_activations = config.trainer.checkpoint_activations
     if config.trainer.compile:
         model.compile()
     return state, told
+
+
+def _check_space(run: RunDir, state: TrainState, keep: int) -> None:
+    """Look, before any work, whether the disk holds what the run will write.
+
+    Raises:
+        DiskFullError: not one checkpoint.
+    """
+    models = 3 if state.ema is None else 4  # itself, two moments of an optimiser, the average
+    size = models * sum(4 * weight.numel() for weight in state.model.parameters())
+    free = shutil.disk_usage(run.path).free
+    told = (
+        f"a checkpoint of this model takes about {size / 2**20:,.0f} MB, and the disk of "
+        f"{run.path} has {free / 2**20:,.0f} MB left; free some, or choose outputs=<folder>"
+    )
+    if free < size:
+        raise DiskFullError(told)
+    if free < (keep + 2) * size:  # the best one, and one that is being written
+        console.warn(told)
 
 
 def _logger(run: RunDir, state: TrainState, saved: dict[str, Any] | None, world: World) -> Logger:

@@ -1,0 +1,120 @@
+"""What a checkpoint holds besides tensors, as types: one that was made elsewhere may hold anything.
+
+Fields with a default are missing in checkpoints of earlier versions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from vit.config.model import ModelOptions
+from vit.config.rules import Count, Length, NonNegative, Range, Whole
+from vit.config.schema import RGB
+
+Entries = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Every value is a tensor."""
+
+    def broken_by(self, value: Any) -> str | None:
+        """See Rule."""
+        other = next((key for key, tensor in value.items() if not hasattr(tensor, "dtype")), None)
+        return None if other is None else f"holds {other}, which is no tensor"
+
+
+Weights = Annotated[dict[str, Any], Tensors()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel(ModelOptions):
+    """The architecture: what `ViTConfig` takes."""
+
+    image_size: Annotated[list[Count], Length(2)]
+    patch_size: Count
+    num_classes: Count
+    channels: Count
+    mlp_dim: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the model's input."""
+
+    image_size: Annotated[list[Count], Length(2)]
+    channels: Count
+    mean: RGB
+    std: Annotated[list[float], Range(1e-6, 1e6)]
+    aspect: Literal["crop", "native"] = "crop"
+    center_crop: Annotated[float, Range(0.1, 1)] = 1.0
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How the run evaluated."""
+
+    batch_size: Count
+    precision: Literal["bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedBest:
+    """The best validation so far."""
+
+    top1: float
+    loss: float
+    top5: float
+    step: Whole
+    epoch: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """The sums of the metrics where each window began."""
+
+    log: Annotated[list[float], Length(5)]
+    epoch: Annotated[list[float], Length(5)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The run's settings; all of them are checked where a run goes on."""
+
+    data: Entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where training goes on."""
+
+    model: Weights
+    ema: Weights | None
+    optimizer: Entries
+    marks: Windows
+    best: SavedBest | None
+    evaluated_at: Whole
+    stale: Whole
+    seconds: NonNegative
+    images: Whole
+    metrics_bytes: Whole
+    environment: Entries
+    metrics_digest: str | None = None
+    bad_images: Entries = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that every checkpoint holds; `training`, when training can go on from it."""
+
+    spec: SavedModel
+    preprocessing: Preprocessing
+    classes: list[str]
+    evaluation: Evaluation
+    config: Settings
+    step: Whole
+    weights: Weights
+    images: str | None
+    training: Progress | None = None
