@@ -45,5 +45,5 @@ def load_data_set(config: DataConfig) -> DataSet:
     unused = {}
     if config.limit_per_class is not None:
         splits["train"], unused["train"] = cutter.limit(splits["train"], config.limit_per_class)
-    small = sorted({listed.classes[label] for _, label in cutter.small})
+    small = sorted({listed.classes[label] for label in cutter.small})
     return DataSet(listed.classes, splits, unused, listed.notes, small)

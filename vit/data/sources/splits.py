@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,13 +22,13 @@ class Cutter:
     Attributes:
         split_seed: decides which images are chosen.
         by: `name`, or `position` in the list, which is what earlier versions went by.
-        small: is told (part, class) where a class is so small that its one image, or all but one,
+        small: is told the number of each class that is so small that its one image, or all but one,
             were chosen by rank and not by share.
     """
 
     split_seed: int
     by: str = "name"
-    small: list[tuple[str, int]] = field(default_factory=list)
+    small: set[int] = field(default_factory=set)
 
     def cut(self, samples: Samples, fraction: float, part: str) -> tuple[Samples, Samples]:
         """Cut a share of every class off.
@@ -44,17 +44,19 @@ class Cutter:
             share is met on average. A class with two or more samples keeps at least one in the
             rest and gives at least one, unless `fraction` is 0.
         """
+        if fraction == 0:
+            return samples, samples.take(np.arange(0))
         chosen = np.zeros(len(samples), dtype=bool)
-        if fraction > 0 and self.by == "name":
-            ranks = self._hashes(samples.names, part)
-            chosen = ranks < int(fraction * 2**64)
-            self._mend_small(chosen, ranks, samples.labels, part)
-        elif fraction > 0:
-            for label in np.unique(samples.labels):
-                members = np.flatnonzero(samples.labels == label)
-                count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-                shuffled = numpy_generator(self.split_seed, part, int(label)).permutation(members)
-                chosen[shuffled[:count]] = True
+        hashes = self._hashes(samples.names, part)
+        for label, ranked in self._ranked(samples.labels, hashes, part):
+            total = len(ranked)
+            share = round(fraction * total)
+            if hashes is not None:
+                share = int(np.count_nonzero(hashes[ranked] < int(fraction * 2**64)))
+            count = min(max(share, 1), total - 1)
+            chosen[ranked[:count]] = True
+            if hashes is not None and count != share:
+                self.small.add(label)
         return samples.take(np.flatnonzero(~chosen)), samples.take(np.flatnonzero(chosen))
 
     def limit(self, samples: Samples, per_class: int) -> tuple[Samples, Samples]:
@@ -63,14 +65,8 @@ class Cutter:
         Those of a smaller limit are among those of a larger.
         """
         chosen = np.zeros(len(samples), dtype=bool)
-        ranks = self._hashes(samples.names, "limit") if self.by == "name" else None
-        for label in np.unique(samples.labels):
-            members = np.flatnonzero(samples.labels == label)
-            if ranks is None:
-                generator = numpy_generator(self.split_seed, "limit", int(label))
-                ranked = generator.permutation(members)
-            else:
-                ranked = members[np.argsort(ranks[members], kind="stable")]
+        hashes = self._hashes(samples.names, "limit")
+        for _, ranked in self._ranked(samples.labels, hashes, "limit"):
             chosen[ranked[:per_class]] = True
         return samples.take(np.flatnonzero(chosen)), samples.take(np.flatnonzero(~chosen))
 
@@ -98,8 +94,10 @@ class Cutter:
         splits["train"] = train
         return {name: splits[name] for name in ("train", "val", "test") if len(splits[name])}
 
-    def _hashes(self, names: Sequence[str], part: str) -> np.ndarray:
-        """A number for each name, evenly spread over 64 bits: uint64 (N,)."""
+    def _hashes(self, names: Sequence[str], part: str) -> np.ndarray | None:
+        """A number for each name, evenly spread over 64 bits: uint64 (N,); None: not by name."""
+        if self.by != "name":
+            return None
         start = hashlib.blake2b(f"{self.split_seed}\0{part}\0".encode(), digest_size=8)
         found = bytearray()
         for name in names:
@@ -108,17 +106,13 @@ class Cutter:
             found += one.digest()
         return np.frombuffer(bytes(found), ">u8").astype(np.uint64)
 
-    def _mend_small(
-        self, chosen: np.ndarray, ranks: np.ndarray, labels: np.ndarray, part: str
-    ) -> None:
-        """A class of one gives none; of two or more, one at the least and all but one at the most:
-        the lowest hash goes, the highest stays.
-        """
-        total, taken = np.bincount(labels), np.bincount(labels[chosen], minlength=labels.max() + 1)
-        for label in np.flatnonzero((total > 0) & ((taken == 0) | (taken == total))):
-            members = np.flatnonzero(labels == label)
-            members = members[np.argsort(ranks[members], kind="stable")]
-            chosen[members[:-1] if taken[label] else members[: min(1, len(members) - 1)]] = True
-            chosen[members[-1]] = False
-            if len(members) > 1 or taken[label]:
-                self.small.append((part, int(label)))
+    def _ranked(
+        self, labels: np.ndarray, hashes: np.ndarray | None, part: str
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Each class and where its images are, int64 (n,), those to be chosen first in front."""
+        order = np.lexsort((labels if hashes is None else hashes, labels))
+        for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+            label = int(labels[members[0]])
+            if hashes is None:
+                members = numpy_generator(self.split_seed, part, label).permutation(members)
+            yield label, members
