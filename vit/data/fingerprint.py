@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,7 +28,6 @@ def fingerprints(samples: Samples, by_content: bool) -> tuple[np.ndarray, np.nda
     else:
         paths = [images.path(int(i)) for i in samples.index]
         parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
-        look = _contents if by_content else _times
         with (
             ThreadPoolExecutor(_THREADS) as threads,
             console.progress(
@@ -37,36 +35,24 @@ def fingerprints(samples: Samples, by_content: bool) -> tuple[np.ndarray, np.nda
             ) as bar,
         ):
             found = []
-            for part in threads.map(look, parts):
+            for part in threads.map(lambda part: [_look(path, by_content) for path in part], parts):
                 found += part
                 bar.update(len(part))
     sizes, hashes = zip(*found, strict=True) if found else ((), ())
     return np.array(sizes, np.int64), np.array(hashes, np.uint64)
 
 
-def _contents(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Size and hash of the content of each file."""
-    found = []
-    for path in paths:
-        try:
+def _look(path: str, by_content: bool) -> tuple[int, int]:
+    """Size of a file and hash of its content, or the time of its last change."""
+    try:
+        if by_content:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, _hash)
-                found.append((file.tell(), _number(digest)))
-        except OSError:
-            found.append((-1, 0))
-    return found
-
-
-def _times(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Size and time of the last change of each file."""
-    found = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-            found.append((status.st_size, status.st_mtime_ns % 2**64))
-        except OSError:
-            found.append((-1, 0))
-    return found
+                return file.tell(), _number(digest)
+        status = os.stat(path)
+        return status.st_size, status.st_mtime_ns % 2**64
+    except OSError:
+        return -1, 0
 
 
 def _hash(data: bytes = b"") -> hashlib.blake2b:
