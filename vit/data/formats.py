@@ -11,6 +11,8 @@ from PIL import features
 _AVIF = bool(features.check("avif"))
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(["AVIF"] if _AVIF else []))
 """What is read, by Pillow's names; of several frames the first."""
+READ = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+"""The same for people."""
 _IMAGES = "jpg jpeg jpe jfif mpo png webp bmp tif tiff gif" + " avif" * _AVIF
 _OTHERS = """
     txt md rst log csv tsv json jsonl xml yaml yml toml ini cfg html htm py ipynb sh bat url lnk db

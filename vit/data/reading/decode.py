@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vit.data.formats import FORMATS
+from vit.data.formats import FORMATS, READ
 from vit.data.reading.transform import MAX_PIXELS, REDUCTIONS
 from vit.data.types import CachedImage
 
@@ -203,7 +203,7 @@ def upright(image: Image.Image, channels: int) -> np.ndarray:
 def reason(error: Exception) -> str:
     """Why an image cannot be decoded, in a few words of one line."""
     if isinstance(error, UnidentifiedImageError):
-        return f"the content is not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        return f"the content is not {READ}"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"{text.rstrip('.')}; if it is none, raise data.max_pixels"

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from vit.config.schema import DataConfig
+from vit.data.formats import READ
 from vit.data.sources import layout
 from vit.data.sources.layout import SPLITS, split_of
-from vit.data.sources.listing import READ, counted
+from vit.data.sources.listing import counted
 from vit.data.sources.scan import list_folder, reading_folders, scan, sub_folders
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import DataError, shortened

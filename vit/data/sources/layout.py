@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from vit.data.formats import ending_of
-from vit.data.sources.listing import READ, counted
+from vit.data.formats import READ, ending_of
+from vit.data.sources.listing import counted
 from vit.data.sources.scan import list_folder, sub_folders
 from vit.errors import DataError
 

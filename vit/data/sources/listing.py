@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vit.data.formats import FORMATS, ending_of, is_image, is_regular
+from vit.data.formats import READ, ending_of, is_image, is_regular
 from vit.data.sources.scan import SPECIAL, Below, is_hidden, reading_folders, scan
 from vit.errors import DataError, printable
 
-READ = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 _NAMED = 12
 
 
