@@ -131,7 +131,7 @@ def test_digits_are_known_by_their_pixels() -> None:
     left = without(data, known)
     again = restore(Manifest.of(left, known), data)
     assert names(again.data) == names(left)
-    pixels = again.data.splits["test"].images.pixels[again.data.splits["test"].index]
+    pixels = again.data.splits["test"].images[again.data.splits["test"].index]
     sizes, hashes = fingerprints(left.splits["test"], True)
     assert (sizes == pixels[0].nbytes).all()
     assert len(set(hashes.tolist())) > 0.9 * len(hashes)

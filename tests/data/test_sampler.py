@@ -17,7 +17,7 @@ from vit.data.sampler import Sampler, class_weights
 from vit.data.sources import imagenet
 from vit.data.sources.registry import load_data_set, load_images
 from vit.data.sources.splits import Cutter
-from vit.data.types import ArrayImages, Samples
+from vit.data.types import Samples
 from vit.errors import DataError
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any)
@@ -113,8 +113,7 @@ def test_weights_of_classes_are_inverse_to_their_size_with_mean_1(counts):
 
 def listed(counts: list[int], seed: int = 0) -> Samples:
     labels = shuffled_labels(counts, seed)
-    pixels = ArrayImages(np.zeros((0, 1, 1, 1), np.uint8))
-    return Samples(labels, [str(i) for i in range(len(labels))], pixels, np.arange(len(labels)))
+    return Samples.of_pixels(np.zeros((0, 1, 1, 1), np.uint8), labels)
 
 
 @settings(max_examples=60, deadline=None)

@@ -119,10 +119,10 @@ def test_arrays_are_resized_as_files_are():
     some = samples.take(np.array([3, 1]))
     enlarged = of_size(some, Transform(16, 24, 3, center_crop=0.5))  # which arrays do without
     for row, source in enumerate((3, 1)):
-        expected = resize(samples.images.pixels[source].transpose(1, 2, 0), 16, 24)
-        assert (enlarged.images.pixels[row] == expected.transpose(2, 0, 1)).all()
-    middle = of_size(some, Transform(16, 16, 3)).images.pixels
-    assert (middle == enlarged.images.pixels[..., 4:20]).all()
+        expected = resize(samples.images[source].transpose(1, 2, 0), 16, 24)
+        assert (enlarged.images[row] == expected.transpose(2, 0, 1)).all()
+    middle = of_size(some, Transform(16, 16, 3)).images
+    assert (middle == enlarged.images[..., 4:20]).all()
     images, labels, index, _ = EvalLoader(some, 2, reader((16, 24))).batch(0)
     assert (images.shape, labels.tolist(), index.tolist()) == ((2, 3, 16, 24), [0, 1], [0, 1])
 
@@ -151,7 +151,7 @@ def test_a_run_is_evaluated_at_another_size(finished: Path, tmp_path: Path) -> N
 
     trained = load_trained(finished, CPU, pytest.fail, (12, 12))
     samples = load_data_set(to_config(trained.config).data).splits["test"]
-    pixels = torch.from_numpy(samples.images.pixels[samples.index])
+    pixels = torch.from_numpy(samples.images[samples.index])
     pixels = torch.nn.functional.interpolate(pixels, (12, 12), mode="bilinear", antialias=True)
     mean, std = (trained.preprocessing[key][0] for key in ("mean", "std"))
     with torch.no_grad():

@@ -45,7 +45,7 @@ def test_a_run_is_evaluated_with_merged_patches(run_folder: Path) -> None:
 
     trained = load_run(run_folder)
     samples = load_data_set(to_config(trained.config).data).splits["test"]
-    pixels = torch.from_numpy(samples.images.pixels[samples.index]) / 255
+    pixels = torch.from_numpy(samples.images[samples.index]) / 255
     mean, std = (trained.preprocessing[key][0] for key in ("mean", "std"))
     with torch.no_grad():
         logits = merged(trained.model, 3)((pixels - mean) / std)

@@ -17,7 +17,7 @@ from vit.config.validate import config_dir
 from vit.data.reading.reader import Normalise, Reader, decode_all
 from vit.data.reading.transform import Transform
 from vit.data.reading.workers import WorkerPool
-from vit.data.types import ArrayImages, Samples
+from vit.data.types import Samples
 
 CPU = torch.device("cpu")
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -59,14 +59,13 @@ def reader(
 def array_samples(n: int, size: tuple[int, int] = (8, 8), classes: int = 3) -> Samples:
     """`n` images of noise of size (height, width), of the classes 0, 1, 2, 0, 1, ..."""
     pixels = np.random.default_rng(0).integers(0, 256, (n, 3, *size), dtype=np.uint8)
-    labels = np.arange(n) % classes
-    return Samples(labels, [str(i) for i in range(n)], ArrayImages(pixels), np.arange(n))
+    return Samples.of_pixels(pixels, np.arange(n) % classes)
 
 
 def pixels_of(samples: Samples, size: tuple[int, int] = (16, 16), channels: int = 3) -> np.ndarray:
     """All pixels of a split, uint8 (N, channels, height, width); its files are all good."""
-    if isinstance(samples.images, ArrayImages):
-        return np.asarray(samples.images.pixels[samples.index])
+    if isinstance(samples.images, np.ndarray):
+        return np.asarray(samples.images[samples.index])
     pixels, bad = decode_all(samples, Transform(*size, channels), WorkerPool(0, 60))
     assert bad == {}
     return pixels

@@ -30,7 +30,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.cli.train import main
 from vit.config.validate import to_config
 from vit.data.loader import EvalLoader, TrainLoader
-from vit.data.types import ArrayImages, Samples
+from vit.data.types import Samples
 from vit.inference.load import load_trained
 from vit.inference.predict import Predictions, predict
 from vit.runtime.dist import AsyncMax, World, wrap_ddp
@@ -230,14 +230,14 @@ def _evaluate(world: World, checkpoint: Path) -> Predictions:
 
 def _gray(n: int) -> Samples:
     samples = array_samples(n, classes=10)
-    return replace(samples, images=ArrayImages(samples.images.pixels[:, :1]))
+    return replace(samples, images=samples.images[:, :1])
 
 
 def _array(world: World, folder: Path) -> dict[str, Any]:
     def make() -> tuple[Any, str]:
         with open(folder / "calls", "a") as calls:
             calls.write(f"{world.rank}\n")
-        return array_samples(30).images.pixels, "beside it"
+        return array_samples(30).images, "beside it"
 
     pixels, value = world.array_once_per_machine(make)
     seen = pixels.copy()

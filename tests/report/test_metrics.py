@@ -196,7 +196,7 @@ def own_probabilities(
     """Of the test images, seen in several ways, without the engine; and the images' names."""
     trained = vit.load_run(finished)
     samples = load_data_set(to_config(trained.config).data).splits["test"]
-    pixels = torch.from_numpy(samples.images.pixels[samples.index]).float() / 255
+    pixels = torch.from_numpy(samples.images[samples.index]).float() / 255
     mean, std = (trained.preprocessing[key][0] for key in ("mean", "std"))
     with torch.no_grad():
         seen = [trained.model((view(pixels) - mean) / std).double().softmax(-1) for view in views]

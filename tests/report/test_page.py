@@ -86,7 +86,7 @@ def test_every_wrong_image_is_shown_as_the_model_saw_it(finished: Path, evaluate
         for i in numbers:
             encoded = data["thumbnails"][str(i)].partition("base64,")[2]
             pixels = np.asarray(Image.open(io.BytesIO(b64decode(encoded))))
-            expected = samples.images.pixels[samples.index[i]].transpose(1, 2, 0)
+            expected = samples.images[samples.index[i]].transpose(1, 2, 0)
             assert (pixels == expected).all()
             assert data["captions"][str(i)]["name"] == rows[i]["image"]
     assert wrong > 0
@@ -105,7 +105,7 @@ def test_worst_and_least_certain_come_first_with_attention(finished: Path, evalu
     assert len(wrong) == 24
     trained = load_run(finished)
     samples = load_data_set(to_config(trained.config).data).splits["test"]
-    pixels = torch.from_numpy(samples.images.pixels[samples.index]).float() / 255
+    pixels = torch.from_numpy(samples.images[samples.index]).float() / 255
     mean, std = trained.preprocessing["mean"][0], trained.preprocessing["std"][0]
     with torch.no_grad():
         chances = trained.model((pixels - mean) / std)

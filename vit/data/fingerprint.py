@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vit.data.types import ArrayImages, Samples
+from vit.data.types import Samples
 from vit.runtime import console
 
 _THREADS = 16
@@ -22,8 +22,8 @@ def fingerprints(samples: Samples, by_content: bool) -> tuple[np.ndarray, np.nda
     An image that cannot be read has size -1 and hash 0.
     """
     images = samples.images
-    if isinstance(images, ArrayImages):
-        pixels = (images.pixels[i].tobytes() for i in samples.index)
+    if isinstance(images, np.ndarray):
+        pixels = (images[i].tobytes() for i in samples.index)
         found = [(len(data), _number(_hash(data))) for data in pixels]
     else:
         paths = [images.path(int(i)) for i in samples.index]

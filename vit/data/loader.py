@@ -24,7 +24,7 @@ from vit.data.reading.store import BatchRequest, ImageStore
 from vit.data.reading.transform import Transform
 from vit.data.reading.workers import Corrupt
 from vit.data.sampler import Sampler, class_weights
-from vit.data.types import ArrayImages, Batch, Samples
+from vit.data.types import Batch, Samples
 from vit.errors import DataError
 from vit.runtime.dist import ALONE, World
 
@@ -234,12 +234,12 @@ def of_size(samples: Samples, transform: Transform) -> Samples:
     Then they cover it and keep the middle, as images in files.
     """
     images, size = samples.images, (transform.height, transform.width)
-    if not isinstance(images, ArrayImages) or images.pixels.shape[2:] == size:
+    if not isinstance(images, np.ndarray) or images.shape[2:] == size:
         return samples
     whole = replace(transform, center_crop=1.0)
-    upright = images.pixels[samples.index].transpose(0, 2, 3, 1)
+    upright = images[samples.index].transpose(0, 2, 3, 1)
     pixels = np.stack([whole.render(image) for image in upright])
-    return replace(samples, images=ArrayImages(pixels), index=np.arange(len(pixels)))
+    return replace(samples, images=pixels, index=np.arange(len(pixels)))
 
 
 class EvalLoader(Loader):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vit.data.fingerprint import fingerprints
-from vit.data.types import ArrayImages, DataSet, FileImages, Samples
+from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import DataError
 
 CONTENT_UP_TO = 10_000
@@ -225,11 +225,11 @@ def _rebuilt(manifest: Manifest, listed: dict[str, Samples]) -> dict[str, Sample
         images = listed.get(group[0].removesuffix(_UNUSED), listed["train"]).images
         together = [manifest.splits[split] for split in group]
         names = [name for entries in together for name in entries.names]
-        if isinstance(images, ArrayImages):  # names are numbers
+        if isinstance(images, np.ndarray):  # names are numbers
             place = np.array([int(name) for name in names])
-            if place.max() >= len(images.pixels):
+            if place.max() >= len(images):
                 raise DataError(
-                    f"the data set has {len(images.pixels):,} images, fewer than when the run "
+                    f"the data set has {len(images):,} images, fewer than when the run "
                     f"started; give the data it was trained on"
                 )
         else:  # by class and then by name, as they were listed before they were cut

@@ -23,13 +23,6 @@ class CachedImage(Protocol):
         """The image as from `decode`; raises ValueError where it was damaged."""
 
 
-class ArrayImages:
-    """Pixels as one array, uint8 (N, C, height, width)."""
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels = pixels
-
-
 class FileImages:
     """Images in files.
 
@@ -51,9 +44,6 @@ class FileImages:
         return self.path(index)
 
 
-Images = ArrayImages | FileImages
-
-
 @dataclass(frozen=True)
 class Samples:
     """One split as listed, not yet decoded.
@@ -61,14 +51,20 @@ class Samples:
     Attributes:
         labels: class numbers, int64 (N,).
         names: what a person calls each image: a path below the root, or its index.
-        images: where the pixels are.
+        images: where the pixels are: uint8 (N, C, height, width), or files.
         index: which images of `images` these are, int64 (N,).
     """
 
     labels: np.ndarray
     names: Sequence[str]
-    images: Images
+    images: np.ndarray | FileImages
     index: np.ndarray
+
+    @classmethod
+    def of_pixels(cls, pixels: np.ndarray, labels: np.ndarray) -> Samples:
+        """All images of an array, named by their numbers."""
+        index = np.arange(len(labels))
+        return cls(labels, [str(i) for i in index], pixels, index)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from vit.data.sources import splits as splits_module
 from vit.data.sources.splits import Cutter
-from vit.data.types import ArrayImages, Samples
+from vit.data.types import Samples
 
-NO_PIXELS = ArrayImages(np.zeros((0, 1, 1, 1), np.uint8))
+NO_PIXELS = np.zeros((0, 1, 1, 1), np.uint8)
 
 
 def samples(counts, first=0):

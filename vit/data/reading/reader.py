@@ -21,7 +21,7 @@ from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.store import BatchRequest, ImageStore, InMemory, Streaming
 from vit.data.reading.transform import Transform
 from vit.data.reading.workers import Corrupt, WorkerPool, worker_count
-from vit.data.types import ArrayImages, DataSet, FileImages, Samples
+from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import DataError
 from vit.runtime import console
 from vit.runtime.dist import ALONE, World
@@ -213,8 +213,8 @@ class Reader:
             bad: is told the damaged images, of a held split at once.
         """
         damaged: Corrupt = {}
-        if isinstance(samples.images, ArrayImages):
-            pixels = samples.images.pixels[samples.index]
+        if isinstance(samples.images, np.ndarray):
+            pixels = samples.images[samples.index]
         elif self.held:
             whole = replace(transform, crop_scale=None)
             pixels, damaged = self.world.array_once_per_machine(
@@ -245,7 +245,7 @@ def decode_all(
 def verify(samples: Samples, reader: Reader) -> Corrupt:
     """Decode all images of a split, keep none, and give the damaged ones by position."""
     bad: Corrupt = {}
-    if isinstance(samples.images, ArrayImages):
+    if isinstance(samples.images, np.ndarray):
         return bad
     for _, _, damaged in _in_order(samples, reader.transform, reader.pool, "verifying"):
         bad |= damaged

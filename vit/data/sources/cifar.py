@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vit.config.schema import DataConfig
-from vit.data.types import ArrayImages, DataSet, Samples
+from vit.data.types import DataSet, Samples
 from vit.errors import ConfigError, DataError
 
 
@@ -50,9 +50,6 @@ def _load(kind: Any, config: DataConfig) -> DataSet:
                 f"put {Path(kind.url).name} (md5 {kind.tgz_md5}) at {archive}"
             ) from None
         pixels = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
-        index = np.arange(len(pixels))
-        labels = np.asarray(source.targets, dtype=np.int64)
-        names = [str(i) for i in index]
-        splits[split] = Samples(labels, names, ArrayImages(pixels), index)
+        splits[split] = Samples.of_pixels(pixels, np.asarray(source.targets, dtype=np.int64))
         classes = list(source.classes)
     return DataSet(classes, splits)

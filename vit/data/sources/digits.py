@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from vit.config.schema import DataConfig
-from vit.data.types import ArrayImages, DataSet, Samples
+from vit.data.types import DataSet, Samples
 from vit.errors import ConfigError
 
 
@@ -27,7 +27,5 @@ def load(config: DataConfig) -> DataSet:
         warnings.simplefilter("ignore", DeprecationWarning)
         pixels, labels = load_digits(return_X_y=True)
     images = np.rint(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
-    index = np.arange(len(labels))
-    names = [str(i) for i in index]
-    samples = Samples(labels.astype(np.int64), names, ArrayImages(images), index)
+    samples = Samples.of_pixels(images, labels.astype(np.int64))
     return DataSet([str(digit) for digit in range(10)], {"train": samples})
