@@ -12,31 +12,22 @@ from vit.data.types import DataSet, Samples
 from vit.errors import ConfigError, DataError
 
 
-def load_cifar10(config: DataConfig) -> DataSet:
-    """50,000 training and 10,000 test images of 10 classes, 32x32 RGB; see `_load`."""
-    from torchvision.datasets import CIFAR10
+def load(config: DataConfig) -> DataSet:
+    """50,000 training and 10,000 test images of 10 or 100 classes, 32x32 RGB.
 
-    return _load(CIFAR10, config)
-
-
-def load_cifar100(config: DataConfig) -> DataSet:
-    """50,000 training and 10,000 test images of 100 classes, 32x32 RGB; see `_load`."""
-    from torchvision.datasets import CIFAR100
-
-    return _load(CIFAR100, config)
-
-
-def _load(kind: Any, config: DataConfig) -> DataSet:
-    """Read torchvision's files below `data.root` (default `data/`), or download them there.
+    torchvision's files below `data.root` (default `data/`) are read, or downloaded there.
 
     Raises:
         DataError: no network and no files; says which file to put where.
         ConfigError: `data.image_size` is not 32.
     """
+    from torchvision import datasets
+
     if config.size != (32, 32):
         raise ConfigError(
             f"data.image_size={config.image_size}: {config.name} is 32 px; use data.image_size=32"
         )
+    kind: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.name]
     root = Path(config.root or "data")
     splits, classes = {}, []
     for split in ("train", "test"):

@@ -12,8 +12,8 @@ from vit.data.types import DataSet
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
     "digits": digits.load,
-    "cifar10": cifar.load_cifar10,
-    "cifar100": cifar.load_cifar100,
+    "cifar10": cifar.load,
+    "cifar100": cifar.load,
     "folder": folder.load,
     "imagenet": imagenet.load,
 }
