@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pictures import data_config, noise, save
 
 from vit.data.sampler import Sampler, class_weights
-from vit.data.sources import imagenet
-from vit.data.sources.registry import load_data_set, load_images
+from vit.data.sources.folder import load_flat, synset_names
+from vit.data.sources.registry import load_data_set
 from vit.data.sources.splits import Cutter
 from vit.data.types import Samples
 from vit.errors import DataError
@@ -189,11 +189,11 @@ def imagenet_config(root: Path, **changes):
 
 
 def test_synsets_have_readable_names():
-    assert imagenet.readable([TENCH, GOLDFISH]) == ["tench", "goldfish"]
+    assert synset_names([TENCH, GOLDFISH]) == ["tench", "goldfish"]
     cranes = [CRANE_BIRD, CRANE_MACHINE]
-    assert imagenet.readable([TENCH, *cranes]) == ["tench", *(f"crane ({s})" for s in cranes)]
-    assert imagenet.readable([CRANE_BIRD, TENCH])[1] == "tench"
-    assert imagenet.readable(["mine", "n00000000", TENCH]) == ["mine", "n00000000", "tench"]
+    assert synset_names([TENCH, *cranes]) == ["tench", *(f"crane ({s})" for s in cranes)]
+    assert synset_names([CRANE_BIRD, TENCH])[1] == "tench"
+    assert synset_names(["mine", "n00000000", TENCH]) == ["mine", "n00000000", "tench"]
 
 
 def test_classes_are_in_the_order_of_their_folders(tmp_path):
@@ -201,15 +201,15 @@ def test_classes_are_in_the_order_of_their_folders(tmp_path):
     for split in ("train", "val"):
         photos(tmp_path / split, folders)
     data = load_data_set(imagenet_config(tmp_path))
-    assert data.classes == imagenet.readable(sorted(folders))
+    assert data.classes == synset_names(sorted(folders))
     assert data.classes[0] == "tench"
     for samples in data.splits.values():
         for name, label in zip(samples.names, samples.labels, strict=True):
             assert sorted(folders)[label] == Path(name).parent.name
-    flat = load_images(tmp_path / "val", data.classes, "imagenet").splits["images"]
+    flat = load_flat(tmp_path / "val", data.classes, "imagenet").splits["images"]
     assert flat.labels.tolist() == data.splits["test"].labels.tolist()
     photos(tmp_path / "one", [CRANE_BIRD])  # alone, its name would need no folder behind it
-    alone = load_images(tmp_path / "one", data.classes, "imagenet").splits["images"]
+    alone = load_flat(tmp_path / "one", data.classes, "imagenet").splits["images"]
     assert {sorted(folders)[label] for label in alone.labels} == {CRANE_BIRD}
 
 

@@ -18,7 +18,8 @@ from vit.data.loader import EvalLoader
 from vit.data.manifest import Manifest, Restored, changed, known_among, restore
 from vit.data.reading.reader import POOL_FROM, Reader
 from vit.data.reading.workers import WorkerPool
-from vit.data.sources.registry import load_data_set, load_images
+from vit.data.sources.folder import load_flat
+from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import ConfigError, DataError
 from vit.inference.load import Trained, check_classes, load_trained, read_manifest, tell_changes
@@ -88,7 +89,7 @@ class Evaluator:
         """
         if config.images is not None:
             folder, classes = Path(config.images), self.trained.classes
-            found = load_images(folder, classes, self.trained.config["data"].get("name"))
+            found = load_flat(folder, classes, self.trained.config["data"].get("name"))
             self._note(found)
             return found.splits["images"], f"images-{folder.resolve().name}"
         self._note(self._listed)

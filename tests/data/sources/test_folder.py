@@ -102,14 +102,15 @@ def test_a_cut_split_reads_its_own_pixels(tmp_path):
 
 def test_load_flat_wants_no_other_classes(tmp_path):
     two_classes(tmp_path)
-    assert folder.load_flat(tmp_path, ["a", "b"]).splits["images"].labels.tolist() == [0, 1]
-    some = folder.load_flat(tmp_path, ["a", "aa", "b"])
+    both = folder.load_flat(tmp_path, ["a", "b"], "folder")
+    assert both.splits["images"].labels.tolist() == [0, 1]
+    some = folder.load_flat(tmp_path, ["a", "aa", "b"], "folder")
     assert some.splits["images"].labels.tolist() == [0, 2]
     assert some.notes == [f"{tmp_path} has no image of aa: support 0"]
     with pytest.raises(DataError, match=r"missing c, not expected b"):
-        folder.load_flat(tmp_path, ["a", "c"])
+        folder.load_flat(tmp_path, ["a", "c"], "folder")
     with pytest.raises(DataError, match="nowhere is no folder"):
-        folder.load_flat(tmp_path / "nowhere", ["a"])
+        folder.load_flat(tmp_path / "nowhere", ["a"], "folder")
 
 
 # Splits
@@ -248,7 +249,7 @@ def test_many_names_are_shortened(tmp_path):
     for i in range(600):
         (tmp_path / f"class{i:03}").mkdir()
     with pytest.raises(DataError, match=r"class011 and 588 more; expected a") as error:
-        folder.load_flat(tmp_path, ["a"])
+        folder.load_flat(tmp_path, ["a"], "folder")
     assert "class012" not in str(error.value)
 
 
@@ -310,7 +311,7 @@ def test_misplaced_images_to_evaluate_have_a_remedy_each(tmp_path, files, words)
     for name in files:
         write(tmp_path / name, b"")
     with pytest.raises(DataError) as error:
-        folder.load_flat(tmp_path, ["a", "b"])
+        folder.load_flat(tmp_path, ["a", "b"], "folder")
     assert words.format(tmp_path) in str(error.value)
 
 

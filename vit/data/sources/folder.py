@@ -1,4 +1,7 @@
-"""A folder of images with one sub-folder per class, with or without named splits."""
+"""A folder of images with one sub-folder per class, with or without named splits.
+
+ImageNet (Russakovsky et al. 2015), or any part of it, is one whose folders are named by synset.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,31 @@ Naming = Callable[[list[str]], list[str]]
 """From the class folders, sorted, to the names of their classes."""
 
 
-def as_they_are(folders: list[str]) -> list[str]:
-    """Classes are named as their folders."""
-    return folders
+def synset_names(synsets: list[str]) -> list[str]:
+    """The first name of each synset (`n01440764`: tench), with the synset where two share one.
+
+    Folders that are no synsets keep their names.
+    """
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-22k")
+    known = set(info.label_names())  # type: ignore[no-untyped-call]
+    names = [
+        info.label_name_to_description(synset).split(",")[0] if synset in known else synset
+        for synset in synsets
+    ]
+    count = Counter(names)
+    return [
+        f"{name} ({synset})" if count[name] > 1 else name
+        for name, synset in zip(names, synsets, strict=True)
+    ]
 
 
-def load(config: DataConfig, naming: Naming = as_they_are) -> DataSet:
+NAMINGS: dict[str, Naming] = {"imagenet": synset_names}
+"""How sources name their classes, where not as the folders."""
+
+
+def load(config: DataConfig) -> DataSet:
     """List `data.root`: `<root>/<class>/...` or `<root>/{train,val,test}/<class>/...`.
 
     Raises:
@@ -35,7 +57,7 @@ def load(config: DataConfig, naming: Naming = as_they_are) -> DataSet:
             splits that disagree.
     """
     assert config.root is not None
-    root = Path(config.root)
+    root, naming = Path(config.root), NAMINGS.get(config.name, list)
     with reading_folders():
         layout.check_folder("data.root", root)
         folders = split_folders(root) or {"train": ""}
@@ -47,15 +69,19 @@ def load(config: DataConfig, naming: Naming = as_they_are) -> DataSet:
     return DataSet(classes, splits, notes=listed.notes())
 
 
-def load_flat(root: Path, classes: list[str], naming: Naming = as_they_are) -> DataSet:
+def load_flat(root: Path, classes: list[str], source: str) -> DataSet:
     """Every image below `root`, which has sub-folders for `classes` and no others: split `images`.
 
+    Args:
+        root: the folder.
+        classes: their names, as the data set `source` (a key of SOURCES) gives them.
+
     Raises:
-        DataError: see `load`.
+        DataError: the folder is missing, or its classes are others.
     """
     with reading_folders():
         layout.check_folder("images", root)
-        listed = _Listing(classes, naming)
+        listed = _Listing(classes, NAMINGS.get(source, list))
         samples = listed.samples(root)
     return DataSet(classes, {"images": samples}, notes=listed.notes())
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from vit.config.schema import DataConfig
-from vit.data.sources import cifar, digits, folder, imagenet
+from vit.data.sources import cifar, digits, folder
 from vit.data.sources.splits import Cutter
 from vit.data.types import DataSet
 
@@ -15,22 +14,8 @@ SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
     "cifar10": cifar.load,
     "cifar100": cifar.load,
     "folder": folder.load,
-    "imagenet": imagenet.load,
+    "imagenet": folder.load,
 }
-
-
-NAMINGS: dict[str, folder.Naming] = {"imagenet": imagenet.readable}
-"""How sources in folders name their classes, where not as the folders."""
-
-
-def load_images(root: Path, classes: list[str], source: str) -> DataSet:
-    """Every image of a folder with one sub-folder for each of `classes`, named as the source of
-    that name (a key of SOURCES) does it, as a split `images`.
-
-    Raises:
-        DataError: the folder is missing, or its classes are others.
-    """
-    return folder.load_flat(root, classes, NAMINGS.get(source, folder.as_they_are))
 
 
 def load_data_set(config: DataConfig) -> DataSet:
