@@ -16,8 +16,7 @@ from vit.config.schema import DataConfig, ReadConfig
 from vit.config.validate import to_data_config
 from vit.data.loader import EvalLoader
 from vit.data.manifest import Manifest, Restored, changed, known_among, restore
-from vit.data.reading.reader import POOL_FROM, Reader
-from vit.data.reading.workers import WorkerPool
+from vit.data.reading.reader import Reader
 from vit.data.sources.folder import load_flat
 from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet, FileImages, Samples
@@ -189,9 +188,7 @@ class Evaluator:
         Raises:
             DataError: a worker failed.
         """
-        reader = self.reader
-        if len(samples) < POOL_FROM:
-            reader = replace(reader, pool=WorkerPool(0, self.reading.timeout))
+        reader = replace(self.reader, pool=self.reader.pool.for_images(len(samples)))
         data = DataSet(self.trained.classes, {what: samples})
         kept = reader.with_cache(data, self.reading, console.warn)
         return EvalLoader(kept.splits[what], self.trained.evaluation["batch_size"], reader)

@@ -18,7 +18,7 @@ from vit.data.loader import EvalLoader
 from vit.data.padding import mirrored as mirror_images
 from vit.data.reading.cache import CacheSpec, ResizedImage
 from vit.data.reading.decode import reason, upright
-from vit.data.reading.reader import POOL_FROM, Reader
+from vit.data.reading.reader import Reader
 from vit.data.types import CachedImage, FileImages, Samples
 from vit.errors import ConfigError, DataError
 from vit.inference.load import Trained
@@ -266,8 +266,9 @@ def open_images(
     Raises:
         ConfigError: how the run read its images is not of this version.
     """
-    config = replace(trained.read_config(), workers=workers if len(images) >= POOL_FROM else 0)
-    reader = replace(Reader.of(config, trained.model.config.patch_size, device), bad_images=1.0)
+    config = replace(trained.read_config(), workers=workers)
+    reader = Reader.of(config, trained.model.config.patch_size, device)
+    reader = replace(reader, pool=reader.pool.for_images(len(images)), bad_images=1.0)
     spec = None
     if config.cache != "none":
         spec = CacheSpec(config.cache, config.cache_size, len(config.mean), config.max_pixels)

@@ -272,7 +272,7 @@ def test_evaluation_leaves_them_out(tmp_path, batch_size):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_verify_finds_all(tmp_path, workers, monkeypatch):
-    monkeypatch.setattr("vit.data.reading.reader.POOL_FROM", 1)
+    monkeypatch.setattr("vit.data.reading.workers.POOL_FROM", 1)
     monkeypatch.setattr("vit.data.reading.reader._ROWS", 5)
     samples, read = split(tmp_path), reader(SIZE, held=False, workers=workers, timeout=120)
     assert sorted(verify(samples, read)) == BAD

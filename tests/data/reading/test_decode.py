@@ -256,7 +256,7 @@ def test_many_bad_files_are_counted(tmp_path):
 
 
 def test_a_pool_gives_the_same_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr("vit.data.reading.reader.POOL_FROM", 1)
+    monkeypatch.setattr("vit.data.reading.workers.POOL_FROM", 1)
     monkeypatch.setattr("vit.data.reading.reader._ROWS", 4)  # three batches
     for i in range(5):
         for name, red in (("a", 0), ("b", 200)):

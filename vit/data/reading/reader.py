@@ -27,8 +27,6 @@ from vit.runtime import console
 from vit.runtime.dist import ALONE, World
 from vit.runtime.files import cache_home
 
-POOL_FROM = 1024
-"""Fewer images than this are decoded in the process itself: workers would take longer to start."""
 _ROWS = 256
 
 
@@ -258,8 +256,9 @@ def _in_order(
     """Position of the first image, pixels and damaged positions, batch by batch, with a bar."""
     assert isinstance(samples.images, FileImages)
     count = len(samples)
-    pool = pool if count >= POOL_FROM else WorkerPool(0, pool.timeout)
-    store = Streaming(samples.images, samples.index, _ROWS, transform, pool, torch.device("cpu"))
+    store = Streaming(
+        samples.images, samples.index, _ROWS, transform, pool.for_images(count), torch.device("cpu")
+    )
     starts = range(0, count, _ROWS)
     requests = [BatchRequest(np.arange(start, min(start + _ROWS, count))) for start in starts]
     with console.progress(total=count, desc=what) as bar:

@@ -39,6 +39,8 @@ Corrupt = dict[int, str]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+POOL_FROM = 1024
+"""Fewer images than this are decoded in the process itself: workers would take longer to start."""
 _LINE = 4096
 _board: Any = None
 
@@ -114,6 +116,10 @@ class WorkerPool:
         self.timeout = timeout
         self._pool: ProcessPoolExecutor | None = None
         self._boards: list[Any] = []
+
+    def for_images(self, count: int) -> WorkerPool:
+        """What decodes so many images: for few of them none of the workers."""
+        return self if count >= POOL_FROM else WorkerPool(0, self.timeout)
 
     def submit(self, task: WorkerTask) -> Future[Corrupt]:
         """Have `task` rendered."""
