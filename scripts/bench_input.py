@@ -31,7 +31,7 @@ from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.reader import Reader
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources.registry import load_data_set
-from vit.data.types import DataSet, FileImages
+from vit.data.types import FileImages
 from vit.runtime.dist import World
 from vit.runtime.memory import retain_freed_memory
 
@@ -147,10 +147,8 @@ def ours(folder: Path, size: int, policy: str, scratch: Path, **changes: Any) ->
     })  # fmt: skip
     reader = Reader.of(data, 16, torch.device("cpu"))
     listed = load_data_set(data)
-    listed = reader.with_cache(DataSet(listed.classes, {"train": listed.splits["train"]}), data)
-    loader = TrainLoader(
-        listed.splits["train"], len(listed.classes), BATCH, augment, "none", 0, reader, World()
-    )
+    train = reader.with_cache({"train": listed.splits["train"]}, data)["train"]
+    loader = TrainLoader(train, len(listed.classes), BATCH, augment, "none", 0, reader, World())
     step = 0
     while True:
         yield loader.batch_at(step).images

@@ -189,9 +189,8 @@ class Evaluator:
             DataError: a worker failed.
         """
         reader = replace(self.reader, pool=self.reader.pool.for_images(len(samples)))
-        data = DataSet(self.trained.classes, {what: samples})
-        kept = reader.with_cache(data, self.reading, console.warn)
-        return EvalLoader(kept.splits[what], self.trained.evaluation["batch_size"], reader)
+        samples = reader.with_cache({what: samples}, self.reading)[what]
+        return EvalLoader(samples, self.trained.evaluation["batch_size"], reader)
 
     def predict(self, loader: EvalLoader) -> tuple[Predictions, Predictions]:
         """Predictions of the images alone, and as asked for (the same without TTA).

@@ -269,11 +269,8 @@ def open_images(
     config = replace(trained.read_config(), workers=workers)
     reader = Reader.of(config, trained.model.config.patch_size, device)
     reader = replace(reader, pool=reader.pool.for_images(len(images)), bad_images=1.0)
-    spec = None
-    if config.cache != "none":
-        spec = CacheSpec(config.cache, config.cache_size, len(config.mean), config.max_pixels)
     size = batch_size or trained.evaluation["batch_size"]
-    return EvalLoader(unlabelled(images, spec), size, reader)
+    return EvalLoader(unlabelled(images, CacheSpec.of(config)), size, reader)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from vit.config.validate import dump_yaml, flatten, to_config, to_plain
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reading.reader import Reader, verify
 from vit.data.sources.registry import load_data_set
-from vit.data.types import DataSet, FileImages
+from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import ConfigError, DataError, DiskFullError, NoCheckpointError, shortened
 from vit.inference.predict import features
 from vit.model.vit import VisionTransformer
@@ -241,36 +241,36 @@ def _loaders(
 ) -> tuple[TrainLoader, EvalLoader | None, EvalLoader | None]:
     device = model.head.weight.device
     reader = Reader.of(config.data, model.config.patch_size, device, world)
-    data = reader.with_cache(data, config.data, console.warn)
-    few = sum(map(len, data.splits.values())) <= VERIFIED and not reader.held
+    splits = reader.with_cache(data.splits, config.data)
+    few = sum(map(len, splits.values())) <= VERIFIED and not reader.held
     if config.data.verify is True or (config.data.verify == "auto" and few):
-        _verify(data, reader)
+        _verify(splits, reader)
     train = TrainLoader(
-        data.splits["train"], len(data.classes), config.trainer.batch_size, config.augment,
+        splits["train"], len(data.classes), config.trainer.batch_size, config.augment,
         config.data.balance, config.seed, reader, world, length.mix_end,
     )  # fmt: skip
     val, test = (
-        EvalLoader(data.splits[s], config.trainer.eval_batch_size, reader, world)
-        if s in data.splits
+        EvalLoader(splits[s], config.trainer.eval_batch_size, reader, world)
+        if s in splits
         else None
         for s in ("val", "test")
     )
     if config.trainer.cache_features:
-        images = EvalLoader(data.splits["train"], config.trainer.eval_batch_size, reader)
+        images = EvalLoader(splits["train"], config.trainer.eval_batch_size, reader)
         train.see_once(images, partial(features, model, precision=config.trainer.precision))
     if reader.held:
         reader.pool.stop()
     return train, val, test
 
 
-def _verify(data: DataSet, reader: Reader) -> None:
+def _verify(splits: dict[str, Samples], reader: Reader) -> None:
     """Decode every image of every split.
 
     Raises:
         DataError: of all splits, the damaged images that may not be.
     """
     problems = []
-    for samples in data.splits.values():
+    for samples in splits.values():
         try:
             reader.corrupt_images(samples).note(verify(samples, reader))
         except DataError as error:

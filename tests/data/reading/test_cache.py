@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from vit.data.reading.decode import decode, reason
 from vit.data.reading.transform import Transform, resize
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources.folder import load
-from vit.data.types import DataSet
 from vit.errors import DataError
+from vit.runtime import console
 from vit.runtime.dist import World
 
 ALONE = WorkerPool(0, 60)
@@ -60,8 +59,8 @@ def images_of(root):
     return load(data_config("folder", root=str(root))).splits["train"].images
 
 
-def kept(root, folder, kind="uint8", size=32, pool=ALONE, report=warnings.warn):
-    return CachedImages(images_of(root), folder, CacheSpec(kind, size, 3), pool, report)
+def kept(root, folder, kind="uint8", size=32, pool=ALONE):
+    return CachedImages(images_of(root), folder, CacheSpec(kind, size, 3), pool)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "jpeg"])
@@ -160,14 +159,15 @@ def damages(good):
 
 
 @pytest.mark.parametrize("kind", ["uint8", "jpeg"])
-def test_damage_is_found_at_the_start_and_mended(photos, tmp_path, kind):
+def test_damage_is_found_at_the_start_and_mended(photos, tmp_path, kind, monkeypatch):
     images, told = kept(photos, tmp_path / "cache", kind), []
+    monkeypatch.setattr(console, "warn", told.append)
     expected = contents(images)
     (file,) = (tmp_path / "cache").iterdir()
     good, count = file.read_bytes(), 0
     for count, bad in enumerate(damages(good), start=1):
         file.write_bytes(bad)
-        again = kept(photos, tmp_path / "cache", kind, report=told.append)
+        again = kept(photos, tmp_path / "cache", kind)
         assert (
             told
             == [f"damaged shards of the image cache in {tmp_path}/cache are made anew (1 of 1)"]
@@ -176,7 +176,7 @@ def test_damage_is_found_at_the_start_and_mended(photos, tmp_path, kind):
         assert contents(again) == expected
         assert file.read_bytes() == good
     assert count > 30
-    kept(photos, tmp_path / "cache", kind, report=told.append)
+    kept(photos, tmp_path / "cache", kind)
     assert len(told) == count
 
 
@@ -283,10 +283,9 @@ def test_batches_of_kept_images_are_held_or_streamed_alike(photos, tmp_path, kin
             cache_dir=str(tmp_path / "cache"),
         )  # fmt: skip
         read = reader((28, 28), held=False, workers=workers)
-        listed = load(config)
-        data = read.with_cache(DataSet(listed.classes, listed.splits), config)
+        splits = read.with_cache(load(config).splits, config)
         loader = TrainLoader(
-            data.splits["train"], 2, 4, augmentation("light", crop="resized"), "none", 0, read,
+            splits["train"], 2, 4, augmentation("light", crop="resized"), "none", 0, read,
             World(),
         )  # fmt: skip
         batches.append([loader.batch_at(step).images for step in range(4)])

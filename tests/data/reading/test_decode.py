@@ -201,9 +201,9 @@ def test_the_limit_is_a_setting(tmp_path, changes):
             tmp_path / "photos", max_pixels=most, cache_dir=str(tmp_path / "kept"), **changes
         )
         reader = Reader.of(config, 4, CPU)
-        data = reader.with_cache(load_data_set(config), config)
+        splits = reader.with_cache(load_data_set(config).splits, config)
         try:
-            loader = EvalLoader(data.splits["train"], 4, reader)
+            loader = EvalLoader(splits["train"], 4, reader)
             limits[most] = len(loader.batch(0)[2])
         except DataError as error:
             limits[most] = str(error)

@@ -14,9 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from vit.config.schema import ReadConfig
 from vit.data.formats import FORMATS
 from vit.data.reading.decode import decode, decode_bytes, reason
 from vit.data.reading.transform import MAX_PIXELS, resize
@@ -63,6 +63,13 @@ class CacheSpec:
     size: int
     channels: int
     max_pixels: int = MAX_PIXELS
+
+    @classmethod
+    def of(cls, config: ReadConfig) -> CacheSpec | None:
+        """What settings ask for; None: images are not kept."""
+        if config.cache == "none":
+            return None
+        return cls(config.cache, config.cache_size, len(config.mean), config.max_pixels)
 
     def __repr__(self) -> str:
         """Goes into the names of shards, which outlive that of the class."""
@@ -153,7 +160,6 @@ class CachedImages(FileImages):
         folder: where shards lie; made if missing.
         spec: how images are kept.
         pool: makes the shards that are missing or damaged, with a progress bar.
-        report: is told in a sentence that some were damaged.
         check: read the shards to see whether they are; else another process just did.
 
     Raises:
@@ -162,9 +168,13 @@ class CachedImages(FileImages):
     """
 
     def __init__(
-        self, images: FileImages, folder: Path, spec: CacheSpec, pool: WorkerPool,
-        report: Callable[[str], None] = warnings.warn, check: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        images: FileImages,
+        folder: Path,
+        spec: CacheSpec,
+        pool: WorkerPool,
+        check: bool = True,
+    ) -> None:
         super().__init__(images.root, images.names)
         self.spec = spec
         try:
@@ -177,7 +187,7 @@ class CachedImages(FileImages):
         shards = _shards(images, folder, spec)
         indexes = _indexes(shards, check)
         if damaged := indexes.count([]):
-            report(
+            console.warn(
                 f"damaged shards of the image cache in {folder} are made anew "
                 f"({damaged} of {len(shards)})"
             )

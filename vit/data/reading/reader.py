@@ -6,8 +6,7 @@ Legend: B images of a batch, C channels, N images of a split.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.store import BatchRequest, ImageStore, InMemory, Streaming
 from vit.data.reading.transform import Transform
 from vit.data.reading.workers import Corrupt, WorkerPool, worker_count
-from vit.data.types import DataSet, FileImages, Samples
+from vit.data.types import FileImages, Samples
 from vit.errors import DataError
 from vit.runtime import console
 from vit.runtime.dist import ALONE, World
@@ -158,40 +157,31 @@ class Reader:
             bad_images=config.bad_image_limit if config.on_bad_image == "skip" else None,
         )
 
-    def with_cache(
-        self, data: DataSet, config: ReadConfig, report: Callable[[str], None] = warnings.warn
-    ) -> DataSet:
-        """The data set, read from small versions of its images where `data.cache` wants them.
+    def with_cache(self, splits: dict[str, Samples], config: ReadConfig) -> dict[str, Samples]:
+        """The splits, read from small versions of their images where `data.cache` wants them.
 
-        What is missing or damaged is made here, by one process of each machine; `report` is told
-        of damage.
+        What is missing or damaged is made here, by one process of each machine; of damage it warns.
 
         Raises:
             DataError: a worker died or hangs, or the folder cannot be written.
             DiskFullError: no space.
         """
-        if config.cache == "none":
-            return data
-        spec = CacheSpec(
-            config.cache, config.cache_size, self.transform.channels, config.max_pixels
-        )
+        spec = CacheSpec.of(config)
+        if spec is None:
+            return splits
         folder = Path(config.cache_dir) if config.cache_dir else cache_home() / "images"
+        listed = {id(samples.images): samples.images for samples in splits.values()}
         kept: dict[int, CachedImages] = {}
-        splits = {}
         for turn in (True, False):  # the first process of a machine makes what the others find
             if turn == (self.world.local_rank == 0):
-                for split, samples in data.splits.items():
-                    images = samples.images
+                for key, images in listed.items():
                     if isinstance(images, FileImages):
-                        if id(images) not in kept:
-                            kept[id(images)] = CachedImages(
-                                images, folder, spec, self.pool, report, check=turn
-                            )
-                        samples = replace(samples, images=kept[id(images)])
-                    splits[split] = samples
-            if self.world.size > 1:
-                self.world.barrier()
-        return DataSet(data.classes, splits)
+                        kept[key] = CachedImages(images, folder, spec, self.pool, check=turn)
+            self.world.barrier()
+        return {
+            split: replace(samples, images=kept.get(id(samples.images), samples.images))
+            for split, samples in splits.items()
+        }
 
     def corrupt_images(self, samples: Samples) -> CorruptImages:
         """A record of the damaged ones among `samples`; one may be skipped of however few."""
