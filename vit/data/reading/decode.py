@@ -13,7 +13,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit.data.formats import FORMATS, READ
 from vit.data.reading.transform import MAX_PIXELS, REDUCTIONS
-from vit.data.types import CachedImage
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 """How their files begin."""
@@ -46,17 +45,6 @@ def decode(
     return decode_bytes(Path(path).read_bytes(), channels, min_size, max_pixels)
 
 
-def open_image(
-    source: str | CachedImage, channels: int, min_size: MinSize, max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-    """As `decode`, of a file or of an image that was decoded before."""
-    if isinstance(source, str):
-        return decode(source, channels, min_size, max_pixels)
-    image = source.open()
-    min_size(*image.shape[:2])
-    return image
-
-
 def decode_bytes(
     data: bytes, channels: int, min_size: MinSize = whole, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
@@ -65,8 +53,8 @@ def decode_bytes(
         raise ValueError("the file is empty")
     size = _size_of_upright_jpeg(data, max_pixels)
     if size is not None:
-        pixels = _decode_jpeg(data, *size, *min_size(*size), max_pixels)
-        return _with_channels(pixels, channels)
+        rgb = _decode_jpeg(data, *size, *min_size(*size), max_pixels)
+        return rgb if channels == 3 else np.array(Image.fromarray(rgb).convert("L"))[..., None]
     try:
         return _with_pillow(data, channels, min_size, max_pixels)
     except ValueError:
@@ -166,11 +154,6 @@ def _check_pixels(height: int, width: int, most: int) -> None:
             f"Image size ({height * width} pixels) exceeds limit of {most} pixels, could be "
             f"decompression bomb DOS attack."
         )
-
-
-def _with_channels(rgb: np.ndarray, channels: int) -> np.ndarray:
-    """RGB pixels (H, W, 3) as (H, W, channels)."""
-    return rgb if channels == 3 else np.array(Image.fromarray(rgb).convert("L"))[..., None]
 
 
 def flatten(image: Image.Image) -> Image.Image:

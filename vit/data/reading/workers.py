@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from vit.data.reading.decode import open_image, reason
+from vit.data.reading.decode import decode, reason
 from vit.data.reading.transform import Box, Transform
 from vit.data.types import CachedImage
 from vit.errors import ConfigError, DataError
@@ -99,7 +99,11 @@ def _read(
         size, box = (height, width), transform.box(height, width, uniforms)
         return transform.min_size(height, width, box)
 
-    image = open_image(source, transform.channels, min_size, transform.max_pixels)
+    if isinstance(source, str):
+        image = decode(source, transform.channels, min_size, transform.max_pixels)
+    else:
+        image = source.open()
+        min_size(*image.shape[:2])
     return transform.render(image, box, size)
 
 
