@@ -142,7 +142,7 @@ def test_later_batches_are_rendered_while_one_is_used(pools, tmp_path):
     load = in_order(samples, pools[2])
     first, *_ = load.batch(0)
     kept = first.clone()
-    for futures in load.store._under_way.values():
+    for futures in load.store._under_way:
         for future in futures:
             future.result(120)
     for i in range(3 * BATCH):  # of the batches 0, 1 and 2

@@ -9,7 +9,6 @@ import weakref
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,9 +16,15 @@ from torch import Tensor
 
 from vit.data.reading.resample import resize_boxes
 from vit.data.reading.transform import Transform, crop_boxes
-from vit.data.reading.workers import Corrupt, WorkerPool, WorkerTask, render_into, shared_memory
+from vit.data.reading.workers import (
+    Corrupt,
+    WorkerPool,
+    WorkerTask,
+    render_into,
+    render_shared,
+    shared_memory,
+)
 from vit.data.types import FileImages
-from vit.errors import DataError
 
 AHEAD = 2
 """Batches that workers render while one is used."""
@@ -38,17 +43,17 @@ class BatchRequest:
     crop_uniforms: np.ndarray | None = None
 
 
-class ImageStore(Protocol):
+class ImageStore:
     """The pixels of a split, batch by batch, as a `Transform` renders them.
 
     Attributes:
         ahead: so many batches after the one that is collected are best submitted by then.
     """
 
-    ahead: int
+    ahead = 0
 
     def submit(self, k: int, request: BatchRequest) -> None:
-        """Have batch number `k` rendered.
+        """Have batch number `k` rendered, if that is done ahead of its use.
 
         Raises:
             DataError: a worker died or hangs.
@@ -64,12 +69,14 @@ class ImageStore(Protocol):
         Raises:
             DataError: a worker died or hangs; what else was submitted is lost.
         """
+        return self.render(request)
 
     def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """As `collect`, of any images, here and now."""
+        raise NotImplementedError
 
 
-class InMemory:
+class InMemory(ImageStore):
     """Images decoded and held on the device.
 
     Args:
@@ -78,19 +85,10 @@ class InMemory:
         transform: whose random crop is made of the held pixels.
     """
 
-    ahead = 0
-
     def __init__(self, pixels: Tensor, damaged: Corrupt, transform: Transform) -> None:
         self.pixels = pixels
         self.damaged = damaged
         self.transform = transform
-
-    def submit(self, k: int, request: BatchRequest) -> None:
-        """See ImageStore; there is nothing to prepare."""
-
-    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Corrupt]:
-        """See ImageStore."""
-        return self.render(request)
 
     def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
@@ -109,7 +107,7 @@ class InMemory:
         return images, {r: self.damaged[p] for r, p in enumerate(at) if p in self.damaged}
 
 
-class Streaming:
+class Streaming(ImageStore):
     """Images that stay in their files: workers render them into shared memory, each batch that is
     under way into a slot of its own.
 
@@ -143,7 +141,7 @@ class Streaming:
             if device.type == "cuda"
             else None
         )
-        self._under_way: dict[int, list[Future[Corrupt]]] = {}
+        self._under_way: list[list[Future[Corrupt]]] = [[] for _ in range(AHEAD + 1)]
         self._memory: SharedMemory | None = None
 
     def submit(self, k: int, request: BatchRequest) -> None:
@@ -156,46 +154,35 @@ class Streaming:
             weakref.finalize(self, _release, self._memory)
         count = len(request.positions)
         size = max(1, -(-count // (2 * self.pool.workers)))
-        start = k % (AHEAD + 1) * self.rows
-        try:
-            self._free(k % (AHEAD + 1))
-            self._under_way[k] = [
-                self.pool.submit(self._task(request, slice(first, first + size), start))
-                for first in range(0, count, size)
-            ]
-        except DataError:
-            self._under_way.clear()  # what the failed workers were given
-            raise
+        slot = k % (AHEAD + 1)
+        for future in self._under_way[slot]:  # if never collected, it must not write any more
+            if not (future.cancel() or future.done()):
+                self.pool.result(future)
+        self._under_way[slot] = [
+            self.pool.submit(
+                render_shared, self._task(request, slice(first, first + size), slot * self.rows)
+            )
+            for first in range(0, count, size)
+        ]
 
     def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
         if self.pool.workers == 0:
             return self.render(request)
+        assert self._memory is not None
         bad: Corrupt = {}
-        try:
-            for future in self._under_way[k]:
-                rendered: Corrupt = self.pool.result(future)
-                bad |= rendered
-        except DataError:
-            self._under_way.clear()
-            raise
-        del self._under_way[k]
-        return self._moved(self._slot(k)[: len(request.positions)].copy()), bad
+        for future in self._under_way[k % (AHEAD + 1)]:
+            rendered: Corrupt = self.pool.result(future)
+            bad |= rendered
+        slots = (AHEAD + 1, self.rows, *self.transform.shape)
+        pixels: np.ndarray = np.ndarray(slots, np.uint8, self._memory.buf)[k % (AHEAD + 1)]
+        return self._moved(pixels[: len(request.positions)].copy()), bad
 
     def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
         pixels = np.empty((len(request.positions), *self.transform.shape), np.uint8)
         bad = render_into(pixels, self._task(request, slice(None)))
         return self._moved(pixels), bad
-
-    def _free(self, slot: int) -> None:
-        """End what was submitted for a slot and never collected: it must not write while others
-        do.
-        """
-        for number in [n for n in self._under_way if n % (AHEAD + 1) == slot]:
-            for future in self._under_way.pop(number):
-                if not future.cancel():
-                    self.pool.result(future)
 
     def _task(self, request: BatchRequest, part: slice, start: int = 0) -> WorkerTask:
         """Part of a request, for rows from `start` on of the shared memory."""
@@ -208,14 +195,6 @@ class Streaming:
             crop_uniforms=None if request.crop_uniforms is None else request.crop_uniforms[part],
             transform=self.transform,
         )
-
-    def _slot(self, k: int) -> np.ndarray:
-        """Where batch `k` is rendered: uint8 (rows, C, height, width)."""
-        assert self._memory is not None
-        slots = (AHEAD + 1, self.rows, *self.transform.shape)
-        whole: np.ndarray = np.ndarray(slots, np.uint8, self._memory.buf)
-        batch: np.ndarray = whole[k % (AHEAD + 1)]
-        return batch
 
     def _moved(self, pixels: np.ndarray) -> Tensor:
         """Pixels on the device; on a GPU they travel while it still computes what came before."""

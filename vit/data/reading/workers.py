@@ -81,6 +81,18 @@ def render_into(rows: np.ndarray, task: WorkerTask) -> Corrupt:
     return bad
 
 
+@cache
+def _attach(name: str) -> SharedMemory:
+    return SharedMemory(name)
+
+
+def render_shared(task: WorkerTask) -> Corrupt:
+    """Render the images of `task` where it says."""
+    shape = (len(task.sources), *task.transform.shape)
+    rows = np.ndarray(shape, np.uint8, _attach(task.memory).buf, task.offset)
+    return render_into(rows, task)
+
+
 def announce(file: str) -> None:
     """Note which file this worker is at, for the case that it dies there."""
     if _board is not None:
@@ -125,24 +137,12 @@ class WorkerPool:
         """What decodes so many images: for few of them none of the workers."""
         return self if count >= POOL_FROM else WorkerPool(0, self.timeout)
 
-    def submit(self, task: WorkerTask) -> Future[Corrupt]:
-        """Have `task` rendered."""
-        return self._start(_render, task)
-
-    def map(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """What `job`, a function of a module, makes of each item, in order.
+    def submit(self, job: Callable[[Item], Result], item: Item) -> Future[Result]:
+        """Have `job`, a function of a module, run on `item`.
 
         Raises:
-            DataError: as in `result`.
+            DataError: a worker died.
         """
-        if self.workers == 0:
-            yield from map(job, items)
-            return
-        futures = [self._start(job, item) for item in items]
-        for future in futures:
-            yield self.result(future)
-
-    def _start(self, job: Callable[[Item], Result], item: Item) -> Future[Result]:
         if self._pool is None:
             if multiprocessing.get_start_method(allow_none=True) == "loky":
                 # That of joblib, whose jobs we may be; workers are told it and do not know it.
@@ -162,6 +162,19 @@ class WorkerPool:
                 return self._pool.submit(job, item)
         except BrokenProcessPool:
             raise self._died() from None
+
+    def map(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """What `job`, a function of a module, makes of each item, in order.
+
+        Raises:
+            DataError: as in `result`.
+        """
+        if self.workers == 0:
+            yield from map(job, items)
+            return
+        futures = [self.submit(job, item) for item in items]
+        for future in futures:
+            yield self.result(future)
 
     def result(self, future: Future[Result]) -> Result:
         """What `future` gives.
@@ -252,17 +265,6 @@ def worker_count(workers: int | str, processes: int = 1) -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     return max(1, min(available // processes, 16))
-
-
-@cache
-def _attach(name: str) -> SharedMemory:
-    return SharedMemory(name)
-
-
-def _render(task: WorkerTask) -> Corrupt:
-    shape = (len(task.sources), *task.transform.shape)
-    rows = np.ndarray(shape, np.uint8, _attach(task.memory).buf, task.offset)
-    return render_into(rows, task)
 
 
 def _start_worker(turn: Any, boards: list[Any]) -> None:
