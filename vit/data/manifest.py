@@ -39,12 +39,6 @@ class Entries:
     sizes: np.ndarray
     hashes: np.ndarray
 
-    @classmethod
-    def of(cls, samples: Samples, by_content: bool) -> Entries:
-        """Of images as they are now."""
-        sizes, hashes = fingerprints(samples, by_content)
-        return cls(samples.names, samples.labels, sizes, hashes)
-
     def as_json(self) -> dict[str, Any]:
         """Plain values, a list for each attribute."""
         return {
@@ -89,7 +83,10 @@ class Manifest:
             groups.setdefault(id(samples.images), []).append(name)
         in_files = isinstance(data.splits["train"].images, FileImages)
         by_content = not in_files or sum(map(len, splits.values())) <= CONTENT_UP_TO
-        entries = {name: Entries.of(samples, by_content) for name, samples in splits.items()}
+        entries = {
+            name: Entries(samples.names, samples.labels, *fingerprints(samples, by_content))
+            for name, samples in splits.items()
+        }
         return cls(data.classes, by_content, entries, list(groups.values()), list(before))
 
     def trained(self) -> list[Manifest]:
@@ -174,17 +171,15 @@ def changed(manifest: Manifest, restored: Restored, split: str) -> list[str]:
     return [entries.names[i] for i in other.tolist()]
 
 
-def known_among(samples: Samples, known: Iterable[Manifest]) -> np.ndarray:
+def known_among(samples: Samples, known: Sequence[Manifest]) -> np.ndarray:
     """Which images of a split are among those that `known` lists: bool (N,).
 
     Those known by content are found under any name, the others by name and size.
     """
     found = np.zeros(len(samples), dtype=bool)
-    sizes: np.ndarray | None = None
+    sizes, _ = fingerprints(samples, by_content=False)
     for manifest in known:
         for entries in manifest.splits.values():
-            if sizes is None:
-                sizes, _ = fingerprints(samples, by_content=False)
             likely = np.flatnonzero(np.isin(sizes, entries.sizes) & (sizes >= 0) & ~found)
             if manifest.by_content:
                 _, hashes = fingerprints(samples.take(likely), by_content=True)
