@@ -143,8 +143,7 @@ class TrainLoader(Loader):
     def request_at(self, k: int) -> BatchRequest:
         """Which images our share of step `k` holds, and how they are cropped."""
         crop_uniforms = augment.draw_crops(self.config, self.batch_size, self.seed, k)
-        index = self.indices_at(k)[self.part]
-        return BatchRequest(index, None if crop_uniforms is None else crop_uniforms[self.part])
+        return BatchRequest(self.indices_at(k), crop_uniforms).part(self.part)
 
     def batch_at(self, step: int) -> Batch:
         """Our share of the batch that the optimiser's step number `step` (from 0) is taken on.
@@ -206,16 +205,12 @@ class TrainLoader(Loader):
         request, pixels, bad = self._collect(step)
         index = request.positions.copy()
         for row in bad:
-            crop_uniforms = (
-                None if request.crop_uniforms is None else request.crop_uniforms[row : row + 1]
-            )
             damaged: Corrupt = {0: bad[row]}
             while damaged:
                 self.corrupt.note({int(index[row]): damaged[0]})
                 index[row] = (index[row] + 1) % len(self)
-                pixel, damaged = self.store.render(
-                    BatchRequest(index[row : row + 1], crop_uniforms)
-                )
+                other = replace(request, positions=index).part(slice(row, row + 1))
+                pixel, damaged = self.store.render(other)
             pixels[row] = pixel[0]
         return pixels, index
 

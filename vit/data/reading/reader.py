@@ -204,9 +204,8 @@ class Reader:
         if isinstance(samples.images, np.ndarray):
             pixels = samples.images[samples.index]
         elif self.held:
-            whole = replace(transform, crop_scale=None)
             pixels, damaged = self.world.array_once_per_machine(
-                lambda: decode_all(samples, whole, self.pool)
+                lambda: decode_all(samples, transform, self.pool)
             )
             bad.note(damaged)
         else:
@@ -217,7 +216,7 @@ class Reader:
 def decode_all(
     samples: Samples, transform: Transform, pool: WorkerPool
 ) -> tuple[np.ndarray, Corrupt]:
-    """All images of a split in files.
+    """All images of a split in files, without random crops.
 
     Returns:
         uint8 (N, C, height, width), and the damaged ones by position.

@@ -42,6 +42,11 @@ class BatchRequest:
     positions: np.ndarray
     crop_uniforms: np.ndarray | None = None
 
+    def part(self, rows: slice) -> BatchRequest:
+        """Some of its images."""
+        uniforms = self.crop_uniforms
+        return BatchRequest(self.positions[rows], None if uniforms is None else uniforms[rows])
+
 
 class ImageStore:
     """The pixels of a split, batch by batch, as a `Transform` renders them.
@@ -160,7 +165,8 @@ class Streaming(ImageStore):
                 self.pool.result(future)
         self._under_way[slot] = [
             self.pool.submit(
-                render_shared, self._task(request, slice(first, first + size), slot * self.rows)
+                render_shared,
+                self._task(request.part(slice(first, first + size)), first, slot * self.rows),
             )
             for first in range(0, count, size)
         ]
@@ -181,18 +187,19 @@ class Streaming(ImageStore):
     def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
         pixels = np.empty((len(request.positions), *self.transform.shape), np.uint8)
-        bad = render_into(pixels, self._task(request, slice(None)))
+        bad = render_into(pixels, self._task(request))
         return self._moved(pixels), bad
 
-    def _task(self, request: BatchRequest, part: slice, start: int = 0) -> WorkerTask:
-        """Part of a request, for rows from `start` on of the shared memory."""
-        first = part.start or 0
+    def _task(self, request: BatchRequest, first: int = 0, start: int = 0) -> WorkerTask:
+        """A request that is a batch's from row `first` on, which starts at row `start` of the
+        shared memory.
+        """
         return WorkerTask(
             memory=self._memory.name if self._memory is not None else "",
             offset=(start + first) * int(np.prod(self.transform.shape)),
             first=first,
-            sources=[self.images.source(i) for i in self.index[request.positions[part]]],
-            crop_uniforms=None if request.crop_uniforms is None else request.crop_uniforms[part],
+            sources=[self.images.source(i) for i in self.index[request.positions]],
+            crop_uniforms=request.crop_uniforms,
             transform=self.transform,
         )
 
