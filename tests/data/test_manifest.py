@@ -12,8 +12,14 @@ import pytest
 from pictures import data_config, noise, save
 
 from vit.data import manifest as manifest_module
-from vit.data.fingerprint import fingerprints
-from vit.data.manifest import Manifest, changed, known_among, restore, without
+from vit.data.manifest import (
+    Manifest,
+    changed,
+    fingerprints,
+    known_among,
+    restore,
+    without,
+)
 from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet
 
