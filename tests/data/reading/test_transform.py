@@ -11,8 +11,14 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import CenterCrop, Resize
 from torchvision.transforms.v2.functional import resized_crop
 
-from vit.data.reading.resample import resize_boxes
-from vit.data.reading.transform import CROP_ASPECT, MAX_PIXELS, Transform, crop_boxes, resize
+from vit.data.reading.transform import (
+    CROP_ASPECT,
+    MAX_PIXELS,
+    Transform,
+    crop_boxes,
+    resize,
+    resize_boxes,
+)
 from vit.data.types import CROP_TRIES
 
 BILINEAR = Image.Resampling.BILINEAR

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vit.data.reading.resample import resize_boxes
-from vit.data.reading.transform import Transform, crop_boxes
+from vit.data.reading.transform import Transform, crop_boxes, resize_boxes
 from vit.data.reading.workers import (
     Corrupt,
     WorkerPool,

@@ -1,4 +1,7 @@
-"""The transform of an image: random resized crop in training, centre crop in evaluation."""
+"""The transform of an image: random resized crop in training, centre crop in evaluation.
+
+Legend: B batch, C channels, H and W of an image.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 MAX_PIXELS = 100_000_000
 """What would be decoded to more is refused before, unless a setting says otherwise."""
 REDUCTIONS = (8, 4, 2, 1)
 """By which of these an image may be reduced before it is rendered."""
 CROP_ASPECT = (3 / 4, 4 / 3)
+_MOST_BITS = 22  # of a weight's fraction when resizing; its whole must fit into 15 bits
 Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
 
@@ -195,3 +200,56 @@ def _central_box(height: int, width: int) -> tuple[int, int, int, int]:
     elif width > high * height:
         crop_width = max(1, round(height * high))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def resize_boxes(images: Tensor, boxes: Tensor) -> Tensor:
+    """Crop a box of each image and resize it to the image's own size, on the device of the images:
+    equal to the bit to `resize` of each box.
+
+    torch resizes bytes on the CPU in fixed point: rows, then columns, each a sum of pixels times
+    weights of 16 bits, rounded to a byte. All those integers are exact in float64, so two batched
+    matrix products do the same, whatever the order of their sums.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        boxes: top, left, height and width in pixels, int64 (B, 4).
+
+    Returns:
+        uint8 (B, C, H, W).
+    """
+    top, left, height, width = boxes.unbind(1)
+    across, x_unit = _weights(left, width, images.shape[-1])
+    down, y_unit = _weights(top, height, images.shape[-2])
+    narrowed = _rounded(images.double() @ across.transpose(-2, -1), x_unit)
+    pixels: Tensor = _rounded(down @ narrowed, y_unit).to(torch.uint8)
+    return pixels
+
+
+def _rounded(sums: Tensor, unit: Tensor) -> Tensor:
+    rounded: Tensor = ((sums + unit / 2) / unit).floor().clamp(0, 255)
+    return rounded
+
+
+def _weights(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Weight of each input pixel in each output pixel, and what counts as 1.
+
+    As torch's UpSampleKernel.cpp: a triangle as wide as the scale, or as one pixel when enlarging.
+
+    Returns:
+        Whole numbers (B, 1, size, size), and powers of two (B, 1, 1, 1).
+    """
+    scale = (length.double() / size)[:, None, None]
+    support = scale.clamp(min=1.0)
+    at = torch.arange(size, device=start.device)
+    center = (at.double() + 0.5)[:, None] * scale  # B out 1
+    x = at - start[:, None, None]  # B 1 in, counted from the box
+    first = (center - support + 0.5).floor().clamp(min=0)
+    last = (center + support + 0.5).floor().minimum(length[:, None, None])
+    triangle = (1 - ((x - center + 0.5) * (1 / support)).abs()).clamp(min=0)
+    triangle = torch.where((x >= first) & (x < last), triangle, 0.0)
+    shares = triangle / triangle.sum(dim=-1, keepdim=True)
+    largest = shares.amax(dim=(1, 2))  # B
+    bits = torch.arange(1, _MOST_BITS + 1, device=start.device)
+    fits = (0.5 + largest[:, None] * 2.0**bits).floor() < 2**15  # B bits
+    unit = (2.0 ** fits.sum(dim=1).double())[:, None, None]
+    return (0.5 + shares * unit).floor()[:, None], unit[:, None]
