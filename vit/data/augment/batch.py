@@ -98,14 +98,8 @@ def draw(config: AugmentConfig, batch: int, size: Size, seed: int, step: int) ->
     cut_shape = np.rint(np.sqrt(1 - cut_share)[:, None] * size).astype(np.int64)
     cut = _boxes(cut_rng, size, cut_shape)
     cut[~(mixed & use_cut)] = 0
-    keep = np.where(mixed & ~use_cut, np.maximum(share, 1 - share), 1.0)
-    return Draws(
-        torch.from_numpy(shift),
-        torch.from_numpy(flip),
-        torch.from_numpy(erase),
-        torch.from_numpy(cut),
-        torch.from_numpy(keep.astype(np.float32)),
-    )
+    keep = np.where(mixed & ~use_cut, np.maximum(share, 1 - share), 1.0).astype(np.float32)
+    return Draws(*map(torch.from_numpy, (shift, flip, erase, cut, keep)))
 
 
 def crop_flip(images: Tensor, draws: Draws, pad: Size, mask: Tensor | None = None) -> Tensor:
