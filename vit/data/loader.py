@@ -157,7 +157,7 @@ class TrainLoader(Loader):
                 self.features[torch.from_numpy(index).to(self.device)], *self._labelled(index)
             )
         pixels, index = self._pixels(step)
-        pixels, mask = images_and_mask(pixels, self.reader)
+        pixels, mask = split_padding(pixels, self.reader.transform.patch, self.normalise.colour)
         draws = augment.draw(self.config, self.batch_size, self.size, self.seed, step)
         draws = draws.slice(self.part).to(self.device)
         chain = policies.draw(self.config, self.batch_size, self.size, self.seed, step)
@@ -213,14 +213,6 @@ class TrainLoader(Loader):
                 pixel, damaged = self.store.render(other)
             pixels[row] = pixel[0]
         return pixels, index
-
-
-def images_and_mask(pixels: Tensor, reader: Reader) -> tuple[Tensor, Tensor | None]:
-    """What a reader's transform rendered, as images uint8 (B, C, height, width) and their mask."""
-    patch = reader.transform.patch
-    if patch is None:
-        return pixels, None
-    return split_padding(pixels, patch, reader.normalise.colour)
 
 
 def of_size(samples: Samples, transform: Transform) -> Samples:
@@ -312,7 +304,7 @@ class EvalLoader(Loader):
             self.corrupt.note({int(index[row]): why for row, why in bad.items()})
             good = np.setdiff1d(np.arange(len(index)), list(bad))
             pixels, index = pixels[torch.from_numpy(good).to(pixels.device)], index[good]
-        pixels, mask = images_and_mask(pixels, self.reader)
+        pixels, mask = split_padding(pixels, self.reader.transform.patch, self.normalise.colour)
         if self.change is not None and len(index):
             pixels = self.change(pixels, index)
         labels = self.labels[torch.from_numpy(index).to(self.labels.device)]

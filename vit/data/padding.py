@@ -14,17 +14,21 @@ import torch
 from torch import Tensor
 
 
-def split_padding(planes: Tensor, patch: int, colour: Tensor) -> tuple[Tensor, Tensor]:
+def split_padding(
+    planes: Tensor, patch: int | None, colour: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """What a `Transform` with `patch` rendered, as images and their mask.
 
     Args:
         planes: uint8 (B, C + 1, H, W), the last one telling where the image is.
-        patch: side of a patch in pixels.
+        patch: side of a patch in pixels; None: the planes are images without padding.
         colour: uint8 (C, 1, 1), which the padding gets.
 
     Returns:
         uint8 (B, C, H, W), and bool (B, N).
     """
+    if patch is None:
+        return planes, None
     there = planes[:, -1:].bool()
     return torch.where(there, planes[:, :-1], colour), there[:, 0, ::patch, ::patch].flatten(1)
 
