@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -187,12 +187,12 @@ def known_among(samples: Samples, known: Sequence[Manifest]) -> np.ndarray:
             likely = np.flatnonzero(np.isin(sizes, entries.sizes) & (sizes >= 0) & ~found)
             if manifest.by_content:
                 _, hashes = fingerprints(samples.take(likely), by_content=True)
-                pairs = set(zip(entries.sizes.tolist(), entries.hashes.tolist(), strict=True))
-                keys: Iterable[Any] = zip(sizes[likely].tolist(), hashes.tolist(), strict=True)
+                theirs, ours = entries.hashes.tolist(), hashes.tolist()
             else:
-                pairs = set(zip(entries.sizes.tolist(), entries.names, strict=True))
-                keys = ((int(sizes[i]), samples.names[i]) for i in likely.tolist())
-            found[likely] = [key in pairs for key in keys]
+                theirs, ours = entries.names, [samples.names[i] for i in likely.tolist()]
+            listed = set(zip(entries.sizes.tolist(), theirs, strict=True))
+            asked = zip(sizes[likely].tolist(), ours, strict=True)
+            found[likely] = [pair in listed for pair in asked]
     return found
 
 
