@@ -17,7 +17,8 @@ from timm.models import VisionTransformer as TimmTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from vit.config.validate import to_config
-from vit.data.loader import EvalLoader, of_size
+from vit.data.loader import EvalLoader
+from vit.data.reading.reader import of_size
 from vit.data.reading.transform import Transform, resize
 from vit.data.sources.registry import load_data_set
 from vit.errors import ConfigError
@@ -115,14 +116,15 @@ def test_the_state_that_was_given_stays_as_it_was():
 
 def test_arrays_are_resized_as_files_are():
     samples = array_samples(5, (8, 12))
-    assert of_size(samples, Transform(8, 12, 3)) is samples
+    assert of_size(samples.images, Transform(8, 12, 3)) is samples.images
     some = samples.take(np.array([3, 1]))
-    enlarged = of_size(some, Transform(16, 24, 3, center_crop=0.5))  # which arrays do without
+    pixels = samples.images[[3, 1]]
+    enlarged = of_size(pixels, Transform(16, 24, 3, center_crop=0.5))  # which arrays do without
     for row, source in enumerate((3, 1)):
         expected = resize(samples.images[source].transpose(1, 2, 0), 16, 24)
-        assert (enlarged.images[row] == expected.transpose(2, 0, 1)).all()
-    middle = of_size(some, Transform(16, 16, 3)).images
-    assert (middle == enlarged.images[..., 4:20]).all()
+        assert (enlarged[row] == expected.transpose(2, 0, 1)).all()
+    middle = of_size(pixels, Transform(16, 16, 3))
+    assert (middle == enlarged[..., 4:20]).all()
     images, labels, index, _ = EvalLoader(some, 2, reader((16, 24))).batch(0)
     assert (images.shape, labels.tolist(), index.tolist()) == ((2, 3, 16, 24), [0, 1], [0, 1])
 

@@ -21,7 +21,6 @@ from vit.data.augment import policies
 from vit.data.padding import split_padding, zero_padding
 from vit.data.reading.reader import Reader
 from vit.data.reading.store import BatchRequest, ImageStore
-from vit.data.reading.transform import Transform
 from vit.data.reading.workers import Corrupt
 from vit.data.sampler import Sampler, class_weights
 from vit.data.types import Batch, Samples
@@ -215,20 +214,6 @@ class TrainLoader(Loader):
         return pixels, index
 
 
-def of_size(samples: Samples, transform: Transform) -> Samples:
-    """The samples; an array of images of another size than `transform`'s is resized to it.
-
-    Then they cover it and keep the middle, as images in files.
-    """
-    images, size = samples.images, (transform.height, transform.width)
-    if not isinstance(images, np.ndarray) or images.shape[2:] == size:
-        return samples
-    whole = replace(transform, center_crop=1.0)
-    upright = images[samples.index].transpose(0, 2, 3, 1)
-    pixels = np.stack([whole.render(image) for image in upright])
-    return replace(samples, images=pixels, index=np.arange(len(pixels)))
-
-
 class EvalLoader(Loader):
     """Images as they are, in order: batch k is samples [k E, (k+1) E), less the damaged ones.
 
@@ -255,9 +240,7 @@ class EvalLoader(Loader):
         self.change: Change | None = None
         self.corrupt = reader.corrupt_images(samples)
         total = -(-len(samples) // batch_size)
-        store = reader.open(
-            of_size(samples, reader.transform), batch_size, reader.transform, self.corrupt
-        )
+        store = reader.open(samples, batch_size, reader.transform, self.corrupt)
         super().__init__(store, len(range(world.rank, total, world.size)))
 
     def __len__(self) -> int:

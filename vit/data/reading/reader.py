@@ -202,7 +202,7 @@ class Reader:
         """
         damaged: Corrupt = {}
         if isinstance(samples.images, np.ndarray):
-            pixels = samples.images[samples.index]
+            pixels = of_size(samples.images[samples.index], transform)
         elif self.held:
             pixels, damaged = self.world.array_once_per_machine(
                 lambda: decode_all(samples, transform, self.pool)
@@ -211,6 +211,17 @@ class Reader:
         else:
             return Streaming(samples.images, samples.index, rows, transform, self.pool, self.device)
         return InMemory(torch.from_numpy(pixels).to(self.device), damaged, transform)
+
+
+def of_size(pixels: np.ndarray, transform: Transform) -> np.ndarray:
+    """Images (N, C, height, width) at the size of `transform`: those of another size are resized.
+
+    Then they cover it and keep the middle, as images in files.
+    """
+    if pixels.shape[2:] == (transform.height, transform.width):
+        return pixels
+    whole = replace(transform, center_crop=1.0)
+    return np.stack([whole.render(image) for image in pixels.transpose(0, 2, 3, 1)])
 
 
 def decode_all(
