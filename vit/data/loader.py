@@ -20,7 +20,8 @@ from vit.data.augment import batch as augment
 from vit.data.augment import policies
 from vit.data.padding import split_padding, zero_padding
 from vit.data.reading.reader import Reader
-from vit.data.reading.store import BatchRequest, ImageStore
+from vit.data.reading.store import BatchRequest
+from vit.data.reading.transform import Transform
 from vit.data.reading.workers import Corrupt
 from vit.data.sampler import Sampler, class_weights
 from vit.data.types import Batch, Samples
@@ -38,12 +39,23 @@ class Loader:
     """Batches of a split by number, each planned once and asked for ahead of its use.
 
     Args:
-        store: of the split's images.
+        samples: the split.
+        reader: how the images are read.
+        transform: from an image to pixels.
+        rows: most images of a batch of ours.
         batches: how many there are; None: without end.
     """
 
-    def __init__(self, store: ImageStore, batches: int | None) -> None:
-        self.store = store
+    def __init__(
+        self, samples: Samples, reader: Reader, transform: Transform, rows: int, batches: int | None
+    ) -> None:
+        self.names = samples.names
+        self.reader = reader
+        self.device = reader.device
+        self.normalise = reader.normalise
+        self.labels = torch.from_numpy(samples.labels).to(reader.device)
+        self.corrupt = reader.corrupt_images(samples)
+        self.store = reader.open(samples, rows, transform, self.corrupt)
         self.batches = batches
         self._submitted: dict[int, BatchRequest] = {}
 
@@ -98,27 +110,21 @@ class TrainLoader(Loader):
         seed: int, reader: Reader, world: World, mix_end: float = math.inf,
     ) -> None:  # fmt: skip
         share = batch_size // world.size
-        self.names = samples.names
+        low, high = config.crop_scale
+        scale = (low, high) if config.crop == "resized" else None
+        transform = replace(reader.transform, center_crop=1.0, crop_scale=scale)
+        super().__init__(samples, reader, transform, share, None)
         self.classes = classes
         self.batch_size = batch_size
         self.config = config
         self.seed = seed
         self.mix_end = mix_end
-        self.reader = reader
-        self.device = reader.device
-        self.normalise = reader.normalise
         self.size = (reader.transform.height, reader.transform.width)
         self.order = Sampler(samples.labels, seed, balance == "sampler")
         self.part = slice(world.rank * share, (world.rank + 1) * share)
-        self.labels = torch.from_numpy(samples.labels).to(self.device)
         weights = class_weights(samples.labels, classes) if balance == "loss" else np.ones(classes)
         self.weights = torch.from_numpy(weights).float().to(self.device)
         self.features: Tensor | None = None
-        self.corrupt = reader.corrupt_images(samples)
-        low, high = config.crop_scale
-        scale = (low, high) if config.crop == "resized" else None
-        transform = replace(reader.transform, center_crop=1.0, crop_scale=scale)
-        super().__init__(reader.open(samples, share, transform, self.corrupt), None)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -231,17 +237,12 @@ class EvalLoader(Loader):
     def __init__(
         self, samples: Samples, batch_size: int, reader: Reader, world: World = ALONE
     ) -> None:
-        self.world = world
-        self.labels = torch.from_numpy(samples.labels).to(reader.device)
-        self.names = samples.names
-        self.batch_size = batch_size
-        self.reader = reader
-        self.normalise = reader.normalise
-        self.change: Change | None = None
-        self.corrupt = reader.corrupt_images(samples)
         total = -(-len(samples) // batch_size)
-        store = reader.open(samples, batch_size, reader.transform, self.corrupt)
-        super().__init__(store, len(range(world.rank, total, world.size)))
+        ours = len(range(world.rank, total, world.size))
+        super().__init__(samples, reader, reader.transform, batch_size, ours)
+        self.world = world
+        self.batch_size = batch_size
+        self.change: Change | None = None
 
     def __len__(self) -> int:
         """Number of rounds in which every process takes a batch, or none in the last."""
@@ -260,7 +261,7 @@ class EvalLoader(Loader):
         """One black image, for a process that must take part without a batch."""
         transform = self.reader.transform
         return torch.zeros(
-            1, transform.channels, transform.height, transform.width, device=self.labels.device
+            1, transform.channels, transform.height, transform.width, device=self.device
         )
 
     def with_transform(self, change: Change) -> EvalLoader:
@@ -290,5 +291,5 @@ class EvalLoader(Loader):
         pixels, mask = split_padding(pixels, self.reader.transform.patch, self.normalise.colour)
         if self.change is not None and len(index):
             pixels = self.change(pixels, index)
-        labels = self.labels[torch.from_numpy(index).to(self.labels.device)]
+        labels = self.labels[torch.from_numpy(index).to(self.device)]
         return zero_padding(self.normalise(pixels), mask), labels, index, mask
