@@ -13,6 +13,7 @@ from vit.config.commands import EvalConfig
 from vit.config.schema import height_width
 from vit.config.validate import to_eval_config
 from vit.runtime.memory import retain_freed_memory
+from vit.runtime.signals import import_torch
 
 if TYPE_CHECKING:
     from vit.evaluation.evaluate import Evaluation
@@ -28,7 +29,7 @@ def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
     """Score a checkpoint on a split of its own data, or on a folder with the same classes."""
     retain_freed_memory()
     config = to_eval_config(plain)
-    # torch is imported here: an error in the settings is answered without it.
+    import_torch()  # here: an error in the settings is answered without it
     from vit.evaluation import evaluate as evaluation
     from vit.runtime.device import select_device
 

@@ -17,6 +17,7 @@ from vit.runtime import console
 from vit.runtime.console import damaged
 from vit.runtime.files import prepare_file, write_atomic
 from vit.runtime.memory import retain_freed_memory
+from vit.runtime.signals import import_torch
 
 if TYPE_CHECKING:
     from vit.inference.load import Trained
@@ -39,8 +40,7 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     config = to_explain_config(plain)
     found = list_images(config.images, console.warn)
     paths = found[: config.limit]
-    # torch is imported here: an error in the settings or the paths is answered without it.
-
+    import_torch()  # here: an error in the settings or the paths is answered without it
     from vit.inference import pictures
     from vit.inference.load import load_trained
     from vit.inference.predict import open_images

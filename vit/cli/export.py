@@ -15,6 +15,7 @@ from vit.errors import ConfigError
 from vit.export.formats import CHECKS, FORMATS
 from vit.runtime.files import prepare_file
 from vit.runtime.memory import retain_freed_memory
+from vit.runtime.signals import import_torch
 
 if TYPE_CHECKING:
     from vit.export.export import Exported
@@ -31,7 +32,7 @@ def export(plain: dict[str, Any], overrides: Overrides) -> None:
     retain_freed_memory()
     config = to_export_config(plain, CHECKS)
     FORMATS[config.format].check_packages()
-    # torch is imported here: an error in the settings is answered without it.
+    import_torch()  # here: an error in the settings is answered without it
     from vit.export import export as exporting
 
     job = exporting.open_trained(config)

@@ -19,6 +19,7 @@ from vit.runtime import console
 from vit.runtime.console import damaged
 from vit.runtime.files import prepare_file
 from vit.runtime.memory import retain_freed_memory
+from vit.runtime.signals import import_torch
 
 ON_SHEET = 200
 """Images that a sheet shows at most."""
@@ -34,8 +35,7 @@ def predict(plain: dict[str, Any], overrides: Overrides) -> None:
     retain_freed_memory()
     config = to_predict_config(plain)
     paths = list_images(config.images, console.warn)
-    # torch is imported here: an error in the settings or the paths is answered without it.
-
+    import_torch()  # here: an error in the settings or the paths is answered without it
     from vit.inference.load import load_trained
     from vit.inference.predict import classify, open_images
     from vit.runtime.device import select_device

@@ -26,7 +26,7 @@ from vit.errors import (
 from vit.runtime import console
 from vit.runtime.dist import World, leave, process_group, world
 from vit.runtime.memory import retain_freed_memory
-from vit.runtime.signals import StopRequest
+from vit.runtime.signals import StopRequest, import_torch
 
 if TYPE_CHECKING:
     from vit.training.components import Components, ShouldPrune
@@ -151,7 +151,7 @@ def _train(
     config: RunConfig, user_keys: frozenset[str], run: RunDir, stop: StopRequest, processes: World,
     should_prune: ShouldPrune,
 ) -> None:  # fmt: skip
-    # torch is imported here: an error in the settings is answered without it.
+    import_torch()  # here: an error in the settings is answered without it
     from vit.training.setup import set_up
     from vit.training.trainer import Trainer
 

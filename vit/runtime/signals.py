@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 from vit.errors import InterruptedRun
 
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals that ask to stop come when this is over; processes started here never have them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def import_torch() -> None:
+    """Import torch, in the middle of which an exception of a signal would abort the process."""
+    with uninterrupted():
+        import torch  # noqa: F401
 
 
 class StopRequest:

@@ -138,23 +138,32 @@ def test_workers_start_in_a_job_of_joblib():
     assert jobs == [[1, 2, 3]] * 2
 
 
-def test_an_early_interrupt_is_the_main_processs_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["makes workers", "imports torch"])
+@pytest.mark.parametrize("cache", ["none", "jpeg"])
+def test_an_early_interrupt_is_the_main_processs_alone(
+    tmp_path: Path, cache: str, moment: str
+) -> None:
     """Ctrl-C, which goes to the whole group, while the process that makes workers imports."""
     for i in range(40):
         save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", noise(20, 20, seed=i))
     args = [*SMALL, "data=folder", f"data.root={tmp_path / 'photos'}", "data.memory=stream"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vit.cli.train", *args, "data.workers=2", "trainer.batch_size=8"],
+        [sys.executable, "-m", "vit.cli.train", *args, "data.workers=2", "trainer.batch_size=8",
+         f"data.cache={cache}", "data.cache_dir=cache", "data.image_size=16"],
         cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    while not makers(process.pid):
+    maps = Path(f"/proc/{process.pid}/maps")
+    while not (
+        makers(process.pid) if moment == "makes workers" else "libtorch" in maps.read_text()
+    ):
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 128 + signal.SIGINT, err
     assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("vit-train: ")
 
 
 def makers(session: int) -> list[Path]:

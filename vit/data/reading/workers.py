@@ -10,7 +10,6 @@ import contextlib
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_char
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from types import ModuleType
 from typing import Any, TypeVar
@@ -32,6 +31,7 @@ from vit.data.reading.transform import Box, Transform
 from vit.data.types import CachedImage
 from vit.errors import ConfigError, DataError
 from vit.runtime.memory import retain_freed_memory
+from vit.runtime.signals import uninterrupted
 
 Corrupt = dict[int, str]
 """Rows whose image cannot be decoded, with the reason."""
@@ -158,7 +158,7 @@ class WorkerPool:
                 self.workers, context, _start_worker, (turn, self._boards)
             )
         try:
-            with without_main():
+            with without_main(), uninterrupted():  # a worker that has started is known, to be ended
                 return self._pool.submit(job, item)
         except BrokenProcessPool:
             raise self._died() from None
@@ -172,9 +172,13 @@ class WorkerPool:
         if self.workers == 0:
             yield from map(job, items)
             return
-        futures = [self.submit(job, item) for item in items]
-        for future in futures:
-            yield self.result(future)
+        try:
+            futures = [self.submit(job, item) for item in items]
+            for future in futures:
+                yield self.result(future)
+        except BaseException:  # a signal, too: workers that are starting miss what goes with us
+            self.stop()
+            raise
 
     def result(self, future: Future[Result]) -> Result:
         """What `future` gives.
@@ -237,11 +241,10 @@ def undisturbed() -> Iterator[None]:
     """Processes that are started here outlive signals that go to the whole group, from the first
     moment on: the main process decides what they mean.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
-    try:
+    with uninterrupted():
+        resource_tracker.ensure_running()  # whose start, which others cause, lets signals through
+    with uninterrupted():
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
