@@ -95,6 +95,12 @@ MISTAKES = {
     "one checkpoint": (["trainer.keep=1"], ["trainer.keep=1", "2 or more"]),
     "one beta": (["optim.betas=[0.9]"], ["optim.betas=[0.9]", "2 entries"]),
     "no list": (["optim.betas=0.9"], ["optim.betas=0.9", "must be a list"]),
+    "text for a list": (["data.image_size=224px"], ["a whole number or a list, e.g. [32,32]"]),
+    "text for numbers": (["optim.betas=fast"], ["must be a list, e.g. [0.5,0.5]"]),
+    "weights to be given": (
+        ["experiment=finetune", "data.root=."],
+        ["model.weights is missing; give it as model.weights=<run folder, file or timm/model>"],
+    ),
     "missing": (["~optim.lr"], ["optim.lr is missing"]),
     "a flag": (["--epochs", "10"], ["--epochs is no option", "key=value", "trainer.epochs=10"]),
     "a bracket": (["optim.betas=[0.9"], ["optim.betas"]),

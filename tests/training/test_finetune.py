@@ -203,7 +203,7 @@ def test_contradictions_are_answered(changes: dict, words: str) -> None:
 def test_fine_tuning_without_weights_is_no_training_from_scratch(
     photos: Path, tmp_path: Path
 ) -> None:
-    for name, words in (("finetune", "does not exist; give"), ("linear_probe", "give model.wei")):
+    for name, words in (("finetune", "model.weights=<run"), ("linear_probe", "give model.wei")):
         done = run("train", f"experiment={name}", f"data.root={photos}", cwd=tmp_path)
         assert done.returncode == 2
         assert words in done.stderr

@@ -44,7 +44,7 @@ def errors_to_exit_code(command: str) -> Iterator[list[int]]:
         print(f"vit-{command}: interrupted", file=sys.stderr)
         outcome[0] = 130
     except Exception as error:
-        words = _system_words(error) or hydra_words(error) or _memory_words(error)
+        words = _system_words(error) or hydra_words(error) or _memory_words(error, command)
         if words is None:
             traceback.print_exc()
             resume = "; a run that has saved a checkpoint goes on with resume=<run folder>"
@@ -117,15 +117,22 @@ def _raised_in(error: Exception) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
-def _memory_words(error: Exception) -> tuple[str, int] | None:
+_LESS_MEMORY = {
+    "train": "trainer.accumulate=2 (same result), a smaller trainer.eval_batch_size, or "
+    "trainer.precision=bf16",
+    "predict": "a smaller batch_size=<images at once>, or device=cpu",
+    "eval": "device=cpu, or a smaller data.image_size",
+    "explain": "device=cpu, or layers=false",
+    "export": "a smaller data.image_size",
+}
+
+
+def _memory_words(error: Exception, command: str) -> tuple[str, int] | None:
     """Out of memory, on any device, with the overrides that help."""
     import torch
 
-    text = str(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
-        return (
-            "out of memory; try trainer.accumulate=2 (same result), a smaller "
-            "trainer.eval_batch_size, or trainer.precision=bf16",
-            1,
-        )
+    is_of_torch = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if is_of_torch or isinstance(error, MemoryError):
+        remedy = _LESS_MEMORY.get(command)
+        return "out of memory" + (f"; try {remedy}" if remedy else ""), 1
     return None

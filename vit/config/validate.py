@@ -21,6 +21,13 @@ from vit.config.schema import DataConfig, ReadConfig, RunConfig
 from vit.errors import ConfigError, nearest
 
 _NONE = type(None)
+_MEANT = {
+    "checkpoint": "run folder or checkpoint file",
+    "images": "file, folder or pattern",
+    "model.weights": "run folder, file or timm/model",
+}
+"""What is given to keys without a default."""
+_EXAMPLES = {int: "32,32", float: "0.5,0.5"}
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, twenty times faster
 Section = TypeVar("Section", bound=ReadConfig)
 Config = TypeVar("Config", RunConfig, EvalConfig, PredictConfig, ExplainConfig, ExportConfig)
@@ -215,7 +222,7 @@ def _collect(
         name = _key(field)
         key = prefix + name
         if plain.get(name, "???") == "???":  # Hydra's word for a value that must be given
-            problems.append(f"{key} is missing; give it as {key}=<value>")
+            problems.append(f"{key} is missing; give it as {key}=<{_MEANT.get(key, 'value')}>")
         elif is_dataclass(hint):
             if isinstance(plain[name], Mapping):
                 section = typing.cast(type, hint)
@@ -292,10 +299,10 @@ def _fit_plain(value: Any, hint: Any) -> tuple[Any, str | None]:
     if get_origin(hint) is list:
         (item,) = get_args(hint)
         if not isinstance(value, (list, tuple)):
-            return (
-                value,
-                f"must be a list, e.g. [{value if isinstance(value, str) else '0.9,0.99'}]",
-            )
+            kind = next((k for k in _EXAMPLES if k in (item, *get_args(item))), None)
+            if kind is None and (problem := _fit(value, item)[1]):
+                return value, f"must be a list, of which each {problem}"
+            return value, f"must be a list, e.g. [{_EXAMPLES[kind] if kind else value}]"
         fitted = [_fit(entry, item) for entry in value]
         return [entry for entry, _ in fitted], next((why for _, why in fitted if why), None)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

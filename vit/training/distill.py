@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vit.config.schema import RunConfig
 from vit.data.manifest import Manifest
 from vit.errors import ConfigError, NoCheckpointError
-from vit.inference.load import load_trained, trained_on
+from vit.inference.load import check_classes, load_trained, trained_on
 from vit.model.weights import not_finite
 from vit.runtime import console
 from vit.runtime.device import autocast
@@ -96,11 +96,7 @@ def load_teacher(config: RunConfig, classes: list[str], device: torch.device) ->
             ) from None
         model, facts = trained.model, trained.preprocessing
         images = trained_on(trained.path, trained.images)
-        if trained.classes != classes:
-            raise ConfigError(
-                f"distill.teacher={name} knows the classes {', '.join(trained.classes)}, the data "
-                f"has {', '.join(classes)}; give a teacher of the same classes"
-            )
+        check_classes(classes, trained.classes, "the data", f"{name} is no teacher for it")
     if len(facts["mean"]) != len(config.data.mean):
         raise ConfigError(
             f"distill.teacher={name} takes images of {len(facts['mean'])} channels, the data has "

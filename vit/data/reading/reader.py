@@ -91,10 +91,11 @@ class CorruptImages:
         listed = sorted(reasons)
         shown = "; ".join(f"{self.names[i]} ({reasons[i]})" for i in listed[:10])
         more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
-        allowed, skip = "", "skip them with data.on_bad_image=skip"
+        limit = f"data.bad_image_limit={share_of(len(listed), len(self.names))}"
+        allowed, skip = "", f"skip them with data.on_bad_image=skip {limit}"
         if self.allowed is not None:
             allowed = f", {self.allowed} allowed by data.bad_image_limit"
-            skip = f"allow them with data.bad_image_limit={share_of(len(listed), len(self.names))}"
+            skip = f"allow them with {limit}"
         raise DataError(
             f"{len(listed)} of {len(self.names)} images cannot be decoded{allowed}; repair or "
             f"remove them, or {skip}: {shown}{more}"
