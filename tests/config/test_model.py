@@ -46,7 +46,7 @@ def test_defaults_serve_python_alone(name: str) -> None:
     plain = composed()
     del plain["model"][name]
     (problem,) = problems(plain)
-        assert problem.startswith(f"model.{name} is missing; give it as model.{name}=<")
+    assert problem.startswith(f"model.{name} is missing; give it as model.{name}=<")
     assert all(option.default is not MISSING for option in fields(ViTConfig))
 
 
