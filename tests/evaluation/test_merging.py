@@ -37,11 +37,11 @@ def test_a_run_is_evaluated_with_merged_patches(run_folder: Path) -> None:
     assert done.stdout.startswith("test-merge3: top-1")
     assert (evaluations / "test" / "metrics.json").read_bytes() == before
     own = json.loads(before)
-    found = json.loads((evaluations / "test-merge3" / "metrics.json").read_text())
+    found = json.loads((evaluations / "test-merge3-vs-twin" / "metrics.json").read_text())
     assert (own["merge"], found["merge"]) == (0, 3)
     assert found["compared_with"]["top1"] == found["top1"]  # both are merged
     assert found["compared_with"]["only_first_right"] == 0
-    assert (evaluations / "test-merge3" / "temperature.json").is_file()
+    assert (evaluations / "test-merge3-vs-twin" / "temperature.json").is_file()
 
     trained = load_run(run_folder)
     samples = load_data_set(to_config(trained.config).data).splits["test"]
@@ -53,7 +53,7 @@ def test_a_run_is_evaluated_with_merged_patches(run_folder: Path) -> None:
     assert found["loss"] == pytest.approx(cross_entropy(logits, labels).item())
     assert found["loss"] != pytest.approx(own["loss"], abs=1e-4)
 
-    page = (evaluations / "test-merge3" / "report" / "index.html").read_text()
+    page = (evaluations / "test-merge3-vs-twin" / "report" / "index.html").read_text()
     assert "3 patches merged away in each block" in page
     for name, scores in (("test", own), ("test-merge3", found)):
         row = re.search(rf'<th scope="row">{name}</th>(.*)</tr>', page)

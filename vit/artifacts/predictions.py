@@ -7,45 +7,38 @@ JSON as Python's lone surrogates (`os.fsencode` makes bytes of them).
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vit.errors import ConfigError
-from vit.runtime.files import read_json, to_json, write_atomic
+from vit.runtime.files import read_json, to_csv_line, to_json, write_atomic
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """Characters that HTML may not hold, as codes."""
 
 
-def write_evaluation(
-    folder: Path,
-    metrics: dict[str, Any],
-    predictions: Iterable[tuple[str, str, str, float]],
-) -> None:
-    """Write `metrics.json` and `predictions.csv`.
+METRICS, PREDICTIONS, TEMPERATURE = "metrics.json", "predictions.csv", "temperature.json"
+PAGE = "report/index.html"
+EVALUATION = (METRICS, PREDICTIONS, TEMPERATURE, PAGE)
+"""The files of an evaluation, in its folder."""
+
+
+def write_predictions(folder: Path, predictions: Iterable[tuple[str, str, str, float]]) -> None:
+    """Write `predictions.csv`.
 
     Args:
-        folder: is made.
-        metrics: plain values.
+        folder: is there.
         predictions: of each image its name, label, prediction and the prediction's probability.
 
     Raises:
-        ConfigError: `folder` cannot be written.
         DiskFullError: no space.
     """
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["image", "label", "prediction", "probability"])
-    for name, label, predicted, probability in predictions:
-        writer.writerow([name, label, predicted, f"{probability:.6f}"])
-    _make(folder)
-    write_json(folder / "metrics.json", metrics)
-    write_atomic(folder / "predictions.csv", table.getvalue().encode("utf-8", "surrogateescape"))
+    content = bytearray(to_csv_line(["image", "label", "prediction", "probability"]))
+    for *names, probability in predictions:
+        content += to_csv_line([*names, f"{probability:.6f}"])
+    write_atomic(folder / PREDICTIONS, memoryview(content))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -59,27 +52,18 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The content of metrics.json; empty when there is none."""
-    return read_json(folder / "metrics.json")
+    return read_json(folder / METRICS)
 
 
-def write_page(folder: Path, html: str) -> Path:
-    """Write `report/index.html`, and give its path.
+def write_page(folder: Path, html: str) -> None:
+    """Write `report/index.html`.
 
     Raises:
-        ConfigError: the folder cannot be made.
         DiskFullError: no space.
     """
-    path = folder / "report" / "index.html"
-    _make(path.parent)
+    path = folder / PAGE
+    path.parent.mkdir()
     write_atomic(path, html.translate(_CONTROL).encode("utf-8", "backslashreplace"))
-    return path
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output={folder} cannot be made ({error.strerror})") from None
 
 
 Labelled = tuple[str, list[tuple[str, float]]]
@@ -90,9 +74,9 @@ def as_csv(images: Iterable[Labelled], top: int) -> Iterator[bytes]:
     """Lines `image,label,probability,label2,probability2,...` for `top` labels; a header first."""
     numbers = ["", *map(str, range(2, top + 1))]
     head = chain.from_iterable((f"label{n}", f"probability{n}") for n in numbers)
-    yield _csv_line(["image", *head])
+    yield to_csv_line(["image", *head])
     for name, labels in images:
-        yield _csv_line([name, *chain.from_iterable((label, f"{p:.6f}") for label, p in labels)])
+        yield to_csv_line([name, *chain.from_iterable((label, f"{p:.6f}") for label, p in labels)])
 
 
 def as_json_lines(images: Iterable[Labelled], top: int) -> Iterator[bytes]:
@@ -119,9 +103,3 @@ def write_labels(file: Path, images: Iterable[Labelled], top: int) -> None:
     for line in FORMATS[file.suffix.lower()](images, top):
         content += line
     write_atomic(file, memoryview(content))
-
-
-def _csv_line(cells: Iterable[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerow(cells)  # whose own line end makes it quote a lone \r as well as \n
-    return text.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"

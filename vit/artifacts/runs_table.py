@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from statistics import mean
 from typing import Any
 
 from vit.artifacts.runs import Effect, Group, Run, differing, groups, spread
 from vit.errors import printable
+from vit.runtime.files import to_csv_line
 
 COLUMNS = ("val_top1", "test_top1", "best_epoch", "params", "images_per_second", "seconds")
 
@@ -64,14 +63,13 @@ def runs_csv(runs: list[Run]) -> str:
         key for run in runs for key, value in run.summary.items()
         if isinstance(value, (int, float)) or value is None
     ))  # fmt: skip
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "state", *keys, *scores])
+    rows: list[list[Any]] = [["run", "state", *keys, *scores]]
     for run in runs:
         settings = [run.config.get(key, "") for key in keys]
         values = [run.summary.get(key) for key in scores]
-        writer.writerow([run.name, run.state, *settings, *("" if v is None else v for v in values)])
-    return text.getvalue()
+        rows.append([run.name, run.state, *settings, *("" if v is None else v for v in values)])
+    printables = ([printable(c) if isinstance(c, str) else c for c in row] for row in rows)
+    return b"".join(map(to_csv_line, printables)).decode()
 
 
 def show(value: Any) -> str:

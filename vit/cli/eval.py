@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit.artifacts.predictions import (
+    EVALUATION,
+    METRICS,
+    TEMPERATURE,
+    read_metrics,
+    write_json,
+    write_page,
+    write_predictions,
+)
+from vit.artifacts.run_dir import RunDir
 from vit.cli import front
 from vit.cli.overrides import Overrides
 from vit.config.commands import EvalConfig
 from vit.config.schema import height_width
 from vit.config.validate import to_eval_config
+from vit.runtime import console
+from vit.runtime.files import prepare_folder, together
 from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import import_torch
 
@@ -29,6 +42,8 @@ def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
     """Score a checkpoint on a split of its own data, or on a folder with the same classes."""
     retain_freed_memory()
     config = to_eval_config(plain)
+    place = Path(config.checkpoints[0])
+    prepare_folder("output", output_folder(config, RunDir(place).best if place.is_dir() else place))
     import_torch()  # here: an error in the settings is answered without it
     from vit.evaluation import evaluate as evaluation
     from vit.runtime.device import select_device
@@ -39,15 +54,13 @@ def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
 
 def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     """Write what came of an evaluation, and say it."""
-    from vit.artifacts.predictions import write_evaluation, write_json, write_page
     from vit.evaluation.review import page
-    from vit.runtime import console
 
     trained, what, loader = done.job.trained, done.what, done.loader
     result, metrics = done.result, done.metrics
     predictions, temperature = result.predictions, result.temperature
     label = labelled(what, trained, config.merge)
-    folder = output_folder(config, trained, label)
+    folder = output_folder(config, trained.path, label, done.others)
     names = [loader.names[i] for i in predictions.index]
     rows = zip(
         names,
@@ -56,26 +69,31 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
         predictions.probability.tolist(),
         strict=True,
     )
-    write_evaluation(folder, metrics, rows)
-    written = [folder / "metrics.json", folder / "predictions.csv"]
-    if temperature.value is not None:
-        beside = config.output is not None or label != what
-        written.append((folder if beside else folder.parent) / "temperature.json")
-        about = {key: metrics[key] for key in ("checkpoint", "step", "tta", "temperature")}
-        write_json(written[-1], {**about, "split": temperature.split, "images": temperature.images})
-    if config.report:
-        compared = compare(config, trained, what, metrics)
-        shown = facts(trained, metrics)
-        with console.OnlyWarned()("the report"):
-            html = page(result, trained, loader, what, shown, compared, typed)
-            written.append(write_page(folder, html))
-    print(
+    compared = compare(config, trained, what, metrics)
+    beside = config.output is not None or folder.name != what  # else it is of the whole run
+    with together(folder, EVALUATION) as staged:
+        write_json(staged / METRICS, metrics)
+        write_predictions(staged, rows)
+        if config.report:
+            shown = facts(trained, metrics)
+            with console.OnlyWarned()("the report"):
+                write_page(staged, page(result, trained, loader, what, shown, compared, typed))
+        if temperature.value is not None:
+            about = {key: metrics[key] for key in ("checkpoint", "step", "tta", "temperature")}
+            write_json(
+                (staged if beside else folder.parent) / TEMPERATURE,
+                {**about, "split": temperature.split, "images": temperature.images},
+            )
+    written = [folder / name for name in EVALUATION]
+    if temperature.value is not None and not beside:
+        written.append(folder.parent / TEMPERATURE)
+    lines = [
         f"{label}: top-1 {metrics['top1']:.2f}  top-5 {metrics['top5']:.2f}  loss "
         f"{metrics['loss']:.4f}  ({len(names):,} images, step {trained.step})",
         *([result.comparison.statement()] if result.comparison else []),
-        *written,
-        sep="\n  ",
-    )
+        *(str(file) for file in written if file.is_file()),
+    ]
+    console.say("\n  ".join(lines))
 
 
 def compare(
@@ -87,9 +105,6 @@ def compare(
     of merged patches those without; they are what evaluations of the same weights have left in the
     run folder.
     """
-    from vit.artifacts.predictions import read_metrics
-    from vit.artifacts.run_dir import RunDir
-
     compared: dict[str, dict[str, float]] = {}
     run, label = RunDir.of(trained.path), labelled(what, trained, config.merge)
     own = what if config.images is None else labelled(config.split, trained, config.merge)
@@ -136,14 +151,22 @@ def command(overrides: Overrides) -> str:
     return shlex.join(["vit-eval", *(f"{key}={overrides.text(key)}" for key in overrides.typed())])
 
 
-def output_folder(config: EvalConfig, trained: Trained, label: str) -> Path:
-    """Where the results go: as asked, else into the run folder, else beside the file."""
-    from vit.artifacts.run_dir import RunDir
+def output_folder(
+    config: EvalConfig, checkpoint: Path, label: str = "", others: Sequence[Path] = ()
+) -> Path:
+    """Where the results go: as asked, else into the run folder, else beside the file.
 
+    Args:
+        label: of what was evaluated.
+        others: checkpoints that it is compared with, which is another evaluation.
+    """
     if config.output is not None:
         return Path(config.output)
-    run = RunDir.of(trained.path)
-    return run.eval_dir(label) if run else trained.path.with_suffix("") / label
+    for other in others:
+        run = RunDir.of(other)
+        label += f"-vs-{run.path.name if run else other.stem}"
+    run = RunDir.of(checkpoint)
+    return run.eval_dir(label) if run else checkpoint.with_suffix("") / label
 
 
 if __name__ == "__main__":

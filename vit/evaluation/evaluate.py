@@ -29,6 +29,7 @@ class Evaluation:
         loader: of the images.
         result: their scores.
         metrics: the content of metrics.json.
+        others: checkpoints that it is compared with.
     """
 
     job: Evaluator
@@ -36,6 +37,7 @@ class Evaluation:
     loader: EvalLoader
     result: Review
     metrics: dict[str, Any]
+    others: list[Path]
 
 
 def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
@@ -79,7 +81,7 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
     if without is not predictions:
         alone = review(without, temperature).scores
         metrics["without_tta"] = {key: score.value for key, score in alone.items()}
-    return Evaluation(job, what, loader, result, metrics)
+    return Evaluation(job, what, loader, result, metrics, [o.trained.path for o in others])
 
 
 def _tell_trained_on(job: Evaluator, samples: Samples) -> int | None:

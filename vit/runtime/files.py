@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import fcntl
+import glob
+import io
 import json
 import math
 import os
 import secrets
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ from vit.errors import ConfigError, DiskFullError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 TEMPORARY = ".tmp"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _STALE = 24 * 3600
 """Seconds after which nobody is still writing a file."""
 
@@ -122,11 +128,57 @@ def remove_stale(folder: Path, starts: str, age: float = _STALE) -> None:
 
 @contextlib.contextmanager
 def staging(path: Path) -> Iterator[Path]:
-    """A path of the same name in a folder beside `path`, which is gone in the end."""
-    with tempfile.TemporaryDirectory(
-        prefix=f".{path.name}-", suffix=TEMPORARY, dir=path.parent
-    ) as folder:
+    """A path of the same name in a folder beside `path`, which is gone in the end.
+
+    What a killed process has left there goes first.
+    """
+    prefix = f".{path.name}-"
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*{TEMPORARY}"):
+        with contextlib.suppress(OSError), _locked(leftover):
+            shutil.rmtree(leftover)
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, suffix=TEMPORARY, dir=path.parent) as folder,
+        _locked(Path(folder)),
+    ):
         yield Path(folder) / path.name
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Own a folder, as long as the process lives; BlockingIOError: another one owns it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def together(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """A folder to write to, whose files are put into `folder` when all are there.
+
+    Args:
+        folder: is made; other files in it stay.
+        names: of all that may be written, relative to it: what is there of these goes first, so
+            that what was written at two times never stands side by side.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with staging(folder) as staged:
+            staged.mkdir()
+            yield staged
+            folder.mkdir(exist_ok=True)
+            for name in names:
+                (folder / name).unlink(missing_ok=True)
+            move_over(staged, folder)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise ConfigError(f"output={folder} cannot be written ({error.strerror})") from None
 
 
 def move_over(source: Path, path: Path) -> None:
@@ -167,6 +219,34 @@ def prepare_file(key: str, file: Path) -> None:
     except OSError as error:
         reason = f"{key}={file} cannot be written ({error.strerror})"
         raise ConfigError(f"{reason}; choose another file") from None
+
+
+def prepare_folder(key: str, folder: Path) -> None:
+    """Make sure, before long work, that `folder` can be written; nothing is left there.
+
+    Args:
+        key: the setting that names it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = f"{key}={folder} cannot be written ({error.strerror})"
+        raise ConfigError(f"{reason}; choose another folder") from None
+
+
+def to_csv_line(cells: Iterable[Any]) -> bytes:
+    """A line of CSV. Text that a spreadsheet would take for a formula has a `'` before it."""
+    text = io.StringIO()
+    csv.writer(text).writerow(
+        f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+        for cell in cells
+    )  # whose own line end makes it quote a lone \r as well as \n
+    return text.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
 
 
 def cache_home() -> Path:
