@@ -12,6 +12,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from PIL import Image, ImageOps
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet takes for a formula; it gets a `'`."""
 MAX_PIXELS = 100_000_000
 _ERRORS_ONLY = 3
 
@@ -33,6 +36,10 @@ class Classifier:
 
     Args:
         path: of the ONNX file.
+
+    Raises:
+        ValueError, KeyError, TypeError: its metadata are not those of vit-export; others of
+            onnxruntime's: it is no ONNX file.
     """
 
     def __init__(self, path: str) -> None:
@@ -44,6 +51,13 @@ class Classifier:
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.classes: list[str] = json.loads(metadata["classes"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["preprocessing"])
+        _, *pixels = self.session.get_inputs()[0].shape
+        _, count = self.session.get_outputs()[0].shape
+        about = self.preprocessing
+        if not isinstance(self.classes, list) or len(self.classes) != count:
+            raise ValueError("its metadata names other classes than its logits")
+        if [*about["image_size"], about["channels"]] != pixels or not 0 < about["center_crop"] <= 1:
+            raise ValueError("its metadata tells of other images than its input")
 
     def probabilities(self, file: str) -> np.ndarray:
         """Of all classes, (K,), for one image.
@@ -158,7 +172,12 @@ def main() -> int:
     parser.add_argument("--top", type=int, default=5, help="labels for each image")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of CSV")
     asked = parser.parse_args()
-    model = Classifier(asked.model)
+    try:
+        model = Classifier(asked.model)
+    except Exception as error:  # onnxruntime raises types of its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(f"{asked.model} is no ONNX file of vit-export ({reason})", file=sys.stderr)
+        return 2
     top = max(1, min(asked.top, len(model.classes)))
     table = csv.writer(sys.stdout, lineterminator="\n")
     if not asked.json:
@@ -178,9 +197,16 @@ def main() -> int:
             predictions = [{"label": label, "probability": round(p, 6)} for label, p in labels]
             print(json.dumps({"image": file, "predictions": predictions}))
         else:
-            table.writerow([file, *(x for label, p in labels for x in (label, f"{p:.6f}"))])
+            cells = [file, *(x for label, p in labels for x in (label, f"{p:.6f}"))]
+            table.writerow([f"'{cell}" if cell.startswith(FORMULA) else cell for cell in cells])
     return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader of the labels (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

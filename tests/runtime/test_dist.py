@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from vit.artifacts.run_dir import RunDir
 from vit.config.schema import AugmentConfig
 from vit.data.loader import TrainLoader
 from vit.data.sources.registry import load_data_set
-from vit.runtime.dist import World
+from vit.errors import ConfigError
+from vit.runtime.dist import World, process_group
 
 # 185 validation and 348 test images in 7 and 13 batches: no number of processes divides any.
 ARGS = [
@@ -270,6 +272,32 @@ def test_images_are_decoded_once_per_machine(folder: Path, told: list[dict[str, 
 
 def test_an_error_while_decoding_reaches_all(told: list[dict[str, Any]]) -> None:
     assert [told[rank]["no array"] for rank in (0, 1)] == ["no such images"] * 2
+
+
+def test_processes_end_with_a_launcher_that_is_killed(folder: Path) -> None:
+    """They save and leave their folder: another start goes on at once."""
+    args = [*ARGS, "name=orphan", "trainer.epochs=500"]
+    with torchrun(2, *args, cwd=folder) as job:
+        run_dir = outputs(folder, "orphan")
+        wait_until(lambda: len(run_dir.step_files()) > 0)
+        launcher = job.process.pid
+        ranks = [pid for pid in job.members() if pid != launcher]
+        os.kill(launcher, signal.SIGKILL)
+        job.process.wait(10)
+        start = time.monotonic()
+        wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in ranks))
+        assert time.monotonic() - start < 20
+    assert not run_dir.is_locked()
+    assert run_dir.read_summary()["state"] == "interrupted"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with (
+        pytest.raises(ConfigError, match=r"^4 processes .* has 2 GPUs; try .*--nproc-per-node 2"),
+        process_group(World(0, 4, 0, 4), lambda: True),
+    ):
+        pytest.fail("it met nobody")
 
 
 LEAVING = """

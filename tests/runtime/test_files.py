@@ -32,6 +32,12 @@ def write(folder: Path, text: str, *names: str) -> None:
             (staged / name).write_text(text)
 
 
+def write_and_fail(folder: Path) -> None:
+    with together(folder, NAMES) as staged:
+        (staged / "a.txt").write_text("second")
+        raise ZeroDivisionError
+
+
 def test_files_of_two_times_never_stand_together(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "out"
     write(folder, "first", *NAMES)
@@ -44,9 +50,8 @@ def test_files_of_two_times_never_stand_together(tmp_path: Path) -> None:
 def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     write(folder, "first", *NAMES)
-    with pytest.raises(ZeroDivisionError), together(folder, NAMES) as staged:
-        (staged / "a.txt").write_text("second")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail(folder)
     assert content(tmp_path) == {"out/a.txt": "first", "out/b/c.txt": "first"}
 
 

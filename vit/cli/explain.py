@@ -70,7 +70,7 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     write_atomic(folder / "index.png", png(grid(rows, ["image", *explained.heats], labels)))
     more = f" (of {len(found):,} found; more with limit={len(found)})" if paths != found else ""
     only = f", which shows the first {IN_INDEX}" if number > IN_INDEX else ""
-    print(
+    console.say(
         f"{number} image{'s' if number > 1 else ''} explained{more}\n"
         f"  {folder / 'index.png'}{only}, and a file for each image"
     )

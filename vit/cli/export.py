@@ -13,6 +13,7 @@ from vit.config.schema import height_width
 from vit.config.validate import to_export_config
 from vit.errors import ConfigError
 from vit.export.formats import CHECKS, FORMATS
+from vit.runtime import console
 from vit.runtime.files import prepare_file
 from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import import_torch
@@ -40,9 +41,10 @@ def export(plain: dict[str, Any], overrides: Overrides) -> None:
     output = output_path(config, job.trained)
     prepare(output, FORMATS[config.format].suffix)
     exported = exporting.export(config, job, samples, what, output)
-    print(f"{config.format}, {config.precision}, compared on {len(samples):,} images of {what}:")
-    print(table(exported))
-    print(f"  {output}")
+    console.say(
+        f"{config.format}, {config.precision}, compared on {len(samples):,} images of {what}:\n"
+        f"{table(exported)}\n  {output}"
+    )
 
 
 def output_path(config: ExportConfig, trained: Trained) -> Path:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -22,12 +18,11 @@ from vit.cli.runs import overview, write_page
 from vit.cli.search import run_search
 from vit.config.search import to_search
 from vit.config.validate import dump_yaml
-from vit.errors import InterruptedRun, InUseError, PrunedRun, VitError
+from vit.errors import InterruptedRun, InUseError, PrunedRun, VitError, printable
+from vit.runtime.signals import stop_with_parent
 
 if TYPE_CHECKING:
     from vit.training.components import ShouldPrune
-
-_WATCHED: list[int] = []
 
 Job = Callable[..., object]
 """Called with plain settings, the overrides that led to them and, in a search, `should_prune=`."""
@@ -75,7 +70,8 @@ def as_sweep_job(job: Job, folder: Path, common: Overrides) -> Job:
     def attempt(plain: dict[str, Any], overrides: Overrides, name: str, job: Job) -> None:
         print(f"\n=== {name}", flush=True)
         (folder / name / "error.txt").unlink(missing_ok=True)
-        _end_with_parent()
+        if multiprocessing.current_process().name != "MainProcess":  # a launcher started it
+            stop_with_parent()
         try:
             job({**plain, "outputs": str(folder), "name": name, "resume": "auto"}, overrides)
         except InterruptedRun as error:
@@ -84,26 +80,11 @@ def as_sweep_job(job: Job, folder: Path, common: Overrides) -> Job:
             print("pruned", flush=True)
             raise
         except InUseError as error:
-            print(f"vit-train: {error}", file=sys.stderr)
+            print(f"vit-train: {printable(str(error))}", file=sys.stderr)
         except Exception as error:
             _record(folder / name, plain, error)
 
     return run_one
-
-
-def _end_with_parent() -> None:
-    """In a process that a launcher started: stop, saving, when the sweep itself was killed."""
-    if multiprocessing.current_process().name == "MainProcess" or _WATCHED:
-        return
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    _WATCHED.append(parent)
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _with(plain: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +118,7 @@ def report(folder: Path) -> None:
     print(f"\n{overview(runs)}")
     page = folder / "index.html"
     write_page(page, str(folder), runs)
-    print(f"\n  {page}")
+    print(f"\n  {printable(str(page))}")
     done = ("finished", "pruned")
     failed = [run.name for run in runs if not run.state.startswith(done)]
     if failed:
@@ -158,6 +139,7 @@ def _record(path: Path, plain: dict[str, Any], error: Exception) -> None:
     summary = {**run.read_summary(), "state": "failed", "exit_code": exit_code}
     run.write_summary({**summary, "error": str(error)})
     if isinstance(error, VitError):
-        print(f"vit-train: {error}", file=sys.stderr)
+        for problem in str(error).splitlines():
+            print(f"vit-train: {printable(problem)}", file=sys.stderr)
     else:
         print(f"vit-train: {error!r}; see {path / 'error.txt'}", file=sys.stderr)

@@ -26,7 +26,7 @@ from vit.errors import (
 from vit.runtime import console
 from vit.runtime.dist import World, leave, process_group, world
 from vit.runtime.memory import retain_freed_memory
-from vit.runtime.signals import StopRequest, import_torch
+from vit.runtime.signals import StopRequest, import_torch, stop_with_parent
 
 if TYPE_CHECKING:
     from vit.training.components import Components, ShouldPrune
@@ -57,6 +57,8 @@ def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune
         config = to_config(plain, processes.size, complete=False)
         if config.data.name in OF_FILES:  # a slip in the path is answered without torch, too
             check_folder("data.root", Path(str(config.data.root)))
+        if processes.size > 1:
+            stop_with_parent()
         with process_group(processes, lambda: _takes_cuda(config)):
             if not processes.is_main:
                 console.mute()
@@ -186,8 +188,10 @@ def _print_result(parts: Components, scores: dict[str, float]) -> None:
         if key in scores
     )
     folder = parts.run.path
-    print(f"\n{told or 'done'}  in {folder}")
-    print(f"  vit-eval checkpoint={folder}\n  tensorboard --logdir {folder}")
+    console.say(
+        f"\n{told or 'done'}  in {folder}\n"
+        f"  vit-eval checkpoint={folder}\n  tensorboard --logdir {folder}"
+    )
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from vit.errors import ConfigError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -162,7 +164,11 @@ def world() -> World:
 
 @contextlib.contextmanager
 def process_group(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]:
-    """Meet the other processes, and leave them at the end."""
+    """Meet the other processes, and leave them at the end.
+
+    Raises:
+        ConfigError: this machine has fewer GPUs than processes.
+    """
     if world.size == 1:
         yield
         return
@@ -170,6 +176,13 @@ def process_group(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]
     import torch.distributed as dist
 
     if uses_cuda():
+        devices = torch.cuda.device_count()
+        if world.local_size > devices:
+            raise ConfigError(
+                f"{world.local_size} processes on this machine, which has {devices} GPU"
+                f"{'s' * (devices > 1)}; try torchrun --nproc-per-node {devices}, or "
+                f"trainer.device=cpu"
+            )
         torch.cuda.set_device(world.local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl")
     else:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -16,9 +17,9 @@ _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted(signals: Iterable[signal.Signals] = _CAUGHT) -> Iterator[None]:
     """Signals that ask to stop come when this is over; processes started here never have them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
@@ -29,6 +30,30 @@ def import_torch() -> None:
     """Import torch, in the middle of which an exception of a signal would abort the process."""
     with uninterrupted():
         import torch  # noqa: F401
+
+
+_WATCHED: list[int] = []
+_GRACE = 30.0
+
+
+def stop_with_parent() -> None:
+    """When the parent of this process is gone, as a launcher that was killed: stop, and save.
+
+    What cannot stop, because it waits for other processes, ends after 30 s, as under torchrun.
+    """
+    if _WATCHED:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE)
+        os._exit(128 + signal.SIGTERM)
+
+    _WATCHED.append(parent)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class StopRequest:

@@ -16,6 +16,7 @@ from commands import SMALL
 from pictures import noise, save
 from streamed import BATCH, SIZE, draw, in_order
 
+from vit.data.reading import workers
 from vit.data.reading.workers import WorkerPool
 from vit.data.types import Samples
 from vit.errors import DataError
@@ -138,6 +139,25 @@ def test_workers_start_in_a_job_of_joblib():
     assert jobs == [[1, 2, 3]] * 2
 
 
+def test_a_process_that_starts_workers_and_is_stopped_is_waited_for_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = draw(tmp_path, [SIZE])
+    pool = WorkerPool(2, timeout=120)
+    in_order(samples, pool).batch(0)
+    pool.stop()
+    (maker,) = makers(os.getsid(0), os.getpid())
+    os.kill(int(maker.name), signal.SIGSTOP)
+    monkeypatch.setattr(workers, "_STARTING", 2.0)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"starts data workers said nothing for 2 s; .*workers=0"):
+        in_order(samples, pool).batch(0)
+    assert time.monotonic() - start < 30
+    monkeypatch.setattr(workers, "_STARTING", 120.0)
+    assert len(in_order(samples, pool).batch(0)[1]) == BATCH  # by another one
+    pool.stop()
+
+
 @pytest.mark.parametrize("moment", ["makes workers", "imports torch"])
 @pytest.mark.parametrize("cache", ["none", "jpeg"])
 def test_an_early_interrupt_is_the_main_processs_alone(
@@ -166,12 +186,14 @@ def test_an_early_interrupt_is_the_main_processs_alone(
     assert err.splitlines()[-1].startswith("vit-train: ")
 
 
-def makers(session: int) -> list[Path]:
-    """The processes of a session that others are forked from."""
+def makers(session: int, parent: int | None = None) -> list[Path]:
+    """The processes of a session, or of a process in it, that others are forked from."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             is_one = b"multiprocessing.forkserver" in (place / "cmdline").read_bytes()
-            if is_one and os.getsid(int(place.name)) == session:
+            of_parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            is_one &= os.getsid(int(place.name)) == session
+            if is_one and parent in (None, of_parent):
                 found.append(place)
     return found

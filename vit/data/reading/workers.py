@@ -10,10 +10,11 @@ import contextlib
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_char
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ Result = TypeVar("Result")
 POOL_FROM = 1024
 """Fewer images than this are decoded in the process itself: workers would take longer to start."""
 _LINE = 4096
+_STARTING = 120.0
+"""Seconds that a worker may take to start."""
 _board: Any = None
 
 
@@ -159,9 +162,30 @@ class WorkerPool:
             )
         try:
             with without_main(), uninterrupted():  # a worker that has started is known, to be ended
+                if len(self._pool._processes or ()) < self.workers:
+                    return self._start(self._pool, job, item)
                 return self._pool.submit(job, item)
         except BrokenProcessPool:
             raise self._died() from None
+
+    def _start(
+        self, pool: ProcessPoolExecutor, job: Callable[[Item], Result], item: Item
+    ) -> Future[Result]:
+        """Submit to a pool that may start a worker for it, which has no time limit of its own."""
+        starting = ThreadPoolExecutor(1)
+        submitted = starting.submit(pool.submit, job, item)
+        starting.shutdown(wait=False)
+        try:
+            return submitted.result(_STARTING)
+        except TimeoutError:
+            # What waits for it goes on, and the next pool starts another.
+            os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+            wait([submitted])
+            self.stop()
+            raise DataError(
+                f"the process that starts data workers said nothing for {_STARTING:g} s; start "
+                f"again, or try data.workers=0"
+            ) from None
 
     def map(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """What `job`, a function of a module, makes of each item, in order.
@@ -239,11 +263,13 @@ def shared_memory(size: int) -> SharedMemory:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Processes that are started here outlive signals that go to the whole group, from the first
-    moment on: the main process decides what they mean.
+    moment on: the main process decides what they mean. (SIGTERM, which `Process.terminate` sends,
+    stays: other processes of the program are forked from the same one.)
     """
-    with uninterrupted():
+    of_group = (signal.SIGINT, signal.SIGUSR1)
+    with uninterrupted(of_group):
         resource_tracker.ensure_running()  # whose start, which others cause, lets signals through
-    with uninterrupted():
+    with uninterrupted(of_group):
         yield
 
 
