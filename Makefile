@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick lint format tensorboard kill-resume two-hosts try-settings bench bench-gpu clean
+.PHONY: help setup train test test-quick lint format tensorboard kill-resume two-hosts try-settings try-damages bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ two-hosts: setup  ## kill a process of one of two hosts (network namespaces), co
 
 try-settings: setup  ## 1,000 random settings, 100 of them trained: each is answered
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/try_settings.py
+
+try-damages: setup  ## 300 damages to what a run has written: each is answered
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/try_damages.py
 
 bench: setup  ## measure speed against the peers: PHOTOS=<folder of classes> CIFAR=<train/, val/>
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'

@@ -59,6 +59,16 @@ def test_there_are_commands_to_check() -> None:
     assert len(COMMANDS) > 10
 
 
+def test_every_file_in_the_texts_exists() -> None:
+    named = {
+        f
+        for text in TEXTS
+        for f in re.findall(r"\b(?:vit|tests|configs)/[\w/]+\.\w+", text.read_text())
+    }
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 def test_every_make_target_in_the_texts_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     used = {t for text in TEXTS for t in re.findall(r"\bmake ([a-z-]+)", text.read_text())}
