@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import serve_onnx
 from commands import run
@@ -216,6 +217,54 @@ def test_what_cannot_be_decoded_is_named(exported: Path, tmp_path: Path) -> None
     assert line["image"] == "good.png"
     assert sum(p["probability"] for p in line["predictions"]) < 1 + 1e-5
     assert len(line["predictions"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("classes", "{"), ("classes", "[1]"), ("classes", None), ("preprocessing", "{}"),
+        ("preprocessing", '{"image_size": 8, "channels": 1, "center_crop": 1}'),
+        ("preprocessing", '{"image_size": ["8", 8], "channels": 1, "center_crop": 1}'),
+        ("preprocessing", '{"image_size": [8, 8], "channels": 1, "center_crop": "x"}'),
+    ],
+)  # fmt: skip
+def test_what_is_no_export_is_told_in_a_line(
+    exported: Path, tmp_path: Path, key: str, value: str | None
+) -> None:
+    model = onnx.load(exported)
+    texts = {entry.key: entry.value for entry in model.metadata_props} | {key: value}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {k: v for k, v in texts.items() if v is not None})
+    onnx.save(model, tmp_path / "other.onnx")
+    save(tmp_path / "good.png", noise(9, 9))
+    served = serve("other.onnx", "good.png", cwd=tmp_path)
+    assert (served.returncode, served.stdout) == (2, "")
+    assert served.stderr.startswith("other.onnx is no ONNX file of vit-export (")
+    assert served.stderr.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(exported: Path, tmp_path: Path) -> None:
+    for i in range(200):
+        save(tmp_path / "in" / f"{i:03}.png", noise(9, 9, seed=i))
+    command = [sys.executable, str(ROOT / "scripts" / "serve_onnx.py"), str(exported), "in"]
+    with subprocess.Popen(
+        [sys.executable, "-u", *command[1:]], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("image,label")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1
+
+
+def test_the_first_axis_is_the_batch(exported: Path) -> None:
+    graph = onnx.load(exported).graph
+    axes = [
+        value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)
+    ]
+    assert axes == ["batch", "batch"]
 
 
 def test_resizing_gives_the_very_bytes() -> None:

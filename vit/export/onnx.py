@@ -56,6 +56,8 @@ def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
     Nor with the shapes of values, some of which are those from before it was optimised.
     """
     del model.graph.value_info[:], model.graph.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # which the exporter numbers
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

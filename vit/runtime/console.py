@@ -66,9 +66,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The git commit of this code, with `+` when it was changed since; empty outside a checkout."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+    """The git commit of this code, with `+` when it was changed since; empty outside a checkout of
+    it (also where it is installed somewhere in a checkout of another project).
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
