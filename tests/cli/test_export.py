@@ -259,14 +259,6 @@ def test_a_reader_that_has_seen_enough_is_no_fault(exported: Path, tmp_path: Pat
         assert process.wait(60) == 1
 
 
-def test_the_first_axis_is_the_batch(exported: Path) -> None:
-    graph = onnx.load(exported).graph
-    axes = [
-        value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)
-    ]
-    assert axes == ["batch", "batch"]
-
-
 def test_resizing_gives_the_very_bytes() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
