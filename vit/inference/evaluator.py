@@ -95,9 +95,10 @@ class Evaluator:
         self._tell(config.split)
         splits = self.splits()
         if config.split not in splits:
+            others = [f"split={split}" for split in splits if split != "train"]
+            ways = [*others, "images=<a folder with one sub-folder for each class>"]
             raise DataError(
-                f"split={config.split}: the run's data has none; choose one of "
-                f"{', '.join(split for split in splits if split != 'train')}"
+                f"split={config.split}: the run's data has none; give {' or '.join(ways)}"
             )
         return splits[config.split], config.split
 
