@@ -29,12 +29,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hydra  # noqa: F401 (as others here: once for all that are forked)
 import serve_onnx
+import sklearn.datasets  # noqa: F401
 import torch
+import torch.utils.tensorboard
+import torchvision.utils  # noqa: F401
 
 import vit.evaluation.evaluate
 import vit.export.export
-import vit.training.trainer  # noqa: F401 (with torch, once for all that are forked)
+import vit.training.trainer  # noqa: F401
 from vit.artifacts.run_dir import RunDir
 from vit.cli import eval as vit_eval
 from vit.cli import export, predict, runs, train
