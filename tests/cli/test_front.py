@@ -7,6 +7,7 @@ import time
 
 import pytest
 import yaml
+from commands import run
 
 
 def command(*arguments, cwd):
@@ -176,6 +177,27 @@ def test_help_is_immediate(tmp_path):
         times.append(seconds)
     assert min(times) < 1
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "words"),
+    [
+        (
+            "eval",
+            "data=folder",
+            "data=folder is for vit-train; give images=<folder>",
+        ),
+        ("eval", "data=~/photos", "is a path; try images="),
+        ("predict", "model=small", "model=small is for vit-train; give checkpoint="),
+        ("export", "experiment=photos", "is for vit-train; see vit-export --help"),
+    ],
+)
+def test_what_uses_a_model_picks_no_group(program, given, words, tmp_path):
+    done = run(program, "checkpoint=x", given, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"vit-{program}: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("program", ["train", "eval", "predict", "explain"])

@@ -167,10 +167,13 @@ def _check_groups(command: str, overrides: Overrides, groups: dict[str, list[str
     problems = []
     for group, options in groups.items():
         for name in overrides.choices(group):
-            if name in options:
+            if name in options and command == "train":
                 continue
             if "/" in name or name.startswith(("~", ".")) or os.path.exists(name):
                 problems.append(f"{group}={name} is a path; try {_for_path(command, group, name)}")
+            elif command != "train":
+                hint = _ELSEWHERE.get(group, f"see vit-{command} --help")
+                problems.append(f"{group}={name} is for vit-train; {hint}")
             elif name == "null" and group in OPTIONAL_GROUPS:
                 problems.append(f"{group}=null is no choice of a sweep; run it by itself")
             else:
@@ -180,6 +183,13 @@ def _check_groups(command: str, overrides: Overrides, groups: dict[str, list[str
                 problems.append(f"{group}={name} does not exist; choose one of {listed}{hint}")
     if problems:
         raise ConfigError(problems)
+
+
+_ELSEWHERE = {
+    "data": "give images=<folder>, or data.root=<where the run's data is now>",
+    "model": "give checkpoint=<run folder or file>",
+}
+"""What commands that use a model take instead of an option of a group."""
 
 
 def _for_path(command: str, group: str, path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -57,7 +58,7 @@ def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune
         config = to_config(plain, processes.size, complete=False)
         if config.data.name in OF_FILES:  # a slip in the path is answered without torch, too
             check_folder("data.root", Path(str(config.data.root)))
-        if processes.size > 1:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # of torchrun's processes, whatever their number
             stop_with_parent()
         with process_group(processes, lambda: _takes_cuda(config)):
             if not processes.is_main:
