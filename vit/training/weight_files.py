@@ -133,6 +133,8 @@ def _of_timm(place: str) -> Pretrained:
 
     name = timm_name(place, "model.weights")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # two lines for each retry
+    console.say(f"weights  {place}, from the cache or the hub, which is tried for a minute")
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:
