@@ -99,7 +99,7 @@ MISTAKES = {
     "text for a list": (["data.image_size=224px"], ["a whole number or a list, e.g. [32,32]"]),
     "text for numbers": (["optim.betas=fast"], ["must be a list, e.g. [0.5,0.5]"]),
     "weights to be given": (
-        ["experiment=finetune", "data.root=."],
+        ["experiment=finetune", "data=digits"],
         ["model.weights is missing; give it as model.weights=<run folder, file or timm/model>"],
     ),
     "missing": (["~optim.lr"], ["optim.lr is missing"]),

@@ -102,7 +102,7 @@ class Progress:
     metrics_bytes: Whole
     environment: Entries
     metrics_digest: str | None = None
-    bad_images: Entries = field(default_factory=dict)
+    bad_images: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

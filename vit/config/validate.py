@@ -27,6 +27,8 @@ _MEANT = {
     "model.weights": "run folder, file or timm/model",
 }
 """What is given to keys without a default."""
+_TO_BE_GIVEN = ("???", "<to be given>")
+"""Hydra's word for a value that must be given, and one that takes the place of a default, too."""
 _EXAMPLES = {int: "32,32", float: "0.5,0.5"}
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, twenty times faster
 Section = TypeVar("Section", bound=ReadConfig)
@@ -221,7 +223,7 @@ def _collect(
     for field, hint in get_type_hints(schema, include_extras=True).items():
         name = _key(field)
         key = prefix + name
-        if plain.get(name, "???") == "???":  # Hydra's word for a value that must be given
+        if plain.get(name, "???") in _TO_BE_GIVEN:
             problems.append(f"{key} is missing; give it as {key}=<{_MEANT.get(key, 'value')}>")
         elif is_dataclass(hint):
             if isinstance(plain[name], Mapping):
@@ -315,7 +317,8 @@ def _fit_plain(value: Any, hint: Any) -> tuple[Any, str | None]:
     if hint in (bool, str, _NONE) and isinstance(value, hint):
         return value, None
     if get_origin(hint) is dict and isinstance(value, Mapping):
-        return value, next((f"has a key {key!r}" for key in value if type(key) is not str), None)
+        kind, _ = get_args(hint)
+        return value, next((f"has a key {key!r}" for key in value if type(key) is not kind), None)
     words = {
         bool: "true or false", int: "a whole number", float: "a number", str: "text", _NONE: "null"
     }  # fmt: skip
