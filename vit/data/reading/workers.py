@@ -161,7 +161,7 @@ class WorkerPool:
                 self.workers, context, _start_worker, (turn, self._boards)
             )
         try:
-            with without_main(), uninterrupted():  # a worker that has started is known, to be ended
+            with without_main(), undisturbed():  # a worker that has started is known, to be ended
                 if len(self._pool._processes or ()) < self.workers:
                     return self._start(self._pool, job, item)
                 return self._pool.submit(job, item)
