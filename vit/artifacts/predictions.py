@@ -17,8 +17,6 @@ from vit.runtime.files import read_json, to_csv_line, to_json, write_atomic
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """Characters that HTML may not hold, as codes."""
-
-
 METRICS, PREDICTIONS, TEMPERATURE = "metrics.json", "predictions.csv", "temperature.json"
 PAGE = "report/index.html"
 EVALUATION = (METRICS, PREDICTIONS, TEMPERATURE, PAGE)

@@ -69,13 +69,12 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
         predictions.probability.tolist(),
         strict=True,
     )
-    compared = compare(config, trained, what, metrics)
     beside = config.output is not None or folder.name != what  # else it is of the whole run
     with together(folder, EVALUATION) as staged:
         write_json(staged / METRICS, metrics)
         write_predictions(staged, rows)
         if config.report:
-            shown = facts(trained, metrics)
+            compared, shown = compare(config, trained, what, metrics), facts(trained, metrics)
             with console.OnlyWarned()("the report"):
                 write_page(staged, page(result, trained, loader, what, shown, compared, typed))
         if temperature.value is not None:

@@ -43,6 +43,7 @@ Result = TypeVar("Result")
 POOL_FROM = 1024
 """Fewer images than this are decoded in the process itself: workers would take longer to start."""
 _LINE = 4096
+_OF_GROUP = (signal.SIGINT, signal.SIGUSR1)
 _STARTING = 120.0
 """Seconds that a worker may take to start."""
 _board: Any = None
@@ -161,7 +162,8 @@ class WorkerPool:
                 self.workers, context, _start_worker, (turn, self._boards)
             )
         try:
-            with without_main(), undisturbed():  # a worker that has started is known, to be ended
+            # A worker that has started is known, to be ended.
+            with without_main(), uninterrupted(_OF_GROUP):
                 if len(self._pool._processes or ()) < self.workers:
                     return self._start(self._pool, job, item)
                 return self._pool.submit(job, item)
@@ -266,10 +268,9 @@ def undisturbed() -> Iterator[None]:
     moment on: the main process decides what they mean. (SIGTERM, which `Process.terminate` sends,
     stays: other processes of the program are forked from the same one.)
     """
-    of_group = (signal.SIGINT, signal.SIGUSR1)
-    with uninterrupted(of_group):
+    with uninterrupted(_OF_GROUP):
         resource_tracker.ensure_running()  # whose start, which others cause, lets signals through
-    with uninterrupted(of_group):
+    with uninterrupted(_OF_GROUP):
         yield
 
 
