@@ -17,7 +17,8 @@ BROUGHT = {
     "model.depth": 3, "model.heads": 6, "model.mlp_ratio": 2.0, "model.mlp": "swiglu",
     "model.norm": "rmsnorm", "model.layer_scale": 0.1, "model.qkv_bias": False,
     "model.qk_norm": True, "model.attention": "cosine", "model.positions": "rope2d",
-    "model.patch_size": 8, "model.pool": "mean", "model.registers": 2,
+    "model.patch_size": 8, "model.pool": "mean", "model.registers": 2, "model.norm_eps": 1e-5,
+    "model.pre_norm": True, "model.pooled_norm": True,
 }  # fmt: skip
 
 

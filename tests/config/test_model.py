@@ -15,6 +15,7 @@ from vit.model.vit import SIZES, VisionTransformer
 OTHER = {
     "dim": 48, "depth": 3, "heads": 8, "positions": "rope2d", "pool": "mean", "attention": "cosine",
     "registers": 3, "norm": "rmsnorm", "mlp": "swiglu", "layer_scale": 0.5, "qkv_bias": False,
+    "norm_eps": 1e-5, "pre_norm": True, "pooled_norm": True,
     "qk_norm": True, "dropout": 0.25, "drop_path": 0.125, "patch_dropout": 0.5,
     "zero_branches": True, "distillation_token": True,
 }  # fmt: skip
@@ -78,7 +79,7 @@ def test_what_weights_decide() -> None:
     """In the first a model must be as its weights, to the others these are fitted."""
     assert set(ARCH_KEYS) == {
         "dim", "depth", "heads", "mlp_dim", "mlp", "norm", "layer_scale", "qkv_bias", "qk_norm",
-        "attention", "positions",
+        "attention", "positions", "norm_eps", "pre_norm", "pooled_norm",
     }  # fmt: skip
     assert set(WEIGHT_KEYS) - set(ARCH_KEYS) == {"pool", "registers", "image_size", "patch_size"}
 

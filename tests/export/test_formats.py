@@ -44,6 +44,11 @@ MODELS = [
     {"positions": "none", "pool": "cls", "attention": "dot", "norm": "rmsnorm", "qk_norm": True,
      "registers": 1, "distillation_token": True, "channels": 1},
     {"positions": "sincos2d", "pool": "attention", "qk_norm": True, "layer_scale": 1e-3},
+    {"positions": "rope2d_dinov3", "pool": "map", "mlp": "gelu_tanh", "norm_eps": 1e-5},
+    {"positions": "learned+rope2d", "mlp": "quick_gelu", "pre_norm": True,
+     "distillation_token": True},
+    {"positions": "learned+rope2d_eva02", "pool": "mean", "pooled_norm": True},
+    {"positions": "learned", "attention": "differential", "registers": 1},
 ]  # fmt: skip
 HELD = [
     {"registers": 2, "norm": "rmsnorm", "qk_norm": True, "layer_scale": 0.1, "mlp_dim": 50},

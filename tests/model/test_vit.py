@@ -169,7 +169,7 @@ def test_the_first_tokens_alone_are_as_among_all():
 @pytest.mark.parametrize("pool", POOLINGS)
 def test_what_a_pooling_reads_is_all_it_needs(pool):
     torch.manual_seed(0)
-    pooling = POOLINGS[pool](32, 4)
+    pooling = POOLINGS[pool](ViTConfig(dim=32, heads=4))
     tokens = torch.randn(2, 9, 32)
     torch.testing.assert_close(
         pooling(tokens[:, : pooling.reads], prefix=1), pooling(tokens, prefix=1)

@@ -83,12 +83,26 @@ def _sincos_needs_quarters(dim: int, positions: str, _: int | None) -> str | Non
 
 @check("model.dim", "model.heads", "model.positions")
 def _rope_needs_quarters(dim: int, heads: int, positions: str, _: int | None) -> str | None:
-    if positions != "rope2d" or dim % heads or dim // heads % 4 == 0:
+    if "rope2d" not in positions or dim % heads or dim // heads % 4 == 0:
         return None
     return (
-        f"model.dim={dim} / model.heads={heads} is not divisible by 4, as model.positions=rope2d "
-        f"needs; try model.dim={nearest_multiples(dim, 4 * heads)}"
+        f"model.dim={dim} / model.heads={heads} is not divisible by 4, as "
+        f"model.positions={positions} needs; try model.dim={nearest_multiples(dim, 4 * heads)}"
     )
+
+
+@check("model.attention", "model.dim", "model.heads", "model.positions")
+def _differential_halves_heads(
+    attention: str, dim: int, heads: int, positions: str, _: int | None
+) -> str | None:
+    if attention == "differential" and "rope2d" in positions:
+        return f"model.attention=differential has no model.positions={positions}; try learned"
+    if attention == "differential" and dim % heads == 0 and dim // heads % 2:
+        return (
+            f"model.dim={dim} / model.heads={heads} is odd, and model.attention=differential "
+            f"halves it; try model.dim={nearest_multiples(dim, 2 * heads)}"
+        )
+    return None
 
 
 @check("data.image_size", "model.patch_size")

@@ -40,6 +40,9 @@ class ModelOptions:
     mlp: Annotated[str, Registered("model/layers.py", "MLPS")] = field(
         default="gelu", metadata=SAME
     )
+    norm_eps: Positive = field(default=1e-6, metadata=SAME)  # added to what a norm divides by
+    pre_norm: bool = field(default=False, metadata=SAME)  # a norm before the blocks, as in CLIP
+    pooled_norm: bool = field(default=False, metadata=SAME)  # the last norm comes after the pooling
     layer_scale: Positive | None = field(default=None, metadata=SAME)  # initial; None: none
     qkv_bias: bool = field(default=True, metadata=SAME)
     qk_norm: bool = field(default=False, metadata=SAME)  # queries and keys, per head

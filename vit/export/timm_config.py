@@ -53,11 +53,15 @@ def hub_config(
     Raises:
         ValueError: timm has no such model, or none that JSON can name.
     """
-    if config.mlp != "gelu":
-        raise ValueError(f"timm's configurations have no word for mlp={config.mlp}")
+    if config.mlp == "swiglu":
+        raise ValueError("timm's configurations have no word for mlp=swiglu")
+    if config.norm_eps != 1e-6:
+        raise ValueError(f"timm's configurations have no word for norm_eps={config.norm_eps}")
     arguments = timm_kwargs(config)
     named = {key: value for key, value in arguments.items() if key not in _SAID_ANEW}
     named = {key: value for key, value in named.items() if value is not None}
+    if config.mlp != "gelu":
+        named["act_layer"] = config.mlp
     if config.norm != "layernorm":
         named["norm_layer"] = config.norm
     return {

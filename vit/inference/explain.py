@@ -38,13 +38,15 @@ def recorded_attention(model: VisionTransformer) -> Iterator[list[Tensor]]:
     def from_weights(score: Dot, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
         q, k, v, mask = inputs
         maps.append(score.weights(q, k, mask))
-        return maps[-1] @ v
+        return score.mix(maps[-1], v)
 
     def detached(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
         return detached_norm(norm, *inputs)
 
     blocks = [block for block in model.blocks if isinstance(block, Block)]
-    norms = [model.norm, *(norm for block in blocks for norm in (block.norm1, block.norm2))]
+    outer = (model.norm_pre, model.norm, model.fc_norm)
+    inner = (norm for block in blocks for norm in (block.norm1, block.norm2))
+    norms = [norm for norm in (*outer, *inner) if not isinstance(norm, nn.Identity)]
     with contextlib.ExitStack() as hooks:
         for norm in norms:
             hooks.enter_context(norm.register_forward_hook(detached))
@@ -63,6 +65,13 @@ def recorded_forward(
         x, mask = model.encode(images, mask)
         logits = model.forward_head(x, mask)
     return logits, maps, model.pool.reading(x, model.prefix, mask)
+
+
+def _as_shares(model: VisionTransformer, maps: list[Tensor]) -> list[Tensor]:
+    """Attention maps whose rows sum to 1: what differential attention takes away counts as 0."""
+    if model.config.attention != "differential":
+        return maps
+    return [F.normalize(weights.clamp(min=0), p=1, dim=-1) for weights in maps]
 
 
 def detached_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -101,7 +110,7 @@ def class_attention(model: VisionTransformer, images: Tensor, mask: Tensor | Non
         (B, L, H, rows, columns), each map at least 0 and in sum at most 1.
     """
     _, maps, pooled = recorded_forward(model, images, mask)
-    looks = pooled[:, None, None, None] @ torch.stack(maps, dim=1)  # B L H 1 T
+    looks = pooled[:, None, None, None] @ torch.stack(_as_shares(model, maps), dim=1)  # B L H 1 T
     return _on_patches(model, images, looks[..., 0, :])
 
 
@@ -117,7 +126,7 @@ def rollout(model: VisionTransformer, images: Tensor, mask: Tensor | None = None
     """
     _, maps, pooled = recorded_forward(model, images, mask)
     flow = _read(model, pooled)[:, None]  # B 1 T
-    for weights in reversed(maps):
+    for weights in reversed(_as_shares(model, maps)):
         flow = (flow @ weights.mean(dim=1) + flow) / 2
     return _on_patches(model, images, flow[:, 0])
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.config.model import ViTConfig
-from vit.model.layers import NORMS
+from vit.model.layers import RmsNorm, norm_of
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -56,7 +56,7 @@ class Dot(nn.Module):
     The other products are this one on other queries or keys, or with another scale.
     """
 
-    def __init__(self, heads: int, width: int) -> None:
+    def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__()
         self.scale = 1.0
 
@@ -73,11 +73,15 @@ class Dot(nn.Module):
         q, k = self.prepare(q, k)
         return softmax((q * self.scale) @ k.transpose(-2, -1), mask)
 
+    def mix(self, weights: Tensor, v: Tensor) -> Tensor:
+        """What `forward` makes of values by these weights: (B, H, Q, T), (B, H, T, V)."""
+        return weights @ v
+
 
 class ScaledDot(Dot):
     """softmax(q k^T / sqrt(K)) (Vaswani et al. 2017, eq. 1)."""
 
-    def __init__(self, heads: int, width: int) -> None:
+    def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__(heads, width)
         self.scale = width**-0.5
 
@@ -88,7 +92,7 @@ class Cosine(Dot):
     It starts at t = 0.1; the parameter is log(1 / t).
     """
 
-    def __init__(self, heads: int, width: int) -> None:
+    def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__(heads, width)
         self.log_scale = nn.Parameter(torch.full((heads,), math.log(10)))
 
@@ -105,7 +109,7 @@ class Additive(Dot):
     The paper's two matrices are the projections to q and k. Memory grows with Q * T * K.
     """
 
-    def __init__(self, heads: int, width: int) -> None:
+    def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__(heads, width)
         self.vector = nn.Parameter(torch.randn(heads, width) * width**-0.5)
 
@@ -119,11 +123,54 @@ class Additive(Dot):
         return softmax((sums.tanh() @ self.vector[:, None, :, None])[..., 0], mask)
 
 
-SCORES: dict[str, Callable[[int, int], Dot]] = {
+class Differential(Dot):
+    """The difference of two attentions, each by half of the features (Ye et al. 2024, eq. 1 to 3).
+
+    softmax(q1 k1^T / sqrt(K/2)) - lambda softmax(q2 k2^T / sqrt(K/2)), a learned lambda, and a norm
+    of each head's mixed values. Some weights are below 0; rows sum to 1 - lambda.
+    """
+
+    def __init__(self, heads: int, width: int, place: int = 0) -> None:
+        super().__init__(heads, width)
+        self.scale = (width // 2) ** -0.5
+        self.start = 0.8 - 0.6 * math.exp(-0.3 * place)
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
+            nn.Parameter(0.1 * torch.randn(width // 2)) for _ in range(4)
+        )
+        self.sub_norm = RmsNorm(width, eps=1e-5)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See Dot."""
+        (q1, q2), (k1, k2) = q.chunk(2, dim=-1), k.chunk(2, dim=-1)
+        first, second = (attend(*pair, v, self.scale, mask) for pair in ((q1, k1), (q2, k2)))
+        return self._scaled(first - self.share().to(q.dtype) * second)
+
+    def weights(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See Dot."""
+        (q1, q2), (k1, k2) = q.chunk(2, dim=-1), k.chunk(2, dim=-1)
+        first, second = (super(Differential, self).weights(*p, mask) for p in ((q1, k1), (q2, k2)))
+        return first - self.share() * second
+
+    def mix(self, weights: Tensor, v: Tensor) -> Tensor:
+        """See Dot."""
+        return self._scaled(weights @ v)
+
+    def share(self) -> Tensor:
+        """Lambda, a scalar."""
+        first = (self.lambda_q1 * self.lambda_k1).sum().exp()
+        return first - (self.lambda_q2 * self.lambda_k2).sum().exp() + self.start
+
+    def _scaled(self, mixed: Tensor) -> Tensor:
+        out: Tensor = self.sub_norm(mixed) * (1 - self.start)
+        return out.to(mixed.dtype)
+
+
+SCORES: dict[str, Callable[..., Dot]] = {
     "scaled_dot": ScaledDot,
     "dot": Dot,
     "cosine": Cosine,
     "additive": Additive,
+    "differential": Differential,
 }
 
 
@@ -135,7 +182,8 @@ class Attention(nn.Module):
         heads: number of heads H.
         d_k: width K of each head's queries and keys; None: dim // heads.
         d_v: width V of each head's values; None: dim // heads.
-        attention: how a query is compared with a key, a key of SCORES.
+        attention: how a query is compared with a key, a key of SCORES; differential takes
+            values as wide as its keys.
         bias: the projections have a bias.
 
     Raises:
@@ -201,17 +249,17 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention with queries, keys and values from one product, as timm has it.
 
     With `qk_norm`, queries and keys of each head are normalised (Henry et al. 2020; Dehghani et al.
-    2023).
+    2023). `place` is how many blocks come before it.
     """
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, place: int = 0) -> None:
         super().__init__()
-        head_norm = NORMS[config.norm] if config.qk_norm else nn.Identity
         self.heads = config.heads
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.qkv_bias)
-        self.q_norm = head_norm(config.head_dim)
-        self.k_norm = head_norm(config.head_dim)
-        self.score = SCORES[config.attention](config.heads, config.head_dim)
+        self.q_norm, self.k_norm = (
+            norm_of(config, config.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
+        self.score = SCORES[config.attention](config.heads, config.head_dim, place)
         self.proj = nn.Linear(config.dim, config.dim)
         self.proj_drop = nn.Dropout(config.dropout)
 

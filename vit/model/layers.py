@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vit.config.model import ViTConfig
+
 
 class RmsNorm(nn.RMSNorm):
     """x / rms(x) * weight (Zhang & Sennrich 2019), in fp32 under autocast, as LayerNorm is."""
@@ -22,10 +24,20 @@ class RmsNorm(nn.RMSNorm):
         return F.rms_norm(x.to(exact), self.normalized_shape, self.weight, self.eps)
 
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "layernorm": partial(nn.LayerNorm, eps=1e-6),
-    "rmsnorm": partial(RmsNorm, eps=1e-6),
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "layernorm": nn.LayerNorm,
+    "rmsnorm": RmsNorm,
 }
+
+
+def norm_of(config: ViTConfig, width: int | None = None) -> nn.Module:
+    """A norm of the model's kind, over `width` features; None: as wide as its tokens."""
+    return NORMS[config.norm](width or config.dim, eps=config.norm_eps)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x) (Hendrycks & Gimpel 2016, section 2), as in OpenAI's CLIP."""
+    return x * (1.702 * x).sigmoid()
 
 
 class GeluMlp(nn.Module):
@@ -35,17 +47,25 @@ class GeluMlp(nn.Module):
         dim: width D.
         hidden: width of the hidden layer.
         dropout: probability of dropping a feature, after each linear layer.
+        gelu: the activation: exact, or one of its approximations.
     """
 
-    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        dropout: float = 0.0,
+        gelu: Callable[[Tensor], Tensor] = F.gelu,
+    ) -> None:
         super().__init__()
+        self.gelu = gelu
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        out: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+        out: Tensor = self.drop(self.fc2(self.drop(self.gelu(self.fc1(x)))))
         return out
 
 
@@ -73,6 +93,8 @@ class SwiGlu(nn.Module):
 
 MLPS: dict[str, Callable[[int, int, float], nn.Module]] = {
     "gelu": GeluMlp,
+    "gelu_tanh": partial(GeluMlp, gelu=partial(F.gelu, approximate="tanh")),
+    "quick_gelu": partial(GeluMlp, gelu=quick_gelu),
     "swiglu": SwiGlu,
 }
 
@@ -120,10 +142,10 @@ class PatchEmbed(nn.Module):
     The weight has a convolution's shape (D, C, P, P), as in timm.
     """
 
-    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
+    def __init__(self, patch_size: int, channels: int, dim: int, bias: bool = True) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, height, width) -> (B, N, D) in raster order."""

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vit.config.model import ViTConfig
 from vit.model.attention import SelfAttention
-from vit.model.layers import MLPS, NORMS, DropPath, LayerScale, PatchDropout, PatchEmbed
+from vit.model.layers import MLPS, DropPath, LayerScale, PatchDropout, PatchEmbed, norm_of
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS, grid_coordinates, rotary
 
@@ -31,19 +31,20 @@ class Block(nn.Module):
     Args:
         config: of the model.
         drop_path: probability of dropping each of the two branches.
+        place: how many blocks come before it.
     """
 
-    def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
+    def __init__(self, config: ViTConfig, drop_path: float = 0.0, place: int = 0) -> None:
         super().__init__()
 
         def scale() -> nn.Module:
             initial = config.layer_scale
             return nn.Identity() if initial is None else LayerScale(config.dim, initial)
 
-        self.norm1 = NORMS[config.norm](config.dim)
-        self.attn = SelfAttention(config)
+        self.norm1 = norm_of(config)
+        self.attn = SelfAttention(config, place)
         self.ls1 = scale()
-        self.norm2 = NORMS[config.norm](config.dim)
+        self.norm2 = norm_of(config)
         self.mlp = MLPS[config.mlp](config.dim, config.mlp_dim, config.dropout)
         self.ls2 = scale()
         self.drop_path = DropPath(drop_path)
@@ -105,7 +106,7 @@ class VisionTransformer(nn.Module):
             named: dict[str, Any] = dict(zip(SIZES, given, strict=False))
             c = ViTConfig(**named, **options)
         self.config = c
-        self.patch_embed = PatchEmbed(c.patch_size, c.channels, c.dim)
+        self.patch_embed = PatchEmbed(c.patch_size, c.channels, c.dim, bias=not c.pre_norm)
         self.patch_dropout = PatchDropout(c.patch_dropout)
         self.positions = POSITIONS[c.positions](c.grid, c.dim, c.heads)
         self.register_buffer("coordinates", grid_coordinates(*c.grid), persistent=False)
@@ -116,15 +117,18 @@ class VisionTransformer(nn.Module):
             self.register_buffer("pos_embed", table)
         self.dropout = nn.Dropout(c.dropout)
 
-        pool = POOLINGS[c.pool](c.dim, c.heads)
+        pool = POOLINGS[c.pool](c)
         counts = int(pool.needs_class_token), int(c.distillation_token), c.registers
         self.cls_token, self.dist_token, self.reg_token = (
             nn.Parameter(torch.randn(1, count, c.dim)) if count else None for count in counts
         )
         self.prefix = sum(counts)
         rates = [c.drop_path * i / max(c.depth - 1, 1) for i in range(c.depth)]
-        self.blocks = nn.ModuleList(Block(c, rate) for rate in rates)
-        self.norm = NORMS[c.norm](c.dim)
+        self.norm_pre = norm_of(c) if c.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(c, rate, i) for i, rate in enumerate(rates))
+        self.norm, self.fc_norm = norm_of(c), nn.Identity()
+        if c.pooled_norm:
+            self.norm, self.fc_norm = self.fc_norm, self.norm
         self.pool = pool
         self.head = nn.Linear(c.dim, c.num_classes)
         self.head_dist = nn.Linear(c.dim, c.num_classes) if c.distillation_token else None
@@ -149,7 +153,10 @@ class VisionTransformer(nn.Module):
         return self.forward_head(x, mask)
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Normalised tokens (B, T, D), as timm's; arguments as in `forward`."""
+        """Normalised tokens (B, T, D), as timm's; with `pooled_norm` they are not normalised yet.
+
+        Arguments as in `forward`.
+        """
         return self.encode(images, mask)[0]
 
     def forward_head(
@@ -162,13 +169,15 @@ class VisionTransformer(nn.Module):
             mask: of the tokens, as in `Pooling`; None: all exist.
             pre_logits: give what the head sees instead, (B, D).
         """
-        pooled: Tensor = self.pool(x, self.prefix, mask)
+        pooled: Tensor = self.fc_norm(self.pool(x, self.prefix, mask))
         if pre_logits:
             return pooled
         logits: Tensor = self.head(pooled)
         if self.head_dist is None:
             return logits
-        both = torch.stack([logits, self.head_dist(x[:, self.distillation_place])], dim=1)
+        both = torch.stack(
+            [logits, self.head_dist(self.fc_norm(x[:, self.distillation_place]))], dim=1
+        )
         return both if self.training else both.mean(dim=1)
 
     def encode(
@@ -208,7 +217,7 @@ class VisionTransformer(nn.Module):
             for token in (self.cls_token, self.dist_token, self.reg_token)
             if token is not None
         ]
-        tokens: Tensor = self.dropout(torch.cat([*prefix, patches], dim=1))
+        tokens: Tensor = self.norm_pre(self.dropout(torch.cat([*prefix, patches], dim=1)))
         if mask is not None:
             mask = nn.functional.pad(mask, (self.prefix, 0), value=True)
         return tokens, angles, mask

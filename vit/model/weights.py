@@ -54,8 +54,8 @@ def timm_kwargs(config: ViTConfig) -> dict[str, Any]:
     timm reads fixed positions as a parameter that it then holds.
 
     Raises:
-        ValueError: rope2d, attention pooling, or attention other than scaled_dot, of which timm's
-            plain model has none, or a distillation token, which it gives a position.
+        ValueError: rotary positions, a pooling with attention, or attention other than scaled_dot,
+            which timm's plain model has not, or a distillation token, which it gives a position.
     """
     for key, names in {
         "positions": ("learned", "sincos1d", "sincos2d", "none"),
@@ -65,8 +65,9 @@ def timm_kwargs(config: ViTConfig) -> dict[str, Any]:
     }.items():
         if (value := getattr(config, key)) not in names:
             raise ValueError(f"timm's VisionTransformer has no {key}={value}")
+    from timm.layers.activations import GELUTanh, QuickGELU
     from timm.layers.mlp import Mlp, SwiGLU
-    from timm.layers.norm import RmsNorm
+    from timm.layers.norm import LayerNorm, RmsNorm
 
     return {
         "img_size": config.image_size,
@@ -81,14 +82,22 @@ def timm_kwargs(config: ViTConfig) -> dict[str, Any]:
         "class_token": config.pool == "cls",
         "global_pool": "token" if config.pool == "cls" else "avg",
         "no_embed_class": True,
-        "fc_norm": False,
+        "fc_norm": config.pooled_norm,
+        "pre_norm": config.pre_norm,
         "reg_tokens": config.registers,
         "qkv_bias": config.qkv_bias,
         "qk_norm": config.qk_norm,
         "init_values": config.layer_scale,
-        "norm_layer": {"layernorm": None, "rmsnorm": partial(RmsNorm, eps=1e-6)}[config.norm],
-        "mlp_layer": {"gelu": Mlp, "swiglu": SwiGLU}[config.mlp],
-        "act_layer": {"gelu": nn.GELU, "swiglu": nn.SiLU}[config.mlp],
+        "norm_layer": partial(
+            {"layernorm": LayerNorm, "rmsnorm": RmsNorm}[config.norm], eps=config.norm_eps
+        ),
+        "mlp_layer": SwiGLU if config.mlp == "swiglu" else Mlp,
+        "act_layer": {
+            "gelu": nn.GELU,
+            "gelu_tanh": GELUTanh,
+            "quick_gelu": QuickGELU,
+            "swiglu": nn.SiLU,
+        }[config.mlp],
     }
 
 
