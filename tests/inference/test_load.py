@@ -26,7 +26,7 @@ from vit.cli.eval import evaluate
 from vit.cli.explain import explain
 from vit.cli.export import export
 from vit.cli.predict import predict
-from vit.config.validate import to_config
+from vit.config.validate import dump_yaml, to_config
 from vit.data.manifest import Manifest
 from vit.errors import NoCheckpointError
 from vit.inference.load import load_trained
@@ -58,7 +58,7 @@ def test_a_golden_run_goes_on(tmp_path: Path, version: int) -> None:
     folder.checkpoints.mkdir(parents=True)
     shutil.copy(GOLDEN / f"v{version}.pt", folder.step_file(30))
     saved = checkpoint.load(folder.step_file(30))
-    folder.write_config(json.dumps(saved["config"]))
+    folder.write_config(dump_yaml(saved["config"]))
     folder.metrics.write_bytes(b" " * saved["training"]["metrics_bytes"])
     done = run("train", "resume=outputs/golden", "trainer.steps=33", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ def test_a_run_does_not_go_on_from_values_of_other_types(
     folder.checkpoints.mkdir(parents=True)
     content = checkpoint.load(GOLDEN / "v2.pt")
     content.pop("format_version")
-    folder.write_config(json.dumps(content["config"]))
+    folder.write_config(dump_yaml(content["config"]))
     folder.metrics.write_bytes(b" " * content["training"]["metrics_bytes"])
     place = content
     *sections, name = way.split(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import zipfile
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vit.artifacts.run_dir import RunDir
@@ -55,7 +57,7 @@ def load(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged is not None:
             raise BadCheckpointError(f"{path} is damaged (checksum of {damaged})")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path)
     except FileNotFoundError:
         raise BadCheckpointError(f"{path} does not exist") from None
     except VitError:
@@ -68,6 +70,32 @@ def load(path: Path) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadCheckpointError(f"{path} is damaged ({reason})") from None
     return _checked(content, path)
+
+
+def foreign(path: Path) -> Any:
+    """What another program saved with torch: tensors, plain values, NumPy scalars and the arguments
+    of its command line. Nothing else is read, nothing executed.
+
+    Raises:
+        BadCheckpointError: it holds something else.
+    """
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    numbers: list[Any] = [type(np.dtype(kind)) for kind in "?bhilqBHILQefd"]
+    scalars = [np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar"), *numbers]
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace, *scalars]):
+            return _read(path)
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError" or "nsupported" not in str(error):
+            raise
+        raise BadCheckpointError(
+            f"{path} holds more than weights, which is not read: where it was made, save these "
+            f"alone by torch.save(model.state_dict(), 'weights.pth')"
+        ) from None
+
+
+def _read(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def newest(run: RunDir, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:

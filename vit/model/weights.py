@@ -8,14 +8,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.config.model import ARCH_KEYS, ViTConfig
+from vit.errors import shortened
 from vit.model.vit import VisionTransformer
 
+PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
+"""Tokens before the patches, in their order."""
+SCORE_NAMES = {
+    "blocks.0.attn.score.log_scale": "cosine",
+    "blocks.0.attn.score.vector": "additive",
+    "blocks.0.attn.score.lambda_q1": "differential",
+}
+"""Parameters that a kind of attention alone has."""
 PATCHES = "patch_embed.proj.weight"
 OPTIONAL_KEYS = (
     "head", "cls_token", "dist_token", "reg_token", "pos_embed", "pool.", "attn_pool.",
@@ -105,16 +116,31 @@ def _of_patches_alone(state: Mapping[str, Tensor], patches: int) -> dict[str, Te
     """`state` with the positions of tokens before the patches folded into these tokens.
 
     timm's default gives the class token a position of its own (row 0 of `pos_embed`, (1, 1+N, D)),
-    and the distillation token another (row 1); they are constant.
+    the distillation token another, and some models their registers; they are constant.
     """
     state = dict(state)
-    table = state.get("pos_embed")
-    tokens = [token for token in ("cls_token", "dist_token") if token in state]
-    if table is not None and table.shape[1] == patches + len(tokens):
-        for row, token in enumerate(tokens):
-            state[token] = state[token] + table[:, row : row + 1]
-        state["pos_embed"] = table[:, len(tokens) :]
+    table, row = state["pos_embed"], 0
+    for token in PREFIX_TOKENS:
+        if token in state and row < table.shape[1] - patches:
+            count = state[token].shape[1]
+            state[token] = state[token] + table[:, row : row + count]
+            row += count
+    state["pos_embed"] = table[:, row:]
     return state
+
+
+def _fit_tokens(state: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+    """Tokens that `model` has no place of its own for as registers, if they are as many as it has.
+
+    Whatever is neither pooled nor a patch is one: the class token of a model that pools its
+    patches, the distillation token where nothing is distilled.
+    """
+    own = [token for token in PREFIX_TOKENS[:2] if getattr(model, token) is not None]
+    others = [state[token] for token in PREFIX_TOKENS if token in state and token not in own]
+    if not others or sum(token.shape[1] for token in others) != model.config.registers:
+        return state
+    kept = {name: w for name, w in state.items() if name in own or name not in PREFIX_TOKENS}
+    return {**kept, "reg_token": torch.cat(others, dim=1)}
 
 
 def resized(
@@ -158,27 +184,38 @@ def spec_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         ValueError: these are no weights of a Vision Transformer with timm's names.
     """
-    if "fc_norm.weight" in state:
-        raise ValueError("weights of a model with a norm after the pooling (fc_norm)")
-    if state.get(PATCHES) is None or state[PATCHES].ndim != 4 or "norm.weight" not in state:
+    norm = next((norm for norm in ("norm", "fc_norm") if f"{norm}.weight" in state), None)
+    if state.get(PATCHES) is None or state[PATCHES].ndim != 4 or norm is None:
         raise ValueError("no weights of a Vision Transformer with timm's names")
+    pool = "cls" if "cls_token" in state and norm == "norm" else "mean"
+    if "pool.query" in state:
+        pool = "map" if "pool.norm.weight" in state else "attention"
+        if "cls_token" in state:
+            raise ValueError("its pooling takes the class token, too, ours the patches alone")
     dim, channels, patch, _ = state[PATCHES].shape
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
     gates = "blocks.0.mlp.fc1_g.weight"
     hidden = state.get(gates, state.get("blocks.0.mlp.fc1.weight"))
+    if hidden is None:
+        raise ValueError("its blocks are not ours (no blocks.0.mlp.fc1.weight)")
     spec: dict[str, Any] = {
         "patch_size": patch,
         "channels": channels,
         "dim": dim,
         "depth": len(blocks),
-        "mlp_dim": 0 if hidden is None else len(hidden),
+        "mlp_dim": len(hidden),
         "mlp": "swiglu" if gates in state else "gelu",
-        "norm": "layernorm" if "norm.bias" in state else "rmsnorm",
+        "norm": "layernorm" if f"{norm}.bias" in state else "rmsnorm",
+        "pre_norm": "norm_pre.weight" in state,
+        "pooled_norm": norm == "fc_norm",
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in state else None,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
-        "pool": "cls" if "cls_token" in state else "mean",
-        "registers": state["reg_token"].shape[1] if "reg_token" in state else 0,
+        "attention": next(
+            (kind for name, kind in SCORE_NAMES.items() if name in state), "scaled_dot"
+        ),
+        "pool": pool,
+        "registers": registers_for(state, pool, distillation=False),
     }
     if "pos_embed" in state:
         spec["positions"] = "learned"
@@ -186,6 +223,15 @@ def spec_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         if size is not None:
             spec["image_size"] = list(size)
     return spec
+
+
+def registers_for(state: Mapping[str, Tensor], pool: str, distillation: bool) -> int:
+    """How many registers hold the tokens of `state` that have no place of their own in a model.
+
+    The class token has one where `pool` is "cls", the distillation token with `distillation`.
+    """
+    own = {"cls_token": pool == "cls", "dist_token": distillation}
+    return sum(state[t].shape[1] for t in PREFIX_TOKENS if t in state and not own.get(t))
 
 
 def load_matching(
@@ -213,17 +259,25 @@ def load_matching(
             unknown grid.
     """
     theirs = {**spec_of(state), **known}
+    if "mlp" not in known and "gelu" in model.config.mlp and theirs["mlp"] == "gelu":
+        theirs["mlp"] = model.config.mlp  # whose approximation weights do not show
+    state = {name: tensor for name, tensor in state.items() if tensor is not None}
     if any(key in theirs and differs(key, theirs[key], model.config) for key in ARCH_KEYS):
         raise MismatchError("a model of another shape", theirs)
     resized: list[str] = []
-    state = _fit_patches(_fit_positions(state, theirs, model, resized), model, resized)
+    state = _fit_tokens(_fit_positions(state, theirs, model, resized), model)
+    state = _fit_patches(state, model, resized)
     if not same_classes:
         state = {name: tensor for name, tensor in state.items() if not model.is_head(name)}
     wanted = model.state_dict()
-    foreign = [name for name in state if name not in wanted and not name.startswith(OPTIONAL_KEYS)]
-    if foreign:
-        raise ValueError(f"its model has parts that ours has not ({', '.join(foreign)})")
     taken = [name for name in wanted if name in state and state[name].shape == wanted[name].shape]
+    for reason, names in (
+        ("its model has parts that ours has not", state.keys() - wanted.keys()),
+        ("they lack parts of the model", wanted.keys() - state.keys()),
+        ("they have parts of another size", state.keys() & wanted.keys() - set(taken)),
+    ):
+        if needed := sorted(name for name in names if not name.startswith(OPTIONAL_KEYS)):
+            raise ValueError(f"{reason} ({shortened(needed)})")
     model.load_state_dict({name: state[name] for name in taken}, strict=False)
     return LoadReport(
         taken,
@@ -283,7 +337,8 @@ def _image_size(
 ) -> tuple[int, int] | None:
     """Height and width of the images that positions are of: square, or of the grid `wanted`."""
     count = state["pos_embed"].shape[1]
-    counts = {count, count - sum(name in state for name in ("cls_token", "dist_token"))}
+    tokens = [state[token].shape[1] for token in PREFIX_TOKENS if token in state]
+    counts = {count, *(count - so_far for so_far in accumulate(tokens))}
     for rows, columns in (*((math.isqrt(n),) * 2 for n in sorted(counts)), wanted):
         if rows * columns in counts:
             return rows * patch, columns * patch

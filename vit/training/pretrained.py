@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ from vit.config.checks import OF_FILES, SETTING_OF
 from vit.config.model import ARCH_KEYS
 from vit.config.schema import RunConfig
 from vit.data.manifest import Manifest
-from vit.errors import ConfigError
+from vit.errors import ConfigError, shortened
+from vit.model.families import rotated_as_ours
 from vit.model.vit import VisionTransformer
 from vit.model.weights import (
     LoadReport,
@@ -20,6 +21,7 @@ from vit.model.weights import (
     differs,
     load_matching,
     not_finite,
+    registers_for,
     spec_of,
 )
 
@@ -27,8 +29,6 @@ HEAD = 64
 """Width of a head, where weights do not say how many heads there are ..."""
 WIDEST = 1024
 """... of models up to this width: ViT-L and all smaller ones have such heads, wider ones others."""
-MOST_NAMES = 8
-"""Tensors that are named in a line."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Pretrained:
         classes: names of the logits; None: not known.
         mean, std: of each channel, what the model's images were normalised with; None: not known.
         trained_on: images of a run of ours.
+        family: whose names the tensors had; None: ours.
+        left_out: what was in the file and is not used, in words, with how many tensors it is.
     """
 
     place: str
@@ -51,6 +53,8 @@ class Pretrained:
     mean: list[float] | None = None
     std: list[float] | None = None
     trained_on: Sequence[Manifest] = ()
+    family: str | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ConfigError: a weight is not finite."""
@@ -60,7 +64,7 @@ class Pretrained:
                 f"other weights"
             )
 
-    def settings(self, config: RunConfig) -> dict[str, Any]:
+    def settings(self, config: RunConfig, user_keys: Collection[str] = ()) -> dict[str, Any]:
         """Settings of the run `config` that the weights decide, keys of `checks.FROM_WEIGHTS`.
 
         They are the model's shape, how its images were normalised where they have as many channels,
@@ -75,6 +79,8 @@ class Pretrained:
             raise ConfigError(f"model.weights={self.place} cannot be used: {error}") from None
         if "heads" not in spec and spec["dim"] % HEAD == 0 and spec["dim"] <= WIDEST:
             spec["heads"] = spec["dim"] // HEAD
+        pool = config.model.pool if {"model", "model.pool"} & set(user_keys) else spec["pool"]
+        spec["registers"] = registers_for(self.weights, pool, config.model.distillation_token)
         found = {setting: spec.get(key) for key, setting in SETTING_OF.items()}
         found["model.mlp_ratio"] = ratio(spec["mlp_dim"], spec["dim"])
         if self.mean is not None and len(self.mean) == len(config.data.mean):
@@ -92,7 +98,10 @@ class Pretrained:
         """
         try:
             same = self.classes is None or self.classes == classes
-            return load_matching(model, self.weights, self.spec, same_classes=same)
+            weights, positions = self.weights, self.spec.get("positions", "")
+            if self.family is not None and "rope2d" in positions:
+                weights = rotated_as_ours(weights, model.config.heads, positions)
+            return load_matching(model, weights, self.spec, same_classes=same)
         except MismatchError as error:
             wanted = " ".join(
                 setting(key, error.spec)
@@ -106,17 +115,33 @@ class Pretrained:
             raise ConfigError(f"model.weights={self.place} cannot be used: {error}") from None
 
 
-def describe(report: LoadReport, config: RunConfig) -> list[str]:
-    """What became of the weights that `config.model.weights` names, as lines to read."""
-    lines = [f"weights  {config.model.weights}: {len(report.taken)} tensors taken"]
+def describe(weights: Pretrained, report: LoadReport, config: RunConfig) -> list[str]:
+    """What became of the weights that the run `config` starts from, as lines to read."""
+    model = config.model
+    lines = [f"weights  {weights.place}: {len(report.taken)} tensors taken"]
+    if weights.family is not None:
+        lines.append(
+            f"         named as in {weights.family}; read as positions {model.positions}, pool "
+            f"{model.pool}, {model.registers} registers, {model.mlp}, norms with {model.norm_eps:g}"
+        )
+    left_out = [f"{words} ({count})" for words, count in weights.left_out.items()]
     for word, names in (
-        ("resized", report.resized), ("new", report.new), ("not used", report.unused),
+        ("resized", report.resized), ("new", report.new), ("not used", report.unused + left_out),
     ):  # fmt: skip
         if names:
-            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-            lines.append(f"         {word}: {', '.join(names[:MOST_NAMES])}{more}")
+            lines.append(f"         {word}: {shortened(names)}")
     mean, std = ([round(x, 4) for x in values] for values in (config.data.mean, config.data.std))
     lines.append(f"         images are normalised with mean {mean}, deviation {std}")
+    silent = {
+        f"model.heads={model.heads}": "heads" not in weights.spec,
+        "data.mean and data.std as above": weights.mean is None,
+        f"model.mlp={model.mlp} (OpenAI's CLIP: quick_gelu, SigLIP: gelu_tanh)": (
+            weights.family is not None and model.mlp != "swiglu" and "mlp" not in weights.spec
+            and (model.pre_norm or model.pool == "map")
+        ),
+    }  # fmt: skip
+    if guessed := [words for words, so in silent.items() if so]:
+        lines.append(f"         the file does not say, so it is taken: {'; '.join(guessed)}")
     if config.trainer.freeze != "none":
         lines.append(f"         frozen: {config.trainer.freeze}")
     return lines

@@ -83,7 +83,7 @@ def set_up(
     final = final_config(
         settings,
         user_keys,
-        None if weights is None else weights.settings(settings),
+        None if weights is None else weights.settings(settings, user_keys),
         None if saved is None else saved["config"],
         _facts(data),
         bf16=runtime_device.has_fast_bf16(device),
@@ -186,7 +186,7 @@ def _state(
     config = final.config
     reseed(config.seed, "init")
     model = VisionTransformer(final.model)
-    told = [] if weights is None else describe(weights.into(model, classes), config)
+    told = [] if weights is None else describe(weights, weights.into(model, classes), config)
     freeze(model, config.trainer.freeze)
     model = model.to(device)
     decay = final.plan.ema_decay

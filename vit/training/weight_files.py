@@ -1,32 +1,44 @@
-"""Readers of weight files: runs, safetensors, torch, npz, timm."""
+"""Readers of weight files: runs, safetensors, torch, npz, folders of the hub, timm."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from vit.artifacts import checkpoint
+from vit.config.model import ViTConfig
 from vit.errors import ConfigError, nearest
 from vit.inference.load import find, trained_on
+from vit.model.families import recognise
+from vit.model.vit import VisionTransformer
+from vit.model.weights import PATCHES, spec_of
 from vit.runtime import console
 from vit.training.pretrained import Pretrained
 
 TIMM = "timm/"
+GELUS = {
+    "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "GELU": "gelu",
+    "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu",
+}  # fmt: skip
+"""`model.mlp` of an activation as Hugging Face or timm calls it."""
 
 
 def load_pretrained(place: str) -> Pretrained:
     """The weights that `model.weights` names.
 
     Args:
-        place: a run folder or checkpoint of ours; a file of a timm model (`.safetensors`, `.pth`,
-            or the original `.npz`); a folder with `model.safetensors`, as the Hugging Face hub
-            has them; or `timm/<model>`, which is downloaded.
+        place: a run folder or checkpoint of ours; a file of weights whose names a family of
+            `vit.model.families` has (`.safetensors`, `.pth`, `.pt`, `.ckpt`, `.tar`, `.bin`, or the
+            original `.npz`); a folder as the Hugging Face hub has it; or `timm/<model>`, which is
+            downloaded.
 
     Raises:
         ConfigError: there is no such thing, or it cannot be read.
@@ -34,14 +46,14 @@ def load_pretrained(place: str) -> Pretrained:
     if place.startswith(TIMM):
         return _of_timm(place)
     path = Path(place)
-    inside = path / "model.safetensors"
     if not path.exists():
         raise ConfigError(
             f"model.weights={place} does not exist; give a run folder, a file or timm/<model>"
         )
     read = READERS.get(path.suffix.lower())
     if path.is_dir():
-        read, path = (_of_safetensors, inside) if inside.is_file() else (_of_run, path)
+        files = sorted(file for name in IN_FOLDERS for file in path.glob(name))
+        read = _of_folder if files else _of_run
     if read is None:
         raise ConfigError(
             f"model.weights={place} is of no known kind; give a run folder, one of "
@@ -68,12 +80,11 @@ def _of_run(path: Path, place: str) -> Pretrained:
 
 
 def _of_torch(path: Path, place: str) -> Pretrained:
-    from timm.models import load_state_dict
-
-    try:
+    content = checkpoint.foreign(path)
+    if isinstance(content, dict) and "format_version" in content:
         return _of_run(path, place)
-    except checkpoint.BadCheckpointError:
-        return Pretrained(place, load_state_dict(str(path), weights_only=True))
+    arch = content.get("arch") if isinstance(content, dict) else None
+    return _recognised(place, dict(_tensors(content)), _facts_of_timm(arch, {}))
 
 
 def _of_safetensors(path: Path, place: str) -> Pretrained:
@@ -82,20 +93,120 @@ def _of_safetensors(path: Path, place: str) -> Pretrained:
 
     with safe_open(path, "pt") as file:
         ours = json.loads((file.metadata() or {}).get(checkpoint.IN_SAFETENSORS, "null"))
-    if ours is not None:
-        seen = ours["preprocessing"]
-        return Pretrained(
-            place, load_file(path), ours["spec"], ours["classes"], seen["mean"], seen["std"],
-            trained_on(path, ours["origin"].get("images")),
-        )  # fmt: skip
-    beside = path.with_name("config.json")  # as the Hugging Face hub has it
-    facts = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    seen, arguments = facts.get("pretrained_cfg", {}), facts.get("model_args") or {}
-    known = {"heads": arguments["num_heads"]} if "num_heads" in arguments else {}
+    if ours is None:
+        return _recognised(place, load_file(path), {})
+    seen = ours["preprocessing"]
     return Pretrained(
-        place, load_file(path), known, facts.get("label_names"), _floats(seen.get("mean")),
-        _floats(seen.get("std")),
+        place, load_file(path), ours["spec"], ours["classes"], seen["mean"], seen["std"],
+        trained_on(path, ours["origin"].get("images")),
     )  # fmt: skip
+
+
+def _of_folder(path: Path, place: str) -> Pretrained:
+    """A model as the Hugging Face hub has it, of timm or transformers, in one file or several."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for name in IN_FOLDERS:
+        for file in sorted(path.glob(name)) if not tensors else []:
+            safe = file.suffix == ".safetensors"
+            tensors |= load_file(file) if safe else dict(_tensors(checkpoint.foreign(file)))
+
+    def beside(name: str) -> dict[str, Any]:
+        file = path / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    config, images = beside("config.json"), beside("preprocessor_config.json")
+    if "model_type" in config:
+        named = [str(name) for name in (config.get("id2label") or {}).values()]
+        classes = None if all(name.startswith("LABEL_") for name in named) else named
+        return _recognised(
+            place, tensors, _facts_of_transformers(config), classes, images.get("image_mean"),
+            images.get("image_std"),
+        )  # fmt: skip
+    seen = config.get("pretrained_cfg", {})
+    facts = _facts_of_timm(config.get("architecture"), config.get("model_args") or {})
+    return _recognised(
+        place, tensors, facts, config.get("label_names"), seen.get("mean"), seen.get("std")
+    )
+
+
+def _recognised(
+    place: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any],
+    classes: list[str] | None = None, mean: Any = None, std: Any = None,
+) -> Pretrained:  # fmt: skip
+    """Weights that others named; `facts` of `ViTConfig` hold before what the names say."""
+    try:
+        found = recognise(tensors)
+    except ValueError as error:
+        raise ConfigError(f"model.weights={place} cannot be used: {error}") from None
+    known = {key: value for key, value in facts.items() if value is not None}
+    if known.pop("dim", None) not in (None, len(found.weights[PATCHES])):  # changed by its trainer
+        del known["heads"]
+    return Pretrained(
+        place, found.weights, {**found.facts, **known}, classes, _floats(mean), _floats(std),
+        family=found.family, left_out=found.left_out,
+    )  # fmt: skip
+
+
+def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of nested dictionaries, with the keys that lead to it."""
+    if isinstance(content, Tensor) and content.is_floating_point():
+        yield name, content.float()
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def _facts_of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json of transformers says of the model.
+
+    Raises:
+        ConfigError: rotary positions with another base than ours.
+    """
+    vision = config.get("vision_config") or config
+    if vision.get("rope_theta", 100.0) != 100.0:
+        raise ConfigError(f"rotary positions with the base {vision['rope_theta']}, ours have 100")
+    act, size = vision.get("hidden_act", "gelu"), vision.get("image_size")
+    gated = vision.get("use_gated_mlp") or vision.get("use_swiglu_ffn")
+    return {
+        "heads": vision.get("num_attention_heads"),
+        "norm_eps": vision.get("layer_norm_eps"),
+        "mlp": "swiglu" if gated else GELUS.get(act, act),
+        "image_size": [size, size] if isinstance(size, int) else size,
+    }
+
+
+def _facts_of_timm(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm knows of its model `name`; of others nothing but what `arguments` say."""
+    import timm
+
+    known = {"heads": arguments.get("num_heads")}
+    if not isinstance(name, str) or not timm.is_model(name):
+        return known
+    try:
+        with torch.device("meta"):
+            return _facts_of(timm.create_model(name, **arguments))
+    except Exception:  # arguments that this timm has not, or no Vision Transformer
+        return known
+
+
+def _facts_of(model: Any) -> dict[str, Any]:
+    """What a timm model says of itself that its weights do not show, by options of `ViTConfig`."""
+    block, rope = model.blocks[0], getattr(model, "rope", None)
+    facts = {
+        "dim": model.embed_dim,
+        "heads": block.attn.num_heads,
+        "norm_eps": block.norm1.eps,
+    }
+    if hasattr(block.mlp, "act") and type(block.mlp.act).__name__ in GELUS:
+        facts["mlp"] = GELUS[type(block.mlp.act).__name__]
+    if rope is not None and type(rope).__name__ == "RotaryEmbeddingDinoV3":
+        facts["positions"] = "rope2d_dinov3"
+    elif rope is not None:
+        far = "learned+rope2d_eva02" if rope.temperature == 10000 else "learned+rope2d"
+        facts["positions"] = far if model.pos_embed is not None else "rope2d"
+    return facts
 
 
 def _of_npz(path: Path, place: str) -> Pretrained:
@@ -136,24 +247,40 @@ def _of_timm(place: str) -> Pretrained:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # two lines for each retry
     console.say(f"weights  {place}, from the cache or the hub, which is tried for a minute")
     try:
-        model = timm.create_model(name, pretrained=True)
+        model: Any = timm.create_model(name, pretrained=True).eval()
     except Exception as error:
         raise ConfigError(
             f"model.weights={place} could not be downloaded ({_short(error)}); "
             f"give a file of it: model.weights=<.safetensors, .pth or .npz>"
         ) from None
-    if type(model) is not timm.models.VisionTransformer:
+    facts = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    try:
+        known = {**_facts_of(model), "image_size": [*model.patch_embed.img_size]}
+        found = _recognised(place, model.state_dict(), known, None, facts["mean"], facts["std"])
+        same = _agree(model, found)
+    except Exception:  # a model of another kind fails in many ways
+        same = False
+    if not same:
         raise ConfigError(
-            f"model.weights={place} is a {type(model).__name__}, no plain Vision Transformer; "
+            f"model.weights={place} is a {type(model).__name__} of a kind that ours is not; "
             f"try timm/vit_small_patch16_224"
         )
-    facts = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-    attention = model.get_submodule("blocks.0.attn")
-    return Pretrained(
-        place, model.state_dict(),
-        {"heads": attention.num_heads, "image_size": [*model.patch_embed.img_size]},
-        mean=_floats(facts["mean"]), std=_floats(facts["std"]),
-    )  # fmt: skip
+    return found
+
+
+@torch.no_grad()
+def _agree(theirs: Any, found: Pretrained) -> bool:
+    """Whether our model with these weights sees in noise what timm's sees."""
+    spec = {**spec_of(found.weights), **found.spec}
+    ours = VisionTransformer(ViTConfig(**spec, num_classes=1)).eval()
+    found.into(ours, ["noise"])
+    noise = torch.randn(1, spec["channels"], *spec["image_size"])
+    tokens, other = ours.forward_features(noise), theirs.forward_features(noise)
+    same = torch.allclose(tokens, other, rtol=1e-3, atol=1e-3)
+    if same and spec["pool"] != "cls":
+        pooled, other = (m.forward_head(tokens, pre_logits=True) for m in (ours, theirs))
+        same = torch.allclose(pooled, other, rtol=1e-3, atol=1e-3)
+    return same
 
 
 def timm_name(place: str, key: str) -> str:
@@ -181,9 +308,13 @@ def _floats(values: Any) -> list[float] | None:
     return None if values is None else [float(value) for value in values]
 
 
+IN_FOLDERS = ("*.safetensors", "pytorch_model*.bin")
+"""Patterns of the files of weights of a folder: the first that is there."""
 READERS: dict[str, Callable[[Path, str], Pretrained]] = {
     ".pt": _of_torch,
     ".pth": _of_torch,
+    ".ckpt": _of_torch,
+    ".tar": _of_torch,
     ".bin": _of_torch,
     ".safetensors": _of_safetensors,
     ".npz": _of_npz,
