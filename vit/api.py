@@ -104,7 +104,7 @@ class Run(Trained):
         if not isinstance(top, int) or top < 1:
             raise ConfigError(f"top={top} must be a whole number, 1 or more")
         loader, count = self._open(images), min(top, len(self.classes))
-        found: Iterator[Labelled] = classify(self, loader, self.device, count)
+        found: Iterator[Labelled] = classify(self, loader, count)
         with console.progress(found, desc="predicting", total=len(loader.names)) as bar:
             predictions = [
                 Prediction(name, [label for label, _ in best], [share for _, share in best])
@@ -153,7 +153,7 @@ class Run(Trained):
             raise ConfigError(f"label={label} is none of the model's classes{hint}")
         wanted = None if label is None else self.classes.index(label)
         loader = self._open(images, _EXPLAINED_AT_ONCE)
-        explained = list(pictures.explain(self, loader, self.device, [method], wanted))
+        explained = list(pictures.explain(self, loader, [method], wanted))
         _check_corrupt(loader)
         return explained
 

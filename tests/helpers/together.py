@@ -225,7 +225,7 @@ def _take_part(rank: int, size: int, port: int, folder: Path, checkpoint: Path) 
 
 def _evaluate(world: World, checkpoint: Path) -> Predictions:
     trained = load_trained(checkpoint, CPU, print)
-    return predict(trained.model, EvalLoader(_gray(179), 28, reader((8, 8), 1), world), CPU, "fp32")
+    return predict(trained.model, EvalLoader(_gray(179), 28, reader((8, 8), 1), world), "fp32")
 
 
 def _gray(n: int) -> Samples:

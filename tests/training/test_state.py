@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from pictures import CPU, array_samples, reader
+from pictures import array_samples, reader
 from stepping import (
     CLASSES,
     adamw_state,
@@ -33,7 +33,7 @@ def evaluation(n, batch_size):
 @pytest.mark.parametrize(("n", "batch_size"), [(37, 10), (37, 37), (37, 100), (37, 1), (1, 4)])
 def test_scores_are_those_of_a_plain_loop(n, batch_size):
     built = model().train()
-    predictions = predict(built, evaluation(n, batch_size), CPU, "fp32")
+    predictions = predict(built, evaluation(n, batch_size), "fp32")
     exact = copy.deepcopy(built).double().eval()
     losses, ranks, best = [], [], []
     for k in range(n):
@@ -59,9 +59,9 @@ def test_scores_are_those_of_a_plain_loop(n, batch_size):
 
 def test_scores_do_not_depend_on_the_batch_size():
     built = model(dropout=0.5, drop_path=0.5)
-    expected = predict(built, evaluation(60, 60), CPU, "fp32")
+    expected = predict(built, evaluation(60, 60), "fp32")
     for batch_size in (1, 7, 59, 1000):
-        other = predict(built, evaluation(60, batch_size), CPU, "fp32")
+        other = predict(built, evaluation(60, batch_size), "fp32")
         assert np.array_equal(other.top[:, 0], expected.top[:, 0])
         assert other.scores()["top1"] == expected.scores()["top1"]
         np.testing.assert_allclose(other.losses, expected.losses, rtol=1e-4)
@@ -73,17 +73,17 @@ def test_top5_of_fewer_classes():
     torch.nn.init.normal_(built.head.weight)
     loader = evaluation(20, 8)
     loader.labels %= 3
-    predictions = predict(built, loader, CPU, "fp32")
+    predictions = predict(built, loader, "fp32")
     assert predictions.top.shape == (20, 3)
     assert predictions.scores()["top5"] == 100
 
 
 def test_between_batches_one_can_stop():
     calls = []
-    predict(model(), evaluation(37, 10), CPU, "fp32", lambda: calls.append(1))
+    predict(model(), evaluation(37, 10), "fp32", lambda: calls.append(1))
     assert len(calls) == 4
     with pytest.raises(KeyboardInterrupt):
-        predict(model(), evaluation(37, 10), CPU, "fp32", interrupt)
+        predict(model(), evaluation(37, 10), "fp32", interrupt)
 
 
 def interrupt():

@@ -53,7 +53,7 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     folder = output_folder(config, trained)
     prepare_file("output", folder / "index.png")
     loader = open_images(trained, paths, device, batch_size=_AT_ONCE)
-    images = pictures.explain(trained, loader, device, config.methods, wanted)
+    images = pictures.explain(trained, loader, config.methods, wanted)
     rows, labels = [], []
     number = 0
     with console.progress(images, desc="explaining", total=len(paths)) as bar:

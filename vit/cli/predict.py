@@ -47,7 +47,7 @@ def predict(plain: dict[str, Any], overrides: Overrides) -> None:
             prepare_file(key, Path(file))
     top = min(config.top, len(trained.classes))
     loader = open_images(trained, paths, device, config.data.workers, config.batch_size)
-    images = classify(trained, loader, device, top)
+    images = classify(trained, loader, top)
     on_sheet: list[Labelled] = []
     # A bar would stand between the labels.
     quiet = {"disable": True} if config.output is None and sys.stdout.isatty() else {}

@@ -202,9 +202,7 @@ class Evaluator:
         """
         trained, flips = self.trained, self.tta == "flip"
         precision = trained.evaluation["precision"]
-        predictions = predict(
-            self.model, loader, self.reader.device, precision, logits=True, mirrored=flips
-        )
+        predictions = predict(self.model, loader, precision, logits=True, mirrored=flips)
         for answers in (predictions.losses, predictions.logits, predictions.mirrored):
             if answers is not None:
                 trained.check(torch.from_numpy(answers))

@@ -24,10 +24,9 @@ from vit.data.reading.workers import WorkerPool
 from vit.errors import printable
 from vit.inference.explain import class_attention, heat_of_each, relevance, rollout
 from vit.inference.load import Trained
-from vit.inference.predict import unlabelled
+from vit.inference.predict import answers, unlabelled
 from vit.model.vit import VisionTransformer
 from vit.report.drawing import grid, overlay, png
-from vit.runtime.device import autocast
 
 Method = Callable[[VisionTransformer, Tensor, Tensor, Tensor | None], Tensor]
 METHODS: dict[str, Method] = {
@@ -89,11 +88,7 @@ class Explained:
 
 
 def explain(
-    trained: Trained,
-    loader: EvalLoader,
-    device: torch.device,
-    methods: Sequence[str],
-    wanted: int | None,
+    trained: Trained, loader: EvalLoader, methods: Sequence[str], wanted: int | None
 ) -> Iterator[Explained]:
     """Explain every image of `loader` that is not damaged, in order.
 
@@ -104,15 +99,11 @@ def explain(
         wanted: the class whose relevance is shown; None: the most probable one of each image.
 
     Raises:
+        DataError: a worker failed.
         DivergedError: an answer is not finite.
     """
-    for images, _, index, mask in loader:
-        if not len(index):
-            continue
-        with torch.no_grad(), autocast(device, trained.evaluation["precision"]):
-            logits = trained.model.forward(images, mask)
-        trained.check(logits)
-        chances = logits.float().softmax(dim=-1).cpu().numpy()
+    for images, mask, index, logits in answers(trained, loader):
+        chances = logits.softmax(dim=-1).cpu().numpy()
         best = logits.argmax(dim=-1)
         classes = best if wanted is None else torch.full_like(best, wanted)
         maps = {name: METHODS[name](trained.model, images, classes, mask) for name in methods}

@@ -67,7 +67,6 @@ class Predictions:
 def predict(
     model: nn.Module,
     loader: EvalLoader,
-    device: torch.device,
     precision: str,
     between: Callable[[], None] = lambda: None,
     *,
@@ -89,24 +88,22 @@ def predict(
         The predictions for the whole split, the same in every process and for every world.
     """
     model.eval()
-    parts: list[dict[str, Tensor | np.ndarray]] = []
+    parts: list[dict[str, Tensor]] = []
     for images, labels, index, mask in loader:
-        answer = _logits(model, images, mask, device, precision)
-        part: dict[str, Tensor | np.ndarray] = {"labels": labels, "index": index}
-        part |= _judge(answer, labels)
+        answer = _logits(model, images, mask, precision)
+        part = {"labels": labels, "index": torch.from_numpy(index), **_judge(answer, labels)}
         if logits:
             part["logits"] = answer
         if mirrored:
-            mirror = mirror_images(images, mask)
-            part["mirrored"] = _logits(model, mirror, mask, device, precision)
+            part["mirrored"] = _logits(model, mirror_images(images, mask), mask, precision)
         parts.append(part)
         between()
     for _ in range(len(loader) - len(parts)):  # rounds in which other processes have a batch
         if is_sharded(model):  # whose weights are gathered by all or by none
             for _ in range(1 + mirrored):
-                _logits(model, loader.dummy_batch(), None, device, precision)
+                _logits(model, loader.dummy_batch(), None, precision)
         between()
-    ours = [{name: _on_host(column) for name, column in part.items()} for part in parts]
+    ours = [{name: column.cpu().numpy() for name, column in part.items()} for part in parts]
     shares = loader.world.all_gather_object((ours, loader.corrupt.reasons))
     for _, reasons in shares:
         loader.corrupt.note(reasons)
@@ -136,11 +133,9 @@ def with_mirror_images(predictions: Predictions) -> Predictions:
     return replace(predictions, **columns, logits=logits.numpy(), mirrored=None)
 
 
-def _logits(
-    model: nn.Module, images: Tensor, mask: Tensor | None, device: torch.device, precision: str
-) -> Tensor:
+def _logits(model: nn.Module, images: Tensor, mask: Tensor | None, precision: str) -> Tensor:
     """Of a batch, in float32."""
-    with autocast(device, precision):
+    with autocast(images.device, precision):
         logits: Tensor = model(images, mask) if is_sharded(model) else model.forward(images, mask)
     return logits.float()
 
@@ -152,10 +147,6 @@ def _judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         "top": logits.topk(min(5, logits.shape[1])).indices,
         "probability": logits.softmax(dim=-1).amax(dim=-1),
     }
-
-
-def _on_host(column: Tensor | np.ndarray) -> np.ndarray:
-    return column.cpu().numpy() if isinstance(column, Tensor) else column
 
 
 @torch.no_grad()
@@ -274,10 +265,10 @@ def open_images(
 
 
 @torch.no_grad()
-def classify(
-    trained: Trained, loader: EvalLoader, device: torch.device, top: int
-) -> Iterator[Labelled]:
-    """The `top` most probable classes of each image of `loader` (or all K), in order.
+def answers(
+    trained: Trained, loader: EvalLoader
+) -> Iterator[tuple[Tensor, Tensor | None, np.ndarray, Tensor]]:
+    """Normalised images (E, C, height, width), their mask, positions and float32 logits (E, K).
 
     What is damaged is missing, and in `loader.corrupt`.
 
@@ -286,12 +277,18 @@ def classify(
         DivergedError: an answer is not finite.
     """
     for images, _, index, mask in loader:
-        if not len(index):
-            continue
-        with autocast(device, trained.evaluation["precision"]):
-            logits = trained.model.forward(images, mask)
-        logits = logits.float()
-        trained.check(logits)
+        if len(index):
+            logits = _logits(trained.model, images, mask, trained.evaluation["precision"])
+            trained.check(logits)
+            yield images, mask, index, logits
+
+
+def classify(trained: Trained, loader: EvalLoader, top: int) -> Iterator[Labelled]:
+    """The `top` most probable classes of each image of `loader` (or all K), in order.
+
+    What is missing and the errors are those of `answers`.
+    """
+    for _, _, index, logits in answers(trained, loader):
         best = logits.topk(min(top, logits.shape[1])).indices
         chances = logits.softmax(dim=-1).gather(1, best)
         for position, numbers, share in zip(index, best.tolist(), chances.tolist(), strict=True):

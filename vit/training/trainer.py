@@ -179,7 +179,7 @@ class Trainer:
 
     def _predict(self, model: VisionTransformer, loader: EvalLoader) -> Predictions:
         precision = self.parts.config.trainer.precision
-        predictions = predict(model, loader, self.parts.device, precision, self._stop_if_signalled)
+        predictions = predict(model, loader, precision, self._stop_if_signalled)
         self.reporter.warn_corrupt(loader.corrupt, "left out of the scores")
         return predictions
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from pictures import (
     BLUE,
-    CPU,
     GREEN,
     RED,
     array_samples,
@@ -260,10 +259,10 @@ def test_evaluation_leaves_them_out(tmp_path, batch_size):
     torch.manual_seed(0)
     model = VisionTransformer(16, 4, 3, dim=16, depth=1, heads=2)
     torch.nn.init.normal_(model.head.weight)
-    alone = predict(model, EvalLoader(samples.take(good), 24, reader(SIZE)), CPU, "fp32")
+    alone = predict(model, EvalLoader(samples.take(good), 24, reader(SIZE)), "fp32")
     for held in (True, False):
         load = EvalLoader(samples, batch_size, reader(SIZE, held=held, bad_images=0.5))
-        found = predict(model, load, CPU, "fp32")
+        found = predict(model, load, "fp32")
         assert found.index.tolist() == good.tolist()
         assert found.labels.tolist() == samples.labels[good].tolist()
         np.testing.assert_allclose(found.losses, alone.losses, rtol=1e-4, atol=1e-5)
