@@ -67,6 +67,11 @@ class Components:
         """Whether only the head is trained, on features that were computed once."""
         return self.train.features is not None
 
+    @property
+    def epoch(self) -> float:
+        """Passes over the training images so far."""
+        return float(self.plan.epoch_at(self.state.step))
+
     def lr(self, step: int) -> float:
         """The learning rate of step number `step`."""
         return schedule_lr(self.config, self.plan, step)
@@ -89,7 +94,7 @@ class Components:
             **{key: value for key, value in scores.items() if not key.endswith("top1")},
             "best_epoch": best.epoch if best is not None else None,
             "step": trained.step,
-            "epoch": float(self.plan.epoch_at(trained.step)),
+            "epoch": self.epoch,
             "params": parameter_count(trained.model),
             "images_per_second": round(speed, 1),
             "seconds": round(trained.seconds, 3),

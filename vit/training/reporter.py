@@ -74,7 +74,7 @@ class Reporter:
         flops = head if parts.trains_on_features else self.curriculum.flops()
         utilisation = 3 * flops * speed / self.rate / parts.world.size
         values = {
-            "epoch": float(parts.plan.epoch_at(state.step)),
+            "epoch": parts.epoch,
             "loss": means["loss"],
             "top1": means["top1"],
             "lr": lr,
@@ -98,17 +98,16 @@ class Reporter:
         """The line of a validation with these scores."""
         parts, state = self.parts, self.state
         weights = "model" if state.ema is None else "ema"
-        epoch = float(parts.plan.epoch_at(state.step))
-        parts.logger.log("val", state.step, {"epoch": epoch, **scores, "weights": weights})
+        parts.logger.log("val", state.step, {"epoch": parts.epoch, **scores, "weights": weights})
         self._val_scores = scores
 
     def epoch_line(self, *, is_end: bool) -> None:
         """How the epoch went, or went so far, on the console."""
-        state, plan = self.state, self.parts.plan
+        parts, state = self.parts, self.state
         means = state.window_means("epoch", reset=is_end)
-        total = float(plan.epoch_at(plan.steps))
+        total = float(parts.plan.epoch_at(parts.plan.steps))
         line = (
-            f"epoch {float(plan.epoch_at(state.step)):6.2f}/{total:g}  step {state.step}  "
+            f"epoch {parts.epoch:6.2f}/{total:g}  step {state.step}  "
             f"train loss {means['loss']:.4f} top-1 {means['top1']:5.2f}"
         )
         if self._val_scores and state.evaluated_at == state.step:

@@ -152,8 +152,7 @@ class Trainer:
             if is_finite and (
                 state.best is None or state.best.beaten_by(scores["top1"], scores["loss"])
             ):
-                epoch = float(parts.plan.epoch_at(state.step))
-                state.best = Best(**scores, step=state.step, epoch=epoch)
+                state.best = Best(**scores, step=state.step, epoch=parts.epoch)
                 state.evals_since_best = 0
                 self._save_best()
             else:
@@ -173,7 +172,7 @@ class Trainer:
         parts, state = self.parts, self.state
         if state.evaluated_at != state.step or state.best is None or self._finished():
             return
-        if parts.should_prune(float(parts.plan.epoch_at(state.step)), state.best.top1):
+        if parts.should_prune(parts.epoch, state.best.top1):
             self._save()
             raise PrunedRun(f"pruned and {self._saved_here()}")
 
@@ -245,8 +244,7 @@ class Trainer:
             parts.world.barrier()  # until the best checkpoint is written
             trained = load_trained(parts.run.path, parts.device, console.warn)
             test = self._predict(trained.model, parts.test).scores()
-            epoch = float(parts.plan.epoch_at(state.step))
-            parts.logger.log("test", state.step, {"epoch": epoch, **test})
+            parts.logger.log("test", state.step, {"epoch": parts.epoch, **test})
             scores |= {f"test_{key}": value for key, value in test.items()}
             self._check_finished(scores)
         self.reporter.final(scores)
