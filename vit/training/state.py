@@ -236,11 +236,6 @@ def flops_per_image(
     return int(counter.get_total_flops())
 
 
-def as_tensor(*values: Tensor) -> Tensor:
-    """Scalars on the device as one float64 vector."""
-    return torch.stack([value.double() for value in values])
-
-
 def to_checkpoint(
     state: TrainState, config: RunConfig, classes: list[str], images: str,
     training: dict[str, Any] | None,

@@ -6,6 +6,7 @@ import contextlib
 import math
 
 import torch
+from torch import Tensor
 
 from vit.config.schema import TrainerConfig
 from vit.data.types import Batch
@@ -13,7 +14,7 @@ from vit.runtime.device import autocast
 from vit.runtime.dist import World, full_tensor, no_sync
 from vit.runtime.seeding import reseed
 from vit.training.loss import Loss, by_head
-from vit.training.state import TrainState, as_tensor
+from vit.training.state import TrainState
 
 
 def train_step(
@@ -54,7 +55,7 @@ def train_step(
     limit = clip_norm or math.inf
     norm = full_tensor(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit))
     one = torch.ones((), device=device)
-    sums = world.all_reduce(as_tensor(total_loss, correct, one * len(batch.labels)))
+    sums = world.all_reduce(_as_tensor(total_loss, correct, one * len(batch.labels)))
     is_bad = ~(norm.isfinite() & sums[0].isfinite())
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version
@@ -66,7 +67,12 @@ def train_step(
     if state.ema is not None:
         state.ema.update(state.model, state.step)
 
-    sums = torch.cat([sums, as_tensor(norm, one)])
+    sums = torch.cat([sums, _as_tensor(norm, one)])
     state.metric_sums += sums.where(~is_bad, 0.0)
     state.non_finite.add(is_bad, state.step)
     state.step += 1
+
+
+def _as_tensor(*values: Tensor) -> Tensor:
+    """Scalars on the device as one float64 vector."""
+    return torch.stack([value.double() for value in values])
