@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ class Curriculum:
         self._plan = plan
         self._model = model
         self._size = config.data.size
-        self._flops: dict[tuple[object, ...], int] = {}
+        self._flops = functools.cache(functools.partial(flops_per_image, model))
 
     def __call__(self, batch: Batch, step: int) -> Batch:
         """The batch of step number `step` as the model is to see it."""
@@ -44,7 +45,4 @@ class Curriculum:
 
     def flops(self) -> int:
         """Operations of a forward pass of one image as the last one was seen."""
-        rate = self._model.patch_dropout.rate
-        if (rate, self._size) not in self._flops:
-            self._flops[rate, self._size] = flops_per_image(self._model, rate, self._size)
-        return self._flops[rate, self._size]
+        return self._flops(self._model.patch_dropout.rate, self._size)
