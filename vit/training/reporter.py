@@ -36,10 +36,6 @@ class Reporter:
         self._last_log = (parts.state.seconds, parts.state.images)
         self._val_scores: dict[str, float] = {}
 
-    def close(self) -> None:
-        """Take the bar away."""
-        self.bar.close()
-
     def first_batch(self) -> None:
         """The first images as the model sees them, in TensorBoard."""
         parts = self.parts

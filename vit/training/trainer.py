@@ -19,7 +19,7 @@ from vit.training.clock import Clock, due
 from vit.training.components import Components
 from vit.training.curriculum import Curriculum
 from vit.training.reporter import Reporter
-from vit.training.state import Best, NonFiniteSteps, to_checkpoint
+from vit.training.state import Best, to_checkpoint
 from vit.training.step import train_step
 
 START_AGAIN = "start again with a lower optim.lr, optim.clip_norm=1.0 or trainer.precision=fp32"
@@ -50,7 +50,7 @@ class Trainer:
             DivergedError: too many steps in a row, or most of all, or final scores were not finite.
         """
         self.parts.stop.defer()
-        with contextlib.closing(self.reporter):
+        with contextlib.closing(self.reporter.bar):
             try:
                 return self._train()
             except InterruptedRun:
@@ -126,13 +126,11 @@ class Trainer:
         """Write down how training goes, and judge it."""
         self._share_corrupt()
         found, grad_norm = self.reporter.log(lr)
-        if found.most_in_row >= self.parts.config.trainer.max_bad_steps:
-            raise DivergedError(self._diverged(found, grad_norm))
-
-    def _diverged(self, found: NonFiniteSteps, grad_norm: float) -> str:
+        if found.most_in_row < self.parts.config.trainer.max_bad_steps:
+            return
         train = self.parts.train
         ids = [train.names[i] for i in train.indices_at(found.last)[:8]]
-        return (
+        raise DivergedError(
             f"{found.most_in_row} steps in a row without a finite loss and gradient, the last of "
             f"them step {found.last} (lr {self.parts.lr(found.last):g}, mean norm of the finite "
             f"gradients before {grad_norm:g}, images {', '.join(ids)}, ...); {START_AGAIN}"
