@@ -11,7 +11,6 @@ rollout say where information came from, whatever was decided; relevance what sp
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -26,12 +25,13 @@ MOST_TOKENS = 1100
 """The attention maps of longer sequences take much memory: they are drawn only where asked for."""
 
 
-@contextlib.contextmanager
-def recorded_attention(model: VisionTransformer) -> Iterator[list[Tensor]]:
-    """Inside, `model` computes from attention weights, and lists them: (B, H, Q, T) of each block.
+def recorded_forward(
+    model: VisionTransformer, images: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Logits; the attention weights they are computed from, (B, H, T, T) of each block; and how
+    much the pooling takes of each token, (B, T).
 
-    What it gives can be differentiated by them. The gradient takes the norms as `detached_norm`
-    does.
+    The logits can be differentiated by the weights, with the norms as `detached_norm` takes them.
     """
     maps: list[Tensor] = []
 
@@ -52,16 +52,6 @@ def recorded_attention(model: VisionTransformer) -> Iterator[list[Tensor]]:
             hooks.enter_context(norm.register_forward_hook(detached))
         for block in blocks:
             hooks.enter_context(block.attn.score.register_forward_hook(from_weights))
-        yield maps
-
-
-def recorded_forward(
-    model: VisionTransformer, images: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Logits; the attention weights they are computed from, (B, H, T, T) of each block; and how
-    much the pooling takes of each token, (B, T).
-    """
-    with recorded_attention(model) as maps:
         x, mask = model.encode(images, mask)
         logits = model.forward_head(x, mask)
     return logits, maps, model.pool.reading(x, model.prefix, mask)
@@ -94,9 +84,7 @@ def attention_maps(
     model: VisionTransformer, images: Tensor, mask: Tensor | None = None
 ) -> list[Tensor]:
     """The attention weights of every block, each (B, H, T, T)."""
-    with recorded_attention(model) as maps:
-        model.forward_features(images, mask)
-    return maps
+    return recorded_forward(model, images, mask)[1]
 
 
 @torch.no_grad()
