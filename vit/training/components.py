@@ -1,4 +1,4 @@
-"""The objects that a training run is made of, and its summary."""
+"""The objects that a training run is made of; its summary and its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from vit.artifacts.logger import Logger
 from vit.artifacts.run_dir import RunDir
 from vit.config.resolve import Plan
 from vit.config.schema import RunConfig
+from vit.config.validate import to_plain
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.optim.schedule import lr_at
 from vit.runtime.console import versions
 from vit.runtime.dist import World
 from vit.runtime.signals import StopRequest
 from vit.training.loss import Loss
-from vit.training.state import TrainState, parameter_count
+from vit.training.state import TrainState, parameter_count, weights_of
 
 ShouldPrune = Callable[[float, float], bool]
 """Told (epoch, validation top-1) after each evaluation; True ends the run."""
@@ -99,6 +100,37 @@ class Components:
             "images_per_second": round(speed, 1),
             "seconds": round(trained.seconds, 3),
             "versions": versions(),
+        }
+
+    def to_checkpoint(self, training: dict[str, Any] | None) -> dict[str, Any]:
+        """The content of a checkpoint; with `training` it is one that a run can go on from.
+
+        Asked for by all processes together.
+        """
+        config, model = self.config, self.state.eval_model
+        return {
+            "spec": model.config.plain(),
+            "preprocessing": {
+                "image_size": list(model.config.image_size),
+                "channels": model.config.channels,
+                "mean": config.data.mean,
+                "std": config.data.std,
+                "aspect": config.data.aspect,
+                "center_crop": config.data.center_crop,
+                "interpolation": "bilinear",
+                "exif_rotation": "applied",
+                "transparency": "on white",
+            },
+            "classes": self.classes,
+            "evaluation": {
+                "batch_size": config.trainer.eval_batch_size,
+                "precision": config.trainer.precision,
+            },
+            "config": to_plain(config),
+            "step": self.state.step,
+            "weights": weights_of(model),
+            "images": self.images,
+            "training": training,
         }
 
 

@@ -1,4 +1,4 @@
-"""The training state: model, average, optimiser, counters; and its checkpoint."""
+"""The training state: model, average, optimiser, counters; to a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from vit.config.schema import RunConfig
-from vit.config.validate import to_plain
 from vit.model.vit import VisionTransformer
 from vit.optim.ema import Ema
 from vit.runtime.dist import full_tensor, shard_like
@@ -234,38 +232,3 @@ def flops_per_image(
     with counter, torch.no_grad():
         twin(images)
     return int(counter.get_total_flops())
-
-
-def to_checkpoint(
-    state: TrainState, config: RunConfig, classes: list[str], images: str,
-    training: dict[str, Any] | None,
-) -> dict[str, Any]:  # fmt: skip
-    """The content of a checkpoint; with `training` it is one that a run can go on from.
-
-    `images` is the digest of the list of the run's images. Asked for by all processes together.
-    """
-    model = state.eval_model
-    return {
-        "spec": model.config.plain(),
-        "preprocessing": {
-            "image_size": list(model.config.image_size),
-            "channels": model.config.channels,
-            "mean": config.data.mean,
-            "std": config.data.std,
-            "aspect": config.data.aspect,
-            "center_crop": config.data.center_crop,
-            "interpolation": "bilinear",
-            "exif_rotation": "applied",
-            "transparency": "on white",
-        },
-        "classes": classes,
-        "evaluation": {
-            "batch_size": config.trainer.eval_batch_size,
-            "precision": config.trainer.precision,
-        },
-        "config": to_plain(config),
-        "step": state.step,
-        "weights": weights_of(model),
-        "images": images,
-        "training": training,
-    }

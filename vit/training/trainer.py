@@ -19,7 +19,7 @@ from vit.training.clock import Clock, due
 from vit.training.components import Components
 from vit.training.curriculum import Curriculum
 from vit.training.reporter import Reporter
-from vit.training.state import Best, to_checkpoint
+from vit.training.state import Best
 from vit.training.step import train_step
 
 START_AGAIN = "start again with a lower optim.lr, optim.clip_norm=1.0 or trainer.precision=fp32"
@@ -152,7 +152,9 @@ class Trainer:
             ):
                 state.best = Best(**scores, step=state.step, epoch=parts.epoch)
                 state.evals_since_best = 0
-                self._save_best()
+                content = parts.to_checkpoint(None)
+                if parts.world.is_main:
+                    checkpoint.save(parts.run.best, content)
             else:
                 state.evals_since_best += 1
             state.evaluated_at = state.step
@@ -186,12 +188,6 @@ class Trainer:
         for reasons in self.parts.world.all_gather_object(bad.reasons):
             bad.note(reasons)
 
-    def _save_best(self) -> None:
-        parts = self.parts
-        content = to_checkpoint(self.state, parts.config, parts.classes, parts.images, None)
-        if parts.world.is_main:
-            checkpoint.save(parts.run.best, content)
-
     def _save(self) -> None:
         """Write a checkpoint that the run can go on from."""
         parts, state = self.parts, self.state
@@ -211,7 +207,7 @@ class Trainer:
                 "environment": parts.fingerprint,
                 "bad_images": parts.train.corrupt.reasons,
             }
-            content = to_checkpoint(state, parts.config, parts.classes, parts.images, training)
+            content = parts.to_checkpoint(training)
             if parts.world.is_main:
                 checkpoint.save(parts.run.step_file(state.step), content)
                 parts.run.prune(parts.config.trainer.keep)
