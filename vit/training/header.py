@@ -46,13 +46,11 @@ def announce(parts: Components, data: DataSet, start: list[str]) -> None:
         f"{flops_per_image(model) / 1e9:.3g} GFLOPs per image",
         f"plan     {parts.plan.steps:,} steps of {config.trainer.batch_size} images, "
         f"{float(parts.plan.epoch_at(parts.plan.steps)):g} epochs",
+        *start,
+        *([f"teacher  {config.distill.teacher}"] if config.distill.teacher is not None else []),
         f"folder   {_relative(parts.run.path)}",
+        *([f"resumed  at step {parts.state.step}"] if parts.state.step else []),
     ]
-    lines[-1:-1] = start
-    if config.distill.teacher is not None:
-        lines.insert(-1, f"teacher  {config.distill.teacher}")
-    if parts.state.step:
-        lines.append(f"resumed  at step {parts.state.step}")
     console.say("\n".join(lines))
 
 
