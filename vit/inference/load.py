@@ -66,10 +66,8 @@ class Trained:
         """
         told = {"mean", "std", "aspect", "center_crop"} & self.preprocessing.keys()
         seen = {key: self.preprocessing[key] for key in told}
-        height, width = self.preprocessing["image_size"]
-        section = {**self.config["data"], **seen, "memory": "stream"}
-        own = to_read_config(section)
-        config = replace(own, image_size=[height, width])
+        own = to_read_config({**self.config["data"], **seen, "memory": "stream"})
+        config = replace(own, image_size=self.preprocessing["image_size"])
         is_kept = own.size == config.size or max(config.size) / own.center_crop <= own.cache_size
         return config if is_kept else replace(config, cache="none")
 
