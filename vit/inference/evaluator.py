@@ -174,14 +174,13 @@ class Evaluator:
                 f"{self._data.root} holds none of the images that the run was started with: its "
                 f"{split} images as they are now are scored"
             )
-        if own is None or split not in own.data.splits:
-            return
-        names = own.data.splits[split].names
-        gone = [names[i] for i in own.gone[split].tolist()]
-        others = changed(manifest, own, split)
-        tell_changes(f"of {split} gone since the run started, not scored", gone)
-        tell_changes("that came after the run started, left out", own.added)
-        tell_changes(f"of {split} changed since the run started", others)
+        elif split in own.data.splits:
+            names = own.data.splits[split].names
+            gone = [names[i] for i in own.gone[split].tolist()]
+            others = changed(manifest, own, split)
+            tell_changes(f"of {split} gone since the run started, not scored", gone)
+            tell_changes("that came after the run started, left out", own.added)
+            tell_changes(f"of {split} changed since the run started", others)
 
     def open(self, samples: Samples, what: str) -> EvalLoader:
         """The images as the model wants them; few of them are decoded without workers.
