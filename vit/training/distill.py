@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vit.config.schema import RunConfig
 from vit.data.manifest import Manifest
+from vit.data.reading.reader import Normalise
 from vit.errors import ConfigError, NoCheckpointError
 from vit.inference.load import check_classes, load_trained, trained_on
 from vit.model.weights import not_finite
@@ -43,12 +44,10 @@ class Teacher:
         self.size = size
         self.device = device
         self.precision = config.trainer.precision
-
-        def channels(values: list[float]) -> Tensor:
-            return torch.tensor(values, device=device)[:, None, None]
-
-        self.scale = channels(config.data.std) / channels(std)
-        self.shift = (channels(config.data.mean) - channels(mean)) / channels(std)
+        students = Normalise(config.data.mean, config.data.std, device)
+        own = Normalise(mean, std, device)
+        self.scale = students.std / own.std
+        self.shift = (students.mean - own.mean) / own.std
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
