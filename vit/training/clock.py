@@ -20,7 +20,7 @@ class Clock:
         seconds: where to go on from.
     """
 
-    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
+    def __init__(self, device: torch.device, seconds: float) -> None:
         self._device = device
         self._before = seconds
         self._since = time.perf_counter()
