@@ -81,12 +81,11 @@ class Review:
         columns = {key: column.tolist() for key, column in vars(table).items()}
         rows = zip(classes, *columns.values(), strict=True)
         values = {key: score.value for key, score in self.scores.items()}
+        calibrated = None
         if self.calibrated is not None:
             bins = metrics.calibration(self.calibrated.confidence, self.correct)
             loss, brier = (float(x.mean()) for x in (self.calibrated.loss, self.calibrated.brier))
             calibrated = {"loss": loss, "brier": brier, "ece": bins.error()}
-        else:
-            calibrated = None
         return {
             **self.predictions.scores(),
             **{key: values[key] for key in ("macro_f1", "brier", "ece")},
