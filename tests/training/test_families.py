@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vit.artifacts import checkpoint
 from vit.artifacts.checkpoint import BadCheckpointError
+from vit.artifacts.run_dir import RunDir
 from vit.config.model import ViTConfig
 from vit.config.validate import to_config
 from vit.errors import ConfigError
@@ -461,3 +462,52 @@ def test_a_fine_tune_of_each_goes_on_to_the_same_bits(
     assert one["step"] == other["step"] == 3
     for key, tensor in one["training"]["model"].items():
         assert torch.equal(tensor, other["training"]["model"][key]), key
+
+
+# Recipes
+
+FINETUNED = {
+    "mae_pretrain_vit_base.pth": ({}, {"lr": 3.54e-4, "layer_decay": 0.65, "mixup": 0.8}),
+    "w.pth": ({"decoder_pos_embed": torch.ones(1)}, {"layer_decay": 0.65, "cutmix": 1.0}),
+    "dino_vits16.pth": ({}, {"lr": 7.5e-5, "layer_decay": 0.6, "freeze": "blocks:0"}),
+    "ViT-B-16-clip.pt": ({}, {"lr": 7.5e-5, "layer_decay": 0.6, "mixup": 0.0}),
+    "maeda.pth": ({}, {"layer_decay": 0.75, "freeze": "none", "mixup": 0.0}),
+}
+
+
+@pytest.mark.parametrize("file", FINETUNED)
+def test_a_family_is_fine_tuned_by_its_recipe(file: str, photos: Path, tmp_path: Path) -> None:
+    """The header says it with its source; what the user gives wins, also a whole group."""
+    more, expected = FINETUNED[file]
+    torch.save({**of_timm("vit_tiny_patch16_224").state_dict(), **more}, tmp_path / file)
+    args = [
+        "experiment=finetune", f"model.weights={file}", "model.heads=2", f"data.root={photos}",
+        "data.image_size=32", "data.val_fraction=0", "trainer.steps=1", "trainer.epochs=null",
+        "trainer.device=cpu", "outputs=o",
+    ]  # fmt: skip
+    done = run("train", *args, "name=a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ("arXiv" in done.stdout) == (expected["layer_decay"] != 0.75)
+    config = RunDir(tmp_path / "o" / "a").read_config()
+    made = {**config["optim"], **config["augment"], "freeze": config["trainer"]["freeze"]}
+    assert {key: made[key] for key in expected} == expected
+    given = ["optim.lr=0.01", "augment=none", "trainer.freeze=blocks:1", "name=b"]
+    assert run("train", *args, *given, cwd=tmp_path).returncode == 0
+    config = RunDir(tmp_path / "o" / "b").read_config()
+    assert (config["optim"]["lr"], config["trainer"]["freeze"]) == (0.01, "blocks:1")
+    assert (config["augment"]["mixup"], config["augment"]["cutmix"]) == (0.0, 0.0)
+
+
+def test_without_weights_there_is_no_recipe(tmp_path: Path) -> None:
+    done = run("train", "trainer.recipe=weights", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "trainer.recipe=weights without any; give model.weights=" in done.stderr
+
+
+def test_what_comes_before_the_blocks_is_embedding() -> None:
+    """Its rate decays most, and it is frozen with the embedding."""
+    model = VisionTransformer(ViTConfig(image_size=(16, 16), patch_size=8, dim=32, heads=2, depth=2,
+                                        pre_norm=True, pooled_norm=True))  # fmt: skip
+    depths = {model.depth_of(name) for name in ("norm_pre.weight", "cls_token", "pos_embed")}
+    assert depths == {0}
+    assert model.depth_of("fc_norm.weight") == model.depth_of("head.weight") == 3

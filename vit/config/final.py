@@ -78,11 +78,11 @@ def final_config(
 def _with_weights(
     settings: RunConfig, user_keys: Collection[str], weights: Mapping[str, Any]
 ) -> RunConfig:
-    """With the shape and the normalisation that weights bring, but for what was given."""
+    """With the shape, normalisation and recipe that weights bring, but for what was given."""
     plain = to_plain(settings)
     for key, value in weights.items():
         section, name = key.split(".")
-        if key not in user_keys and not (section == "model" and "model" in user_keys):
+        if not {key, "" if section == "data" else section} & set(user_keys):
             plain[section][name] = value
     if "model.heads" not in weights and not {"model", "model.heads"} & set(user_keys):
         raise ConfigError(

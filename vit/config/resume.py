@@ -59,6 +59,7 @@ MIGRATIONS = {
     "model.distillation_token": False,
     "model.weights": None,
     "trainer.freeze": "none",
+    "trainer.recipe": "none",
     "trainer.cache_features": False,
     "distill.teacher": None,
     "distill.weights": None,

@@ -160,6 +160,13 @@ def _frozen_weights_were_trained(
     return None
 
 
+@check("trainer.recipe", "model.weights")
+def _recipe_needs_weights(recipe: str, weights: str | None, _: int | None) -> str | None:
+    if recipe == "none" or weights is not None:
+        return None
+    return "trainer.recipe=weights without any; give model.weights=<run folder or file>"
+
+
 @check("trainer.freeze", "trainer.shard")
 def _sharding_trains_all(freeze: str, shard: str, _: int | None) -> str | None:
     if freeze == "none" or shard == "none":

@@ -151,6 +151,7 @@ class TrainerConfig:
     compile: bool
     shard: Literal["none", "fsdp"]
     freeze: Annotated[str, FreezeRule()]
+    recipe: Literal["none", "weights"]
     cache_features: bool
     checkpoint_activations: bool
     ema: Positive | None

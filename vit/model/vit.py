@@ -241,7 +241,7 @@ class VisionTransformer(nn.Module):
 
     def depth_of(self, name: str) -> int:
         """The depth a parameter belongs to: 0 embeddings, 1..depth blocks, depth + 1 the rest."""
-        if name in TOKENS or name.startswith("patch_embed."):
+        if name in TOKENS or name.startswith(("patch_embed.", "norm_pre.")):
             return 0
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from vit.config.checks import OF_FILES, SETTING_OF
 from vit.config.model import ARCH_KEYS
 from vit.config.schema import RunConfig
+from vit.config.validate import flatten, to_plain
 from vit.data.manifest import Manifest
 from vit.errors import ConfigError, shortened
 from vit.model.families import rotated_as_ours
@@ -25,6 +28,43 @@ from vit.model.weights import (
     spec_of,
 )
 
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights of a family are fine-tuned with AdamW.
+
+    Attributes:
+        lr: learning rate of the head ...
+        batch_size: ... for batches of so many images; for others by the root of the ratio.
+        layer_decay, freeze, mixup, cutmix: settings.
+        source: where they are from.
+    """
+
+    lr: float
+    batch_size: int
+    layer_decay: float
+    freeze: str
+    mixup: float
+    cutmix: float
+    source: str
+
+    def settings(self, batch_size: int) -> dict[str, Any]:
+        """The settings for batches of so many images."""
+        return {
+            "optim.lr": float(f"{self.lr * (batch_size / self.batch_size) ** 0.5:.3g}"),
+            "optim.layer_decay": self.layer_decay,
+            "trainer.freeze": self.freeze,
+            "augment.mixup": self.mixup,
+            "augment.cutmix": self.cutmix,
+        }
+
+
+MAE = Recipe(2e-3, 1024, 0.65, "none", 0.8, 1.0, "He et al. 2022, arXiv 2111.06377, ViT-B/16")
+CLIP = Recipe(
+    6e-4, 2048, 0.6, "blocks:0", 0.0, 0.0,
+    "as CLIP's ViT-B/16, Dong et al. 2022, arXiv 2212.06138; embedding frozen, Kumar et al. 2022, "
+    "arXiv 2211.09359",
+)  # fmt: skip
 HEAD = 64
 """Width of a head, where weights do not say how many heads there are ..."""
 WIDEST = 1024
@@ -88,7 +128,18 @@ class Pretrained:
         if config.data.name not in OF_FILES:
             found["data.image_size"] = None
         kept = {key: value for key, value in found.items() if value is not None}
+        if (recipe := self.recipe()) is not None and config.trainer.recipe == "weights":
+            kept |= recipe.settings(config.trainer.batch_size)
         return {**kept, "model.layer_scale": spec["layer_scale"]}
+
+    def recipe(self) -> Recipe | None:
+        """How weights like these are fine-tuned; None: as they are by default."""
+        words = " ".join([Path(self.place).name, *self.left_out]).lower()
+        if re.search(r"masked autoencoder|(^|[._-])mae([._-]|$)", words):
+            return MAE
+        contrastive = not self.weights.keys().isdisjoint(("norm_pre.weight", "pool.norm.weight"))
+        turned = self.spec.get("positions") == "rope2d_dinov3"
+        return CLIP if contrastive or turned or re.search("clip|siglip|dino", words) else None
 
     def into(self, model: VisionTransformer, classes: list[str]) -> LoadReport:
         """Give the weights to `model`, whose logits are `classes`, as far as they fit.
@@ -142,7 +193,13 @@ def describe(weights: Pretrained, report: LoadReport, config: RunConfig) -> list
     }  # fmt: skip
     if guessed := [words for words, so in silent.items() if so]:
         lines.append(f"         the file does not say, so it is taken: {'; '.join(guessed)}")
-    if config.trainer.freeze != "none":
+    recipe = weights.recipe() if config.trainer.recipe == "weights" else None
+    if recipe is not None:
+        took = recipe.settings(config.trainer.batch_size).keys()
+        plain = flatten(to_plain(config))
+        values = ", ".join(f"{key}={plain[key]}" for key in took)
+        lines.append(f"         fine-tuned with {values} ({recipe.source})")
+    elif config.trainer.freeze != "none":
         lines.append(f"         frozen: {config.trainer.freeze}")
     return lines
 
