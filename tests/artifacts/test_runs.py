@@ -87,7 +87,7 @@ def test_a_real_run_and_a_sweep_below(finished: Path, make: Make, tmp_path: Path
     (only,) = read_runs(finished)
     assert (only.name, only.state) == ("done", "finished")
     assert only.score() == only.summary["val_top1"]
-    assert len(curve(only)) == 3
+    assert len(curve(only.path)) == 3
     assert only.config["model.dim"] == 16
     make("sweep/a")
     make("alone")

@@ -155,11 +155,11 @@ def spread(scores: list[float]) -> str:
     return f"{mean(scores):.2f}" + (f" ± {stdev(scores):.2f}" if len(scores) > 1 else "")
 
 
-def curve(run: Run, event: str = "val", key: str = "top1") -> list[tuple[float, float]]:
-    """(epoch, value) of every line of an event in metrics.jsonl."""
+def curve(folder: Path, event: str = "val", key: str = "top1") -> list[tuple[float, float]]:
+    """(epoch, value) of every line of an event in a run's metrics.jsonl."""
     points = []
     try:
-        with open(RunDir(run.path).metrics, encoding="utf-8") as file:
+        with open(RunDir(folder).metrics, encoding="utf-8") as file:
             for text in file:
                 if f'"event": "{event}"' in text:
                     line = from_json(text)

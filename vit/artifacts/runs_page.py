@@ -97,7 +97,7 @@ def _height(value: float, low: float, high: float) -> float:
 
 def _curves(runs: list[Run]) -> dict[str, Any] | None:
     """Validation curves of all runs, with ticks; None where there is none."""
-    found = [(run, points) for run in runs if len(points := curve(run)) > 1]
+    found = [(run, points) for run in runs if len(points := curve(run.path)) > 1]
     if not found:
         return None
     last = max(x for _, points in found for x, _ in points)

@@ -183,15 +183,36 @@ def _train(
 
 
 def _print_result(parts: Components, scores: dict[str, float]) -> None:
+    import numpy as np
+
+    from vit.artifacts.runs import curve
+    from vit.training.verdict import advice, judged
+
     told = "  ".join(
         f"{split} top-1 {scores[key]:.2f}"
         for split, key in (("val", "val_top1"), ("test", "test_top1"))
         if key in scores
     )
-    folder = parts.run.path
+    folder, train = parts.run.path, parts.train.labels.cpu().numpy()
+    verdict: list[str] = []
+    for split, loader in (("test", parts.test), ("val", parts.val)):
+        if not verdict and loader is not None and f"{split}_top1" in scores:
+            of = np.delete(loader.labels.cpu().numpy(), list(loader.corrupt.reasons))
+            verdict = [f"{split}: {judged(scores[f'{split}_top1'], of, train, parts.classes)}"]
+    verdict += advice(
+        curve(folder, key="loss"), parts.epoch, len(train) / len(parts.classes),
+        started=parts.config.model.weights is not None,
+    )  # fmt: skip
     console.say(
-        f"\n{told or 'done'}  in {folder}\n"
-        f"  vit-eval checkpoint={folder}\n  tensorboard --logdir {folder}"
+        "\n".join(
+            [
+                f"\n{told or 'done'}  in {folder}",
+                *(f"  {line}" for line in verdict),
+                f"  vit-eval checkpoint={folder}",
+                f"  vit-predict checkpoint={folder} images=<folder>",
+                f"  tensorboard --logdir {folder}",
+            ]
+        )
     )
 
 

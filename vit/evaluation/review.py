@@ -230,7 +230,7 @@ def _curves(trained: Trained, run: RunDir | None) -> dict[str, Any]:
     (logged,) = read_runs(run.path)
     names = {"training": "train", "validation": "val"}
     curves = {
-        key: {name: curve(logged, event, key) for name, event in names.items()}
+        key: {name: curve(logged.path, event, key) for name, event in names.items()}
         for key in ("loss", "top1")
     }
     is_best = trained.path.resolve() == run.best.resolve()

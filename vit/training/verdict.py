@@ -1,0 +1,73 @@
+"""The verdict on a finished run: how good it is, whether it overfitted, what to try."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit.errors import printable
+from vit.report.metrics import wilson
+
+RISE = 1.1
+"""A validation loss that ends so many times above its lowest is said to have risen."""
+EARLY = 0.9
+"""A lowest validation loss before this share of the run was not where the run ended."""
+FEW = 100
+"""Up to so many training images a class it is better to start from weights."""
+
+
+def judged(
+    top1: float, labels: np.ndarray, train_labels: np.ndarray, classes: Sequence[str]
+) -> str:
+    """A score in counts, with its interval and what guessing would get.
+
+    Args:
+        top1: percent of the images that were right.
+        labels: of these images, (N,).
+        train_labels: of the training images: the guess is their most frequent class.
+        classes: names of the labels.
+    """
+    count = len(labels)
+    hits = round(top1 / 100 * count)
+    low, high = (100 * bound for bound in wilson(hits, count))
+    guess = int(np.bincount(train_labels).argmax())
+    share = 100 * float((labels == guess).mean())
+    verdict = "" if low > share else ", so that is no better than guessing"
+    return (
+        f"{hits:,} of {count:,} right, 95 % {low:.0f} to {high:.0f}; always "
+        f"'{printable(classes[guess])}' would get {share:.0f} %{verdict}"
+    )
+
+
+def advice(
+    validations: Sequence[tuple[float, float]], epochs: float, per_class: float, *, started: bool
+) -> list[str]:
+    """What the course of the validation loss says, and what to try.
+
+    Args:
+        validations: (epoch, loss) of each, in their order.
+        epochs: length of the run.
+        per_class: training images of a class, on average.
+        started: the run started from weights.
+    """
+    finite = [(epoch, loss) for epoch, loss in validations if np.isfinite(loss)]
+    if len(finite) < 2:
+        return []
+    best, lowest = min(finite, key=lambda validation: validation[1])
+    last = finite[-1][1]
+    tries = []
+    if not started and per_class <= FEW:
+        tries.append("weights to start from (experiment=finetune model.weights=<file or timm/...>)")
+    if last > RISE * lowest and best < EARLY * epochs:
+        tries += ["augment=strong", "more images", f"trainer.epochs={max(1, round(best))}"]
+        return [
+            f"it overfitted from epoch {best:g} on: validation loss {lowest:.2f} there, {last:.2f} "
+            f"at the end; try {', or '.join(tries)}"
+        ]
+    if best >= EARLY * epochs:
+        return [
+            f"the validation loss was still falling at the end ({last:.2f}); try "
+            f"{', or '.join([*tries, f'trainer.epochs={2 * round(epochs)}'])}"
+        ]
+    return [f"try {', or '.join(tries)}"] if tries else []
