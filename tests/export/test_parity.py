@@ -110,10 +110,10 @@ class Job:
     def splits(self):
         return self.parts
 
-    def find(self, config):
-        if config.split not in self.parts:
-            raise DataError(f"split={config.split}: none")
-        return self.parts[config.split], config.split
+    def find(self, split):
+        if split not in self.parts:
+            raise DataError(f"split={split}: none")
+        return self.parts[split], split
 
     def open(self, samples, what):
         seen = self.trained.preprocessing

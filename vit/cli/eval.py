@@ -56,7 +56,7 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     """Write what came of an evaluation, and say it."""
     from vit.evaluation.review import page
 
-    trained, what, loader = done.job.trained, done.what, done.loader
+    trained, what, loader = done.trained, done.what, done.loader
     result, metrics = done.result, done.metrics
     predictions, temperature = result.predictions, result.temperature
     label = labelled(what, trained, config.merge)
@@ -81,7 +81,7 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
             about = {key: metrics[key] for key in ("checkpoint", "step", "tta", "temperature")}
             write_json(
                 (staged if beside else folder.parent) / TEMPERATURE,
-                {**about, "split": temperature.split, "images": temperature.images},
+                {**about, "split": "val", "images": temperature.images},
             )
     written = [folder / name for name in EVALUATION]
     if temperature.value is not None and not beside:

@@ -98,10 +98,10 @@ class ExportConfig:
     limit: Count | None
     data: EvalDataConfig
 
-    def evaluation(self, split: Literal["val", "test"]) -> EvalConfig:
+    def evaluation(self) -> EvalConfig:
         """The evaluation that sees the images which this export is compared on."""
         return EvalConfig(
-            checkpoint=self.checkpoint, split=split, images=self.images, tta="none",
+            checkpoint=self.checkpoint, split="val", images=self.images, tta="none",
             merge=self.merge, corruptions=False, report=False, data=self.data, device="cpu",
             output=None,
         )  # fmt: skip

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from vit.artifacts.run_dir import RunDir
-from vit.config.commands import EvalConfig
 from vit.data.types import Samples
 from vit.errors import DataError
 from vit.inference.evaluator import Evaluator
@@ -117,9 +116,7 @@ class Comparison:
         )
 
 
-def check_comparable(
-    one: Evaluator, other: Evaluator, samples: Samples, config: EvalConfig
-) -> None:
+def check_comparable(one: Evaluator, other: Evaluator, samples: Samples) -> None:
     """Whether a second model can be compared with the first one, on what that is evaluated on.
 
     Raises:
@@ -133,7 +130,7 @@ def check_comparable(
             f"checkpoint: {second.path} knows other classes than {first.path} (not in both: "
             f"{which}); compare models of the same classes"
         )
-    theirs, what = other.find(config)
+    theirs, what = other.find(one.config.split)
     if list(theirs.names) != list(samples.names) or (theirs.labels != samples.labels).any():
         raise DataError(
             f"checkpoint: {what} of {second.path} holds other images than that of {first.path}; "

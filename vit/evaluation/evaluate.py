@@ -15,6 +15,7 @@ from vit.errors import ConfigError
 from vit.evaluation.comparison import Comparison, check_comparable
 from vit.evaluation.review import Review, Temperature, fitted, review, under_corruptions
 from vit.inference.evaluator import Evaluator
+from vit.inference.load import Trained
 from vit.inference.predict import Predictions
 from vit.runtime import console
 
@@ -24,7 +25,7 @@ class Evaluation:
     """What came of an evaluation.
 
     Attributes:
-        job: the model, and how its images are read.
+        trained: the model.
         what: what the images are called.
         loader: of the images.
         result: their scores.
@@ -32,7 +33,7 @@ class Evaluation:
         others: checkpoints that it is compared with.
     """
 
-    job: Evaluator
+    trained: Trained
     what: str
     loader: EvalLoader
     result: Review
@@ -50,10 +51,10 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
     """
     job, *others = (Evaluator.of(Path(place), config, device) for place in config.checkpoints)
     trained = job.trained
-    samples, what = job.find(config)
+    samples, what = job.find(config.split)
     trained_on = _tell_trained_on(job, samples)
     for other in others:
-        check_comparable(job, other, samples, config)
+        check_comparable(job, other, samples)
         _tell_trained_on(other, samples)
     loader = job.open(samples, what)
     without, predictions = job.predict(loader)
@@ -64,7 +65,7 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
         models = (trained, other.trained)
         result = replace(result, comparison=Comparison(models, (predictions, theirs)))
     if config.corruptions:
-        scores = under_corruptions(loader, lambda changed: job.predict(changed)[-1])
+        scores = under_corruptions(job, loader)
         result = replace(result, corruptions=scores)
     metrics = {
         "checkpoint": str(trained.path),
@@ -81,7 +82,7 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
     if without is not predictions:
         alone = review(without, temperature).scores
         metrics["without_tta"] = {key: score.value for key, score in alone.items()}
-    return Evaluation(job, what, loader, result, metrics, [o.trained.path for o in others])
+    return Evaluation(trained, what, loader, result, metrics, [o.trained.path for o in others])
 
 
 def _tell_trained_on(job: Evaluator, samples: Samples) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from vit.data.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vit.data.loader import EvalLoader
 from vit.data.padding import unpadded
 from vit.evaluation.comparison import Comparison
+from vit.inference.evaluator import Evaluator
 from vit.inference.explain import MOST_TOKENS, heat_of_each, rollout
 from vit.inference.load import Trained
 from vit.inference.predict import Predictions
@@ -32,17 +33,15 @@ _AT_ONCE = 2**27
 
 @dataclass(frozen=True)
 class Temperature:
-    """What came of fitting a temperature.
+    """What came of fitting a temperature on the validation split.
 
     Attributes:
         value: None where there is none.
-        split: whose images it was fitted on.
         images: how many they were.
         why: there is none, as the end of a sentence.
     """
 
     value: float | None
-    split: str = "val"
     images: int = 0
     why: str = ""
 
@@ -128,20 +127,18 @@ def fitted(predictions: Predictions) -> Temperature:
     return Temperature(value, images=len(predictions.labels), why=why)
 
 
-def under_corruptions(
-    loader: EvalLoader, predict: Callable[[EvalLoader], Predictions]
-) -> dict[str, list[float]]:
-    """Top-1 in percent of images made worse: by corruption, at each of SEVERITIES.
+def under_corruptions(job: Evaluator, loader: EvalLoader) -> dict[str, list[float]]:
+    """Top-1 in percent of the images of `loader` made worse: by corruption, at each of SEVERITIES.
 
     Args:
+        job: the model.
         loader: of the images.
-        predict: the model's answers to a loader.
     """
     scores: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
     rounds = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
     for name, severity in console.progress(rounds, desc="corruptions", unit="it"):
         changed = loader.with_transform(partial(corrupt, name=name, severity=severity))
-        scores[name].append(predict(changed).scores()["top1"])
+        scores[name].append(job.predict(changed)[-1].scores()["top1"])
     return scores
 
 
@@ -218,7 +215,7 @@ def _about(result: Review, what: str) -> str:
     )
     assert result.calibrated is not None
     text += f"{result.calibrated.loss.mean():.4f}."
-    if what == found.split:
+    if what == "val":
         text += " It was fitted on the very images that are shown, so this is an optimistic figure."
     return text
 

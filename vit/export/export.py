@@ -49,7 +49,7 @@ def find_images(config: ExportConfig, job: Evaluator) -> tuple[Samples, str]:
         split = config.split
         if split is None:
             split = "val" if config.images is None and "val" in job.splits() else "test"
-        samples, what = job.find(config.evaluation(split))
+        samples, what = job.find(split)
     except DataError as error:
         hint = (
             "an export is compared with its checkpoint on images: give data.root=<where the "
@@ -69,7 +69,7 @@ def open_trained(config: ExportConfig) -> Evaluator:
         ConfigError: it takes no images of this size, cannot merge so many patches, pads its
             images, or its settings are not of this version.
     """
-    job = Evaluator.of(Path(config.checkpoint), config.evaluation("val"), torch.device("cpu"))
+    job = Evaluator.of(Path(config.checkpoint), config.evaluation(), torch.device("cpu"))
     if job.trained.preprocessing["aspect"] == "native":
         raise ConfigError(
             f"{job.trained.path} pads its images and marks the padding (data.aspect=native), which "

@@ -34,18 +34,16 @@ class Evaluator:
     Attributes:
         trained: the model.
         model: what predicts: `trained.model`, or with merged patches.
+        config: what is asked for.
         reading: how images are read.
         reader: of the images.
-        tta: `none` or `flip`.
-        root: where the run's data set is now; None: where it was.
     """
 
     trained: Trained
     model: nn.Module
+    config: EvalConfig
     reading: ReadConfig
     reader: Reader
-    tta: str
-    root: str | None
 
     @classmethod
     def of(cls, place: Path, config: EvalConfig, device: torch.device) -> Evaluator:
@@ -78,29 +76,27 @@ class Evaluator:
             bad_image_limit=own.bad_image_limit if limit is None else limit,
         )
         reader = Reader.of(reading, trained.model.config.patch_size, device)
-        return cls(trained, model, reading, reader, config.tta, given.root)
+        return cls(trained, model, config, reading, reader)
 
-    def find(self, config: EvalConfig) -> tuple[Samples, str]:
-        """The images to evaluate on, and what to call them.
+    def find(self, split: str) -> tuple[Samples, str]:
+        """The images to evaluate on, and what to call them: those asked for, else of `split`.
 
         Raises:
             DataError: the split does not exist, or the classes are not the checkpoint's.
         """
-        if config.images is not None:
-            folder, classes = Path(config.images), self.trained.classes
+        if self.config.images is not None:
+            folder, classes = Path(self.config.images), self.trained.classes
             found = load_flat(folder, classes, self.trained.config["data"].get("name"))
             self._note(found)
             return found.splits["images"], f"images-{folder.resolve().name}"
         self._note(self._listed)
-        self._tell(config.split)
+        self._tell(split)
         splits = self.splits()
-        if config.split not in splits:
-            others = [f"split={split}" for split in splits if split != "train"]
+        if split not in splits:
+            others = [f"split={name}" for name in splits if name != "train"]
             ways = [*others, "images=<a folder with one sub-folder for each class>"]
-            raise DataError(
-                f"split={config.split}: the run's data has none; give {' or '.join(ways)}"
-            )
-        return splits[config.split], config.split
+            raise DataError(f"split={split}: the run's data has none; give {' or '.join(ways)}")
+        return splits[split], split
 
     def splits(self) -> dict[str, Samples]:
         """The splits of the run: its own images, as far as they are there.
@@ -131,21 +127,20 @@ class Evaluator:
 
     @cached_property
     def _manifest(self) -> Manifest | None:
-        return read_manifest(RunDir.of(self.trained.path), self.trained.images, console.warn)
+        return read_manifest(RunDir.of(self.trained.path), self.trained.images)
 
     @cached_property
     def _data(self) -> DataConfig:
         """Which images the run had."""
         section = self.trained.config["data"]
-        return to_data_config({**section, "root": self.root or section.get("root")})
+        return to_data_config({**section, "root": self.config.data.root or section.get("root")})
 
     @cached_property
     def _listed(self) -> DataSet:
         """The run's data set as it is now."""
-        config = self._data
-        found = load_data_set(config)
+        found = load_data_set(self._data)
         check_classes(
-            found.classes, self.trained.classes, str(config.root or config.name),
+            found.classes, self.trained.classes, str(self._data.root or self._data.name),
             "give the data it was trained on",
         )  # fmt: skip
         return found
@@ -199,7 +194,7 @@ class Evaluator:
             DataError: an image is damaged and may not be, or a worker failed.
             DivergedError: an answer is not finite.
         """
-        trained, flips = self.trained, self.tta == "flip"
+        trained, flips = self.trained, self.config.tta == "flip"
         precision = trained.evaluation["precision"]
         predictions = predict(self.model, loader, precision, logits=True, mirrored=flips)
         for answers in (predictions.losses, predictions.logits, predictions.mirrored):

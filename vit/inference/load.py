@@ -163,15 +163,12 @@ def _misfit(content: dict[str, Any], config: ViTConfig) -> str | None:
     return None
 
 
-def read_manifest(
-    run: RunDir | None, digest: str | None, report: Callable[[str], None]
-) -> Manifest | None:
-    """The list of a run's images; None: there is none that is sound.
+def read_manifest(run: RunDir | None, digest: str | None) -> Manifest | None:
+    """The list of a run's images; None: there is none that is sound, which is warned of.
 
     Args:
         run: the run folder, if there is one.
         digest: what the list must have; None: an earlier version kept none.
-        report: told when it is missing or damaged.
     """
     if digest is None or run is None:
         return None
@@ -182,7 +179,7 @@ def read_manifest(
         reason = "it is of other images"
     except Exception as error:  # a damaged file fails in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
-    report(f"the list of the run's images, {run.images}, cannot be used ({reason})")
+    console.warn(f"the list of the run's images, {run.images}, cannot be used ({reason})")
     return None
 
 
@@ -193,7 +190,7 @@ def trained_on(path: Path, digest: str | None) -> list[Manifest]:
         path: of the checkpoint or export.
         digest: of the list of the run's images.
     """
-    manifest = read_manifest(RunDir.of(path), digest, console.warn)
+    manifest = read_manifest(RunDir.of(path), digest)
     if manifest is None:
         console.warn(
             f"which images {path} was trained on is not known: if there are such among the test "

@@ -89,7 +89,7 @@ def images_of_resumed(
         f"run from its weights: {_from_weights(run, config)}",
     )  # fmt: skip
     digest: str | None = saved["images"]
-    manifest = read_manifest(run, digest, console.warn)
+    manifest = read_manifest(run, digest)
     if manifest is None:
         manifest = Manifest.of(data)
         if digest is None and isinstance(data.splits["train"].images, FileImages):
