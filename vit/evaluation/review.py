@@ -15,10 +15,9 @@ from vit.artifacts.runs import curve, read_runs
 from vit.config.validate import flatten
 from vit.data.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vit.data.loader import EvalLoader
-from vit.data.padding import unpadded
 from vit.evaluation.comparison import Comparison
 from vit.inference.evaluator import Evaluator
-from vit.inference.explain import MOST_TOKENS, heat_of_each, rollout
+from vit.inference.explain import MOST_TOKENS, heat_of_each, pictures_of_each, rollout
 from vit.inference.load import Trained
 from vit.inference.predict import Predictions
 from vit.report import metrics
@@ -241,8 +240,7 @@ def _batches(
     for first in range(0, len(rows), size):
         wanted = {int(predictions.index[i]): i for i in rows[first : first + size]}
         images, _, index, mask = loader.take(np.array(list(wanted)))
-        pixels = (loader.normalise.undo(images) * 255).round().byte().expand(-1, 3, -1, -1).cpu()
-        pictures = [image.permute(1, 2, 0).numpy() for image in unpadded(pixels, mask)]
+        pictures = pictures_of_each(loader.normalise.undo(images), mask)
         yield [wanted[place] for place in index.tolist()], pictures, images, mask
 
 

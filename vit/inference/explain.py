@@ -160,6 +160,12 @@ def heat_of_each(maps: Tensor, mask: Tensor | None) -> list[np.ndarray]:
     return [heat(values).cpu().numpy() for values in unpadded(maps, mask)]
 
 
+def pictures_of_each(images: Tensor, mask: Tensor | None) -> list[np.ndarray]:
+    """Pixels in [0, 1], (B, C, height, width), as RGB images without padding: uint8 (H, W, 3)."""
+    pixels = (255 * images).round().byte().expand(-1, 3, -1, -1).cpu()
+    return [picture.permute(1, 2, 0).numpy() for picture in unpadded(pixels, mask)]
+
+
 def _read(model: VisionTransformer, pooled: Tensor) -> Tensor:
     """How much the logits take of each token, (B, T); `pooled`: how much the pooling does.
 

@@ -17,12 +17,17 @@ from torch import Tensor
 
 from vit.artifacts.predictions import Labelled
 from vit.data.loader import EvalLoader
-from vit.data.padding import unpadded
 from vit.data.reading.reader import decode_all
 from vit.data.reading.transform import Transform
 from vit.data.reading.workers import WorkerPool
 from vit.errors import printable
-from vit.inference.explain import class_attention, heat_of_each, relevance, rollout
+from vit.inference.explain import (
+    class_attention,
+    heat_of_each,
+    pictures_of_each,
+    relevance,
+    rollout,
+)
 from vit.inference.load import Trained
 from vit.inference.predict import answers, unlabelled
 from vit.model.vit import VisionTransformer
@@ -41,6 +46,7 @@ METHODS: dict[str, Method] = {
 
 _THUMBNAIL = 128
 _FIGURE = 224
+"""The longer side of a drawn image, at least."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ def explain(
         maps = {name: METHODS[name](trained.model, images, classes, mask) for name in methods}
         heats = {name: heat_of_each(values, mask) for name, values in maps.items()}
         layers = heat_of_each(class_attention(trained.model, images, mask), mask)
-        pictures = _pictures(loader.normalise.undo(images), mask)
+        pictures = pictures_of_each(loader.normalise.undo(images), mask)
+        factor = max(1, -(-_FIGURE // max(images.shape[-2:])))  # each pixel becomes a square
         for i, (position, number) in enumerate(zip(index, best.tolist(), strict=True)):
             caption = _caption(trained.classes[number], chances[i, number])
             if wanted is not None:
@@ -117,7 +124,7 @@ def explain(
                 caption += f"; relevance for {_caption(trained.classes[wanted], share)}"
             yield Explained(
                 name=loader.names[position],
-                image=pictures[i],
+                image=pictures[i].repeat(factor, 0).repeat(factor, 1),
                 caption=caption,
                 heats={name: values[i] for name, values in heats.items()},
                 layers=layers[i],
@@ -150,14 +157,3 @@ def contact_sheet(images: Sequence[Labelled]) -> np.ndarray:
 def _caption(label: str, probability: float) -> str:
     """The number first: it is not cut off."""
     return f"{100 * probability:.0f} % {printable(label)}"
-
-
-def _pictures(images: Tensor, mask: Tensor | None) -> list[np.ndarray]:
-    """Pixels in [0, 1], (B, C, height, width), as RGB images of 224 px at least, uint8 (H, W, 3).
-
-    Each pixel becomes a square, so that a small image stays what the model sees.
-    """
-    factor = max(1, -(-_FIGURE // max(images.shape[-2:])))
-    pixels = (255 * images).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    return [image.permute(1, 2, 0).numpy() for image in unpadded(pixels.cpu(), mask)]
