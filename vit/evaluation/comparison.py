@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from vit.artifacts.run_dir import RunDir
 from vit.data.types import Samples
 from vit.errors import DataError
 from vit.inference.evaluator import Evaluator
@@ -43,15 +42,9 @@ class Comparison:
                 f"for {self.models[1].path}; repair or remove the damaged ones"
             )
 
-    @property
-    def right(self) -> tuple[np.ndarray, np.ndarray]:
-        """Whether the first guess of each was right, (N,)."""
-        first, second = (p.top[:, 0] == p.labels for p in self.predictions)
-        return first, second
-
     def counts(self) -> tuple[int, int, int, int]:
         """Images that both are right on, the first alone, the second alone, and none."""
-        a, b = self.right
+        a, b = (predictions.correct for predictions in self.predictions)
         both, first, second, none = (int(x.sum()) for x in (a & b, a & ~b, b & ~a, ~a & ~b))
         return both, first, second, none
 
@@ -75,12 +68,9 @@ class Comparison:
 
     def names(self) -> tuple[str, str]:
         """What to call the models: their runs, where these differ."""
-        runs = [RunDir.of(model.path) for model in self.models]
-        short = [
-            run.path.name if run else model.path.name
-            for run, model in zip(runs, self.models, strict=True)
-        ]
-        a, b = short if short[0] != short[1] else (str(model.path) for model in self.models)
+        a, b = (model.name for model in self.models)
+        if a == b:
+            a, b = (str(model.path) for model in self.models)
         return a, b
 
     def statement(self) -> str:
@@ -101,7 +91,8 @@ class Comparison:
 
     def shown(self) -> Versus:
         """As the page shows it, with the images on which the losses differ most."""
-        (ours, theirs), (a, b) = self.predictions, self.right
+        ours, theirs = self.predictions
+        a, b = ours.correct, theirs.correct
         worse = theirs.losses - ours.losses
         rising = np.argsort(worse, kind="stable")
         second, first = rising[(b & ~a)[rising]], rising[::-1][(a & ~b)[rising[::-1]]]

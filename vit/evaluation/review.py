@@ -67,12 +67,6 @@ class Review:
     corruptions: Mapping[str, Sequence[float]] = field(default_factory=dict)
     comparison: Comparison | None = None
 
-    @property
-    def correct(self) -> np.ndarray:
-        """Whether the first guess was right, (N,)."""
-        right: np.ndarray = self.predictions.top[:, 0] == self.predictions.labels
-        return right
-
     def as_json(self, classes: Sequence[str]) -> dict[str, Any]:
         """For metrics.json: scores, intervals, what the temperature makes of them, classes."""
         table = metrics.per_class(self.predictions.labels, self.predictions.top[:, 0], len(classes))
@@ -81,7 +75,7 @@ class Review:
         values = {key: score.value for key, score in self.scores.items()}
         calibrated = None
         if self.calibrated is not None:
-            bins = metrics.calibration(self.calibrated.confidence, self.correct)
+            bins = metrics.calibration(self.calibrated.confidence, self.predictions.correct)
             loss, brier = (float(x.mean()) for x in (self.calibrated.loss, self.calibrated.brier))
             calibrated = {"loss": loss, "brier": brier, "ece": bins.error()}
         return {
@@ -163,15 +157,14 @@ def page(
     """
     predictions, classes = result.predictions, trained.classes
     labels, predicted = predictions.labels, predictions.top[:, 0]
-    judged, correct = result.judged, result.correct
+    judged, correct = result.judged, predictions.correct
     chosen = choose(labels, predicted, predictions.losses, judged.margin, len(classes))
-    run = RunDir.of(trained.path)
     bins = {"as trained": judged.confidence}
     if result.calibrated is not None:
         bins[f"with temperature {result.temperature.value:.3f}"] = result.calibrated.confidence
     reliability = {text: metrics.calibration(shares, correct) for text, shares in bins.items()}
     report = Report(
-        title=f"{run.path.name if run else trained.path.name}: {what}",
+        title=f"{trained.name}: {what}",
         facts=facts,
         classes=classes,
         names=[loader.names[i] for i in predictions.index],
@@ -192,7 +185,7 @@ def page(
         settings=flatten(trained.config),
         command=command,
         chosen=chosen,
-        **_curves(trained, run),
+        **_curves(trained),
     )
     shown = list(dict.fromkeys([*report.different(), *chosen.in_order()]))
     thumbnails = within(_pictures(shown, predictions, loader), BUDGET)
@@ -219,8 +212,9 @@ def _about(result: Review, what: str) -> str:
     return text
 
 
-def _curves(trained: Trained, run: RunDir | None) -> dict[str, Any]:
+def _curves(trained: Trained) -> dict[str, Any]:
     """The learning curves of the run, and which epoch the weights are from."""
+    run = RunDir.of(trained.path)
     if run is None:
         return {"loss": {}, "top1": {}, "epoch": None}
     (logged,) = read_runs(run.path)

@@ -55,6 +55,12 @@ class Trained:
     path: Path
     images: str | None
 
+    @property
+    def name(self) -> str:
+        """What to call it: its run, else its file."""
+        run = RunDir.of(self.path)
+        return run.path.name if run else self.path.name
+
     def read_config(self) -> ReadConfig:
         """How its images are read: from their files, the way that its own evaluations did.
 

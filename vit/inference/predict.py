@@ -52,6 +52,12 @@ class Predictions:
     logits: np.ndarray | None = None
     mirrored: np.ndarray | None = None
 
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether the first guess was right, (N,)."""
+        right: np.ndarray = self.top[:, 0] == self.labels
+        return right
+
     def scores(self) -> dict[str, float]:
         """`loss` in nats, `top1` and `top5` in percent, over all samples alike."""
         hits = self.top == self.labels[:, None]
