@@ -29,7 +29,7 @@ from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import import_torch
 
 if TYPE_CHECKING:
-    from vit.evaluation.evaluate import Evaluation
+    from vit.evaluation.review import Evaluation
     from vit.inference.load import Trained
 
 
@@ -76,7 +76,7 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
         if config.report:
             compared, shown = compare(config, trained, what, metrics), facts(trained, metrics)
             with console.OnlyWarned()("the report"):
-                write_page(staged, page(result, trained, loader, what, shown, compared, typed))
+                write_page(staged, page(done, shown, compared, typed))
         if temperature.value is not None:
             about = {key: metrics[key] for key in ("checkpoint", "step", "tta", "temperature")}
             write_json(

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vit.config.commands import EvalConfig
-from vit.data.loader import EvalLoader
 from vit.data.types import Samples
 from vit.errors import ConfigError
 from vit.evaluation.comparison import Comparison, check_comparable
-from vit.evaluation.review import Review, Temperature, fitted, review, under_corruptions
+from vit.evaluation.review import Evaluation, Temperature, fitted, review, under_corruptions
 from vit.inference.evaluator import Evaluator
-from vit.inference.load import Trained
 from vit.inference.predict import Predictions
 from vit.runtime import console
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What came of an evaluation.
-
-    Attributes:
-        trained: the model.
-        what: what the images are called.
-        loader: of the images.
-        result: their scores.
-        metrics: the content of metrics.json.
-        others: checkpoints that it is compared with.
-    """
-
-    trained: Trained
-    what: str
-    loader: EvalLoader
-    result: Review
-    metrics: dict[str, Any]
-    others: list[Path]
 
 
 def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:

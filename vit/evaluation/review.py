@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,27 @@ class Review:
         }
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of an evaluation.
+
+    Attributes:
+        trained: the model.
+        what: what the images are called.
+        loader: of the images.
+        result: their scores.
+        metrics: the content of metrics.json.
+        others: checkpoints that it is compared with.
+    """
+
+    trained: Trained
+    what: str
+    loader: EvalLoader
+    result: Review
+    metrics: dict[str, Any]
+    others: list[Path]
+
+
 def review(predictions: Predictions, temperature: Temperature) -> Review:
     """Score predictions that have their logits."""
     assert predictions.logits is not None
@@ -136,25 +158,17 @@ def under_corruptions(job: Evaluator, loader: EvalLoader) -> dict[str, list[floa
 
 
 def page(
-    result: Review,
-    trained: Trained,
-    loader: EvalLoader,
-    what: str,
-    facts: Sequence[str],
-    compared: dict[str, dict[str, float]],
-    command: str,
+    done: Evaluation, facts: Sequence[str], compared: dict[str, dict[str, float]], command: str
 ) -> str:
     """The report as HTML.
 
     Args:
-        result: what is reported.
-        trained: whose it is.
-        loader: of the images.
-        what: what the images are called.
+        done: what is reported.
         facts: short texts for below the heading.
         compared: scores of other evaluations; see `Report`.
         command: that makes the page.
     """
+    result, trained, loader = done.result, done.trained, done.loader
     predictions, classes = result.predictions, trained.classes
     labels, predicted = predictions.labels, predictions.top[:, 0]
     judged, correct = result.judged, predictions.correct
@@ -164,7 +178,7 @@ def page(
         bins[f"with temperature {result.temperature.value:.3f}"] = result.calibrated.confidence
     reliability = {text: metrics.calibration(shares, correct) for text, shares in bins.items()}
     report = Report(
-        title=f"{trained.name}: {what}",
+        title=f"{trained.name}: {done.what}",
         facts=facts,
         classes=classes,
         names=[loader.names[i] for i in predictions.index],
@@ -181,22 +195,22 @@ def page(
         table=metrics.per_class(labels, predicted, len(classes)),
         confusion=metrics.confusion(labels, predicted, len(classes)),
         reliability={f"{k} (ECE {b.error():.4f})": b for k, b in reliability.items()},
-        calibration=_about(result, what),
+        calibration=_about(done),
         settings=flatten(trained.config),
         command=command,
         chosen=chosen,
         **_curves(trained),
     )
     shown = list(dict.fromkeys([*report.different(), *chosen.in_order()]))
-    thumbnails = within(_pictures(shown, predictions, loader), BUDGET)
+    thumbnails = within(_pictures(done, shown), BUDGET)
     closer = [i for i in dict.fromkeys([*chosen.worst, *chosen.uncertain]) if i in thumbnails]
-    overlays = within(_explained(closer, predictions, loader, trained), BUDGET // 4)
+    overlays = within(_explained(done, closer), BUDGET // 4)
     return report_page(report, thumbnails, overlays)
 
 
-def _about(result: Review, what: str) -> str:
+def _about(done: Evaluation) -> str:
     """What was done about calibration."""
-    found = result.temperature
+    result, found = done.result, done.result.temperature
     if found.value is None:
         return f"No temperature scaling: {found.why}."
     text = (
@@ -207,7 +221,7 @@ def _about(result: Review, what: str) -> str:
     )
     assert result.calibrated is not None
     text += f"{result.calibrated.loss.mean():.4f}."
-    if what == "val":
+    if done.what == "val":
         text += " It was fitted on the very images that are shown, so this is an optimistic figure."
     return text
 
@@ -228,35 +242,31 @@ def _curves(trained: Trained) -> dict[str, Any]:
 
 
 def _batches(
-    rows: Sequence[int], predictions: Predictions, loader: EvalLoader, size: int
+    done: Evaluation, rows: Sequence[int], size: int
 ) -> Iterator[tuple[list[int], list[np.ndarray], Tensor, Tensor | None]]:
     """Rows, pictures uint8 (H, W, 3), normalised images and their mask, of some predictions."""
     for first in range(0, len(rows), size):
-        wanted = {int(predictions.index[i]): i for i in rows[first : first + size]}
-        images, _, index, mask = loader.take(np.array(list(wanted)))
-        pictures = pictures_of_each(loader.normalise.undo(images), mask)
+        wanted = {int(done.result.predictions.index[i]): i for i in rows[first : first + size]}
+        images, _, index, mask = done.loader.take(np.array(list(wanted)))
+        pictures = pictures_of_each(done.loader.normalise.undo(images), mask)
         yield [wanted[place] for place in index.tolist()], pictures, images, mask
 
 
-def _pictures(
-    rows: Sequence[int], predictions: Predictions, loader: EvalLoader
-) -> Iterator[tuple[int, np.ndarray]]:
+def _pictures(done: Evaluation, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Rows and pictures, uint8 (H, W, 3), of some predictions."""
-    for numbers, pictures, _, _ in _batches(rows, predictions, loader, 64):
+    for numbers, pictures, _, _ in _batches(done, rows, 64):
         yield from zip(numbers, pictures, strict=True)
 
 
-def _explained(
-    rows: Sequence[int], predictions: Predictions, loader: EvalLoader, trained: Trained
-) -> Iterator[tuple[int, np.ndarray]]:
+def _explained(done: Evaluation, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Rows, and their pictures with the rollout over them; none where it would take too much."""
-    model = trained.model
+    model = done.trained.model
     tokens = model.coordinates[..., 0].numel() + model.prefix
     if tokens > MOST_TOKENS:
         return
     weights = model.config.depth * model.config.heads * tokens**2
     at_once = max(1, min(64, _AT_ONCE // weights))
-    for numbers, pictures, images, mask in _batches(rows, predictions, loader, at_once):
+    for numbers, pictures, images, mask in _batches(done, rows, at_once):
         heats = heat_of_each(rollout(model, images, mask), mask)
         for number, picture, heat in zip(numbers, pictures, heats, strict=True):
             yield number, overlay(picture, heat)
