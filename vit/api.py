@@ -88,11 +88,6 @@ class Run(Trained):
         named = ((key, v) for key, v in summary.items() if key.startswith(("val_", "test_")))
         return {key: value for key, value in named if value is not None}
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.head.weight.device
-
     def predict(self, images: Pictures, top: int = 5) -> list[Prediction]:
         """The `top` most probable classes of each image, as `vit-predict` gives them.
 
@@ -197,7 +192,7 @@ class Run(Trained):
 
     def _open(self, images: Pictures, batch_size: int | None = None) -> EvalLoader:
         given = _listed(images, self.preprocessing["channels"])
-        return open_images(self, given, self.device, batch_size=batch_size)
+        return open_images(self, given, batch_size=batch_size)
 
 
 def _check_corrupt(loader: EvalLoader) -> None:

@@ -107,7 +107,7 @@ def test_a_class_is_found_by_its_name() -> None:
 
 def explained(finished: Path, paths: list[str], wanted: int | None) -> list[Explained]:
     trained = load_trained(finished, CPU, pytest.fail)
-    loader = open_images(trained, paths, CPU, batch_size=2)
+    loader = open_images(trained, paths, batch_size=2)
     return list(explain(trained, loader, list(METHODS), wanted))
 
 
@@ -116,8 +116,8 @@ def test_maps_are_those_of_the_methods_and_the_picture_is_what_the_model_sees(
 ) -> None:
     paths = [str(save(tmp_path / f"{i}.png", noise(8, 8, seed=i))) for i in range(3)]
     trained = load_trained(finished, CPU, pytest.fail)
-    images = torch.cat([open_images(trained, [path], CPU).batch(0)[0] for path in paths])
-    answers = classify(trained, open_images(trained, paths, CPU), 3)
+    images = torch.cat([open_images(trained, [path]).batch(0)[0] for path in paths])
+    answers = classify(trained, open_images(trained, paths), 3)
     best = [dict([labels[0]]) for _, labels in answers]
     found = explained(finished, paths, None)
     classes = torch.tensor([int(next(iter(labels))) for labels in best])

@@ -47,12 +47,11 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     from vit.report.drawing import grid, png
     from vit.runtime.device import select_device
 
-    device = select_device(config.device)
-    trained = load_trained(Path(config.checkpoint), device, console.warn)
+    trained = load_trained(Path(config.checkpoint), select_device(config.device), console.warn)
     wanted = class_number(config.class_, trained.classes)
     folder = output_folder(config, trained)
     prepare_file("output", folder / "index.png")
-    loader = open_images(trained, paths, device, batch_size=_AT_ONCE)
+    loader = open_images(trained, paths, batch_size=_AT_ONCE)
     images = pictures.explain(trained, loader, config.methods, wanted)
     rows, labels = [], []
     number = 0

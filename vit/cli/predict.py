@@ -40,13 +40,12 @@ def predict(plain: dict[str, Any], overrides: Overrides) -> None:
     from vit.inference.predict import classify, open_images
     from vit.runtime.device import select_device
 
-    device = select_device(config.device)
-    trained = load_trained(Path(config.checkpoint), device, console.warn)
+    trained = load_trained(Path(config.checkpoint), select_device(config.device), console.warn)
     for key, file in (("output", config.output), ("sheet", config.sheet)):
         if file is not None:
             prepare_file(key, Path(file))
     top = min(config.top, len(trained.classes))
-    loader = open_images(trained, paths, device, config.data.workers, config.batch_size)
+    loader = open_images(trained, paths, config.data.workers, config.batch_size)
     images = classify(trained, loader, top)
     on_sheet: list[Labelled] = []
     # A bar would stand between the labels.

@@ -56,6 +56,11 @@ class Trained:
     images: str | None
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.head.weight.device
+
+    @property
     def name(self) -> str:
         """What to call it: its run, else its file."""
         run = RunDir.of(self.path)

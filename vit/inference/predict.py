@@ -247,7 +247,6 @@ def unlabelled(given: Sequence[str | GivenImage], spec: CacheSpec | None = None)
 def open_images(
     trained: Trained,
     images: Sequence[str | GivenImage],
-    device: torch.device,
     workers: int | Literal["auto"] = 0,
     batch_size: int | None = None,
 ) -> EvalLoader:
@@ -256,7 +255,6 @@ def open_images(
     Args:
         trained: the model.
         images: paths of files, which are the images' names, or images in memory.
-        device: where the images go.
         workers: processes that decode, where there are many images.
         batch_size: images of a batch; None: the run's own.
 
@@ -264,7 +262,7 @@ def open_images(
         ConfigError: how the run read its images is not of this version.
     """
     config = replace(trained.read_config(), workers=workers)
-    reader = Reader.of(config, trained.model.config.patch_size, device)
+    reader = Reader.of(config, trained.model.config.patch_size, trained.device)
     reader = replace(reader, pool=reader.pool.for_images(len(images)), bad_images=1.0)
     size = batch_size or trained.evaluation["batch_size"]
     return EvalLoader(unlabelled(images, CacheSpec.of(config)), size, reader)
