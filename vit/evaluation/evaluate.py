@@ -38,11 +38,10 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
     result = review(predictions, temperature)
     for other in others:
         theirs = other.predict(other.open(samples, what))[-1]
-        models = (trained, other.trained)
-        result = replace(result, comparison=Comparison(models, (predictions, theirs)))
+        comparison = Comparison((trained, other.trained), (predictions, theirs))
+        result = replace(result, comparison=comparison)
     if config.corruptions:
-        scores = under_corruptions(job, loader)
-        result = replace(result, corruptions=scores)
+        result = replace(result, corruptions=under_corruptions(job, loader))
     metrics = {
         "checkpoint": str(trained.path),
         "step": trained.step,
