@@ -8,13 +8,11 @@ from pathlib import Path
 import torch
 
 from vit.config.commands import EvalConfig
-from vit.data.types import Samples
 from vit.errors import ConfigError
 from vit.evaluation.comparison import Comparison, check_comparable
 from vit.evaluation.review import Evaluation, Temperature, fitted, review, under_corruptions
 from vit.inference.evaluator import Evaluator
 from vit.inference.predict import Predictions
-from vit.runtime import console
 
 
 def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
@@ -28,10 +26,10 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
     job, *others = (Evaluator.of(Path(place), config, device) for place in config.checkpoints)
     trained = job.trained
     samples, what = job.find(config.split)
-    trained_on = _tell_trained_on(job, samples)
+    trained_on = job.trained_on(samples)
     for other in others:
         check_comparable(job, other, samples)
-        _tell_trained_on(other, samples)
+        other.trained_on(samples)
     loader = job.open(samples, what)
     without, predictions = job.predict(loader)
     temperature = _temperature(job, what, predictions)
@@ -58,23 +56,6 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
         alone = review(without, temperature).scores
         metrics["without_tta"] = {key: score.value for key, score in alone.items()}
     return Evaluation(trained, what, loader, result, metrics, [o.trained.path for o in others])
-
-
-def _tell_trained_on(job: Evaluator, samples: Samples) -> int | None:
-    """How many of the images the weights were trained on, which is warned of; None: not known."""
-    count = job.trained_on(samples)
-    place = job.trained.path
-    if count is None:
-        console.warn(
-            f"which images {place} was trained on is not known (its run folder has no list of "
-            f"them): if there are such among these, scores are too high"
-        )
-    elif count:
-        console.warn(
-            f"{count:,} of the {len(samples):,} images were trained on by {place}: scores on them "
-            f"say little about new ones"
-        )
-    return count
 
 
 def _temperature(job: Evaluator, what: str, predictions: Predictions) -> Temperature:

@@ -113,17 +113,33 @@ class Evaluator:
         return {split: samples for split, samples in here.items() if len(samples)}
 
     def trained_on(self, samples: Samples) -> int | None:
-        """How many of the images the weights were trained on; None: not known."""
-        manifest = self._manifest
-        if manifest is None:
-            try:
-                manifest = Manifest.of(self._listed)
-            except ConfigError:
-                return None
-            in_files = isinstance(self._listed.splits["train"].images, FileImages)
-            if in_files and manifest.digest() != self.trained.images:
-                return None
-        return int(known_among(samples, manifest.trained()).sum())
+        """How many of the images the weights were trained on; None: not known. It is warned of."""
+        known, place = self._trained_on(), self.trained.path
+        if known is None:
+            console.warn(
+                f"which images {place} was trained on is not known (its run folder has no list of "
+                f"them): if there are such among these, scores are too high"
+            )
+            return None
+        count = int(known_among(samples, known).sum())
+        if count:
+            console.warn(
+                f"{count:,} of the {len(samples):,} images were trained on by {place}: scores on "
+                f"them say little about new ones"
+            )
+        return count
+
+    def _trained_on(self) -> list[Manifest] | None:
+        """What the weights were trained on; None: not known."""
+        if self._manifest is not None:
+            return self._manifest.trained()
+        try:
+            manifest = Manifest.of(self._listed)
+        except ConfigError:
+            return None
+        in_files = isinstance(self._listed.splits["train"].images, FileImages)
+        same = not in_files or manifest.digest() == self.trained.images
+        return manifest.trained() if same else None
 
     @cached_property
     def _manifest(self) -> Manifest | None:
