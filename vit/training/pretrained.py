@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit.config.checks import OF_FILES, SETTING_OF
 from vit.config.model import ARCH_KEYS
@@ -202,19 +202,6 @@ def describe(weights: Pretrained, report: LoadReport, config: RunConfig) -> list
     elif config.trainer.freeze != "none":
         lines.append(f"         frozen: {config.trainer.freeze}")
     return lines
-
-
-class HeadAlone(nn.Module):
-    """A head that is called as its model is, with features (B, D) for images."""
-
-    def __init__(self, head: nn.Linear) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, D) -> (B, K)."""
-        logits: Tensor = self.head(features)
-        return logits
 
 
 def setting(key: str, spec: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vit.artifacts import checkpoint
 from vit.artifacts.logger import Logger, RunLogger, SilentLogger
@@ -35,7 +35,7 @@ from vit.training.components import Components, ShouldPrune, schedule_lr
 from vit.training.distill import load_teacher
 from vit.training.header import announce, doubts
 from vit.training.loss import Loss
-from vit.training.pretrained import HeadAlone, Pretrained, describe
+from vit.training.pretrained import Pretrained, describe
 from vit.training.run_images import images_of_new, images_of_resumed
 from vit.training.state import TrainState
 from vit.training.weight_files import load_pretrained
@@ -227,6 +227,19 @@ def _check_space(run: RunDir, state: TrainState, keep: int) -> None:
         raise DiskFullError(told)
     if free < (keep + 2) * size:  # the best one, and one that is being written
         console.warn(told)
+
+
+class HeadAlone(nn.Module):
+    """A head that is called as its model is, with features (B, D) for images."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, D) -> (B, K)."""
+        logits: Tensor = self.head(features)
+        return logits
 
 
 def _logger(run: RunDir, state: TrainState, saved: dict[str, Any] | None, world: World) -> Logger:
