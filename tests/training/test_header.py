@@ -60,7 +60,12 @@ def test_the_header_has_counts_sizes_and_notes(tmp_path: Path) -> None:
     assert classes.startswith(f"classes  class00 {counts[0]}, class01 {counts[1]}, ")
     assert classes.endswith(f"class11 {counts[11]} and 3 more")
     assert files == "files    8x10 px (8x8 to 8x12); streamed"
+    few, *notes = notes
+    assert (
+        "9 images a class are few to start from nothing; better: vit-train experiment=finet" in few
+    )
     assert len(notes) == bool(data.small)
+    assert few not in _about(settings("data.memory=stream", "model.weights=x"), data)
     for i in range(12):
         (tmp_path / "class00" / f"{i:03}.png").write_bytes(b"damaged")
     assert "class00" in _about(settings("data.memory=device"), data)[0]

@@ -201,7 +201,7 @@ def _print_result(parts: Components, scores: dict[str, float]) -> None:
             verdict = [f"{split}: {judged(scores[f'{split}_top1'], of, train, parts.classes)}"]
     verdict += advice(
         curve(folder, key="loss"), parts.epoch, len(train) / len(parts.classes),
-        started=parts.config.model.weights is not None,
+        started=parts.config.model.weights is not None or parts.config.data.name not in OF_FILES,
     )  # fmt: skip
     console.say(
         "\n".join(

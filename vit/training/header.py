@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from vit.runtime import device as runtime_device
 from vit.training.components import Components
 from vit.training.state import flops_per_image, parameter_count
 
+FEW = 300
+"""With fewer training images a class, on average, one is told of weights to start from."""
 _LOOKED_AT = 50
 """Files whose sizes are read."""
 _UNEVEN = 10
@@ -83,6 +86,12 @@ def _about(config: RunConfig, data: DataSet) -> list[str]:
     if isinstance(data.splits["train"].images, FileImages):
         held = "held decoded" if config.data.memory == "device" else "streamed"
         lines.append(f"files    {_sizes(data.splits['train'])}; {held}")
+        if config.model.weights is None and counts.mean() < FEW:
+            lines.append(
+                f"note     {counts.mean():.0f} images a class are few to start from nothing; "
+                f"better: vit-train experiment=finetune model.weights=<file or timm/...> "
+                f"data.root={shlex.quote(str(config.data.root))}"
+            )
     lines += [f"note     {note}" for note in data.notes]
     if data.small:
         lines.append(

@@ -8,13 +8,12 @@ import numpy as np
 
 from vit.errors import printable
 from vit.report.metrics import wilson
+from vit.training.header import FEW
 
 RISE = 1.1
 """A validation loss that ends so many times above its lowest is said to have risen."""
 EARLY = 0.9
 """A lowest validation loss before this share of the run was not where the run ended."""
-FEW = 100
-"""Up to so many training images a class it is better to start from weights."""
 
 
 def judged(
@@ -49,7 +48,7 @@ def advice(
         validations: (epoch, loss) of each, in their order.
         epochs: length of the run.
         per_class: training images of a class, on average.
-        started: the run started from weights.
+        started: the run started from weights, or there are none for such images.
     """
     finite = [(epoch, loss) for epoch, loss in validations if np.isfinite(loss)]
     if len(finite) < 2:
@@ -57,7 +56,7 @@ def advice(
     best, lowest = min(finite, key=lambda validation: validation[1])
     last = finite[-1][1]
     tries = []
-    if not started and per_class <= FEW:
+    if not started and per_class < FEW:
         tries.append("weights to start from (experiment=finetune model.weights=<file or timm/...>)")
     if last > RISE * lowest and best < EARLY * epochs:
         tries += ["augment=strong", "more images", f"trainer.epochs={max(1, round(best))}"]
