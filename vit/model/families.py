@@ -128,6 +128,24 @@ FAMILIES = (
         ),
     ),
     Family(
+        "the original ViT and AugReg",  # of Flax
+        "embedding.kernel",
+        (
+            (r"^embedding\.", "patch_embed.proj."),
+            (r"^cls$", "cls_token"),
+            (r"^Transformer\.posembed_input\.pos_embedding", "pos_embed"),
+            (r"^Transformer\.encoderblock_", "blocks."),
+            (r"^Transformer\.encoder_norm\.", "norm."),
+            (r"\.LayerNorm_0\.", ".norm1."),
+            (r"\.LayerNorm_2\.", ".norm2."),
+            (r"\.MlpBlock_3\.Dense_0\.", ".mlp.fc1."),
+            (r"\.MlpBlock_3\.Dense_1\.", ".mlp.fc2."),
+            (r"\.MultiHeadDotProductAttention_1\.([qkv])(?:uery|ey|alue)\.", r".attn.\1."),
+            (r"\.MultiHeadDotProductAttention_1\.out\.", ".attn.proj."),
+            (r"\.(?:kernel|scale)$", ".weight"),
+        ),
+    ),
+    Family(
         "torchvision",
         "conv_proj.weight",
         (

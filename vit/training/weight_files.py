@@ -210,32 +210,22 @@ def _facts_of(model: Any) -> dict[str, Any]:
 
 
 def _of_npz(path: Path, place: str) -> Pretrained:
-    """The original JAX weights (Dosovitskiy et al. 2021; AugReg, Steiner et al. 2022), by timm."""
-    from timm.models import VisionTransformer as Timm
+    """The original weights, of Flax (Dosovitskiy et al. 2021; AugReg, Steiner et al. 2022)."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name.replace("/", "."): torch.from_numpy(file[name]) for name in file.files}
+    heads = {w.shape[1] for name, w in arrays.items() if name.endswith(".query.kernel")}
+    half = [0.5] * next((w.shape[2] for w in arrays.values() if w.ndim == 4), 0)
+    tensors = {name: _as_torch_has_it(name, w) for name, w in arrays.items()}
+    return _recognised(place, tensors, {"heads": max(heads, default=None)}, None, half, half)
 
-    with np.load(path, allow_pickle=False) as arrays:
-        shapes = {name.removeprefix("opt/target/"): arrays[name].shape for name in arrays.files}
-    first = "Transformer/encoderblock_0/"
-    try:
-        patch, _, channels, dim = shapes["embedding/kernel"]
-        _, heads, _ = shapes[f"{first}MultiHeadDotProductAttention_1/query/kernel"]
-        hidden = shapes[f"{first}MlpBlock_3/Dense_0/kernel"][1]
-        positions = shapes["Transformer/posembed_input/pos_embedding"][1]
-    except KeyError as error:
-        raise ConfigError(
-            f"model.weights={place} is not in the layout of the original ViT (no {error})"
-        ) from None
-    side = patch * int((positions - ("cls" in shapes)) ** 0.5)
-    model = Timm(
-        img_size=side, patch_size=patch, in_chans=channels, embed_dim=dim, num_heads=heads,
-        depth=sum(name.endswith("MlpBlock_3/Dense_0/bias") for name in shapes),
-        mlp_ratio=(hidden + 0.5) / dim, class_token="cls" in shapes,
-        num_classes=shapes["head/bias"][0] if "head/bias" in shapes else 0,
-        global_pool="token" if "cls" in shapes else "avg", fc_norm=False,
-    )  # fmt: skip
-    model.load_pretrained(str(path))
-    half = [0.5] * channels
-    return Pretrained(place, model.state_dict(), {"heads": heads}, mean=half, std=half)
+
+def _as_torch_has_it(name: str, weights: Tensor) -> Tensor:
+    """Weights of Flax, whose kernels are (inputs, outputs), or of an image (P, P, C, D)."""
+    if not name.endswith(".kernel"):
+        return weights.flatten() if name.endswith(".bias") else weights
+    if weights.ndim == 4:
+        return weights.permute(3, 2, 0, 1)
+    return weights.flatten(0, -2).T if ".out." in name else weights.flatten(1).T
 
 
 def _of_timm(place: str) -> Pretrained:
