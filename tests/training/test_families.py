@@ -248,6 +248,23 @@ LEFT_OUT = {
 }
 
 
+def test_classes_and_activations_of_a_config(tmp_path: Path) -> None:
+    model, _ = hugging_face("vit")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = {str(i): f"name {i}" for i in (3, 0, 4, 2, 1)}
+    for act, mlp in (("gelu_new", "gelu_tanh"), ("gelu", "gelu"), ("relu", None)):
+        told = {**config, "id2label": names, "hidden_act": act}
+        (tmp_path / "config.json").write_text(json.dumps(told))
+        if mlp is None:
+            with pytest.raises(ConfigError, match="its MLP has relu, ours one of gelu, gelu_tanh"):
+                load_pretrained(str(tmp_path))
+        else:
+            found = load_pretrained(str(tmp_path))
+            assert found.classes == [f"name {i}" for i in range(5)]
+            assert found.spec["mlp"] == mlp
+
+
 # Other names
 
 
@@ -348,12 +365,17 @@ def test_containers_and_prefixes(name: str, tmp_path: Path) -> None:
     }.get(name, set())
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_what_could_run_something_is_refused(tmp_path: Path) -> None:
     state = of_timm("vit_tiny_patch16_224").state_dict()
     for other in (Path("x"), nn.Linear(2, 2), np.zeros(2, dtype=object), argparse.FileType()):
         torch.save({"state_dict": state, "other": other}, tmp_path / "w.pth")
         with pytest.raises(ConfigError, match=r"more than weights.*torch\.save\(model\.state_dict"):
             load_pretrained(str(tmp_path / "w.pth"))
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "w.pth")  # as OpenAI has its CLIP
+    with pytest.raises(ConfigError, match=r"more than weights.*torch\.save\(model\.state_dict"):
+        load_pretrained(str(tmp_path / "w.pth"))
     with pytest.raises(BadCheckpointError):  # of ours: no arguments of a command line
         checkpoint.load(tmp_path / "w.pth")
 

@@ -342,9 +342,7 @@ def test_what_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, w
 
 def test_another_npz_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", x=np.zeros(3))
-    with pytest.raises(
-        ConfigError, match="with names that are known"
-    ):
+    with pytest.raises(ConfigError, match="with names that are known"):
         load_pretrained(str(tmp_path / "w.npz"))
 
 

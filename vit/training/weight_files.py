@@ -18,6 +18,7 @@ from vit.config.model import ViTConfig
 from vit.errors import ConfigError, nearest
 from vit.inference.load import find, trained_on
 from vit.model.families import recognise
+from vit.model.layers import MLPS
 from vit.model.vit import VisionTransformer
 from vit.model.weights import PATCHES, spec_of
 from vit.runtime import console
@@ -25,8 +26,9 @@ from vit.training.pretrained import Pretrained
 
 TIMM = "timm/"
 GELUS = {
-    "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "GELU": "gelu",
-    "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu",
+    "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu", "silu": "swiglu", "GELU": "gelu", "GELUTanh": "gelu_tanh",
+    "QuickGELU": "quick_gelu", "SiLU": "swiglu",
 }  # fmt: skip
 """`model.mlp` of an activation as Hugging Face or timm calls it."""
 
@@ -118,7 +120,8 @@ def _of_folder(path: Path, place: str) -> Pretrained:
 
     config, images = beside("config.json"), beside("preprocessor_config.json")
     if "model_type" in config:
-        named = [str(name) for name in (config.get("id2label") or {}).values()]
+        labels = sorted((config.get("id2label") or {}).items(), key=lambda label: int(label[0]))
+        named = [str(name) for _, name in labels]
         classes = None if all(name.startswith("LABEL_") for name in named) else named
         return _recognised(
             place, tensors, _facts_of_transformers(config), classes, images.get("image_mean"),
@@ -141,6 +144,11 @@ def _recognised(
     except ValueError as error:
         raise ConfigError(f"model.weights={place} cannot be used: {error}") from None
     known = {key: value for key, value in facts.items() if value is not None}
+    if known.get("mlp", "gelu") not in MLPS:
+        raise ConfigError(
+            f"model.weights={place} cannot be used: its MLP has {known['mlp']}, ours one of "
+            f"{', '.join(MLPS)}"
+        )
     if known.pop("dim", None) not in (None, len(found.weights[PATCHES])):  # changed by its trainer
         del known["heads"]
     return Pretrained(
@@ -199,8 +207,8 @@ def _facts_of(model: Any) -> dict[str, Any]:
         "heads": block.attn.num_heads,
         "norm_eps": block.norm1.eps,
     }
-    if hasattr(block.mlp, "act") and type(block.mlp.act).__name__ in GELUS:
-        facts["mlp"] = GELUS[type(block.mlp.act).__name__]
+    act = type(getattr(block.mlp, "act", None)).__name__
+    facts["mlp"] = GELUS.get(act, act)
     if rope is not None and type(rope).__name__ == "RotaryEmbeddingDinoV3":
         facts["positions"] = "rope2d_dinov3"
     elif rope is not None:
@@ -298,7 +306,9 @@ def _floats(values: Any) -> list[float] | None:
     return None if values is None else [float(value) for value in values]
 
 
-IN_FOLDERS = ("*.safetensors", "pytorch_model*.bin")
+IN_FOLDERS = (
+    "model.safetensors", "model-*.safetensors", "*.safetensors", "pytorch_model*.bin", "*.bin",
+)  # fmt: skip
 """Patterns of the files of weights of a folder: the first that is there."""
 READERS: dict[str, Callable[[Path, str], Pretrained]] = {
     ".pt": _of_torch,
