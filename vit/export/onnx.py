@@ -1,13 +1,9 @@
-"""ONNX files, as onnxruntime and others run them: written, described, quantised, run.
-
-Legend: B batch, C channels, K classes.
-"""
+"""ONNX files, as onnxruntime and others run them: written, described, quantised, run."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +36,25 @@ def write(source: Source, precision: str) -> bytes:
     model = without_notes(program.model_proto)
     model = quantised(model) if precision == "int8" else model
     about = metadata(source, precision, PIXELS)
-    texts = {key: json.dumps(value) for key, value in about.items()}
-    content: bytes = described(model, texts).SerializeToString()
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
+    content: bytes = model.SerializeToString()
     return content
 
 
 def run(path: Path) -> Answer:
-    """With onnxruntime."""
-    return open_onnx(path, torch.get_num_threads())
+    """With onnxruntime, by as many threads as torch has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = _ERRORS_ONLY
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = session.run(None, {name: images})[0]
+        return logits
+
+    return answer
 
 
 def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,13 +68,6 @@ def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-    return model
-
-
-def described(model: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """The model with `metadata` as its only metadata."""
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, dict(metadata))
     return model
 
 
@@ -85,23 +85,3 @@ def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
             weight_type=QuantType.QInt8,
         )  # fmt: skip
         return onnx.load(path)
-
-
-def open_onnx(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A model in a file as a function: uint8 (B, height, width, C) -> float32 (B, K), on the CPU.
-
-    Args:
-        path: of the file.
-        threads: that it may use.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = _ERRORS_ONLY
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def answer(images: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = session.run(None, {name: images})[0]
-        return logits
-
-    return answer
