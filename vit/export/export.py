@@ -13,7 +13,7 @@ from vit.data.types import Samples
 from vit.errors import ConfigError, DataError, ExportError
 from vit.export.formats import FORMATS
 from vit.export.parity import AT_ONCE, BOUNDS, MERGING, Parity, compare, milliseconds
-from vit.export.source import Content, Source, as_function
+from vit.export.source import Content, Source, WithPreprocessing, on_pixels
 from vit.inference.evaluator import Evaluator
 from vit.runtime.files import move_over, staging, write_atomic
 
@@ -113,7 +113,7 @@ def export(
                 f"the export does not answer as its checkpoint does and was removed: {broken} "
                 f"({len(samples):,} of {what}); {_REMEDIES[config.precision]}"
             )
-        both = [as_function(source), answer]
+        both = [on_pixels(WithPreprocessing(source.model, job.trained.preprocessing)), answer]
         batches = {count: np.resize(pixels, (count, *pixels.shape[1:])) for count in (1, AT_ONCE)}
         times = {count: milliseconds(both, batch) for count, batch in batches.items()}
         move_over(staged, output)

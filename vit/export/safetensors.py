@@ -33,5 +33,4 @@ def run(path: Path) -> Answer:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     model = VisionTransformer(**about["spec"])
     model.load_state_dict(weights)
-    seen = about["preprocessing"]
-    return on_pixels(WithPreprocessing(model, seen["mean"], seen["std"]))
+    return on_pixels(WithPreprocessing(model, about["preprocessing"]))

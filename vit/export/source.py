@@ -6,7 +6,7 @@ Legend: B batch, C channels, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -38,7 +38,8 @@ class WithPreprocessing(nn.Module):
 
     Args:
         model: images (B, C, height, width), normalised, to logits (B, K); it is copied.
-        mean, std: one value per channel, of pixels in [0, 1].
+        seen: its preprocessing, of which `mean` and `std` are one value per channel, of pixels in
+            [0, 1].
         dtype: of the model's weights and of what it computes; normalising and logits are float32.
     """
 
@@ -46,17 +47,13 @@ class WithPreprocessing(nn.Module):
     std: Tensor
 
     def __init__(
-        self,
-        model: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        dtype: torch.dtype = torch.float32,
+        self, model: nn.Module, seen: Mapping[str, Any], dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).to(dtype).eval()
         self.dtype = dtype
-        self.register_buffer("mean", 255 * torch.tensor(mean))
-        self.register_buffer("std", 255 * torch.tensor(std))
+        self.register_buffer("mean", 255 * torch.tensor(seen["mean"]))
+        self.register_buffer("std", 255 * torch.tensor(seen["std"]))
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, height, width, C) -> float32 (B, K)."""
@@ -111,19 +108,12 @@ def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
     }
 
 
-def with_preprocessing(source: Source, precision: str = "fp32") -> WithPreprocessing:
-    """The model with its preprocessing inside."""
-    seen = source.trained.preprocessing
-    return WithPreprocessing(source.model, seen["mean"], seen["std"], _DTYPES[precision])
-
-
 def traced(source: Source, precision: str) -> ExportedProgram:
     """The model as a graph of operations for any number of images, without traces of its source."""
     seen = source.trained.preprocessing
     pixels = torch.zeros(2, *seen["image_size"], seen["channels"], dtype=torch.uint8)
-    program = torch.export.export(
-        with_preprocessing(source, precision), (pixels,), dynamic_shapes=({0: Dim("batch")},)
-    )
+    model = WithPreprocessing(source.model, seen, _DTYPES[precision])
+    program = torch.export.export(model, (pixels,), dynamic_shapes=({0: Dim("batch")},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
@@ -149,8 +139,3 @@ def on_pixels(model: nn.Module) -> Answer:
         return logits
 
     return answer
-
-
-def as_function(source: Source) -> Answer:
-    """The checkpoint's own model, in fp32, as a function of arrays."""
-    return on_pixels(with_preprocessing(source))

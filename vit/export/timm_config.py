@@ -37,7 +37,7 @@ def run(path: Path) -> Answer:
 
     model = timm.create_model(f"local-dir:{path}", pretrained=True)
     seen: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return on_pixels(WithPreprocessing(model, seen["mean"], seen["std"]))
+    return on_pixels(WithPreprocessing(model, seen))
 
 
 def hub_config(
