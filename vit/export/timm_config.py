@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit.config.model import ViTConfig
 from vit.errors import ConfigError
 from vit.export.source import Answer, Source, WithPreprocessing, on_pixels, weights_file
+from vit.inference.load import Trained
 from vit.model.weights import timm_kwargs
 
 _ARCHITECTURE = "vit_base_patch16_224"
@@ -21,7 +20,7 @@ def write(source: Source, precision: str) -> dict[str, bytes]:
     """A folder as Hugging Face's hub has it, of timm's model of the same shape."""
     trained = source.trained
     try:
-        config = hub_config(trained.model.config, trained.preprocessing, trained.classes)
+        config = hub_config(trained)
     except ValueError as error:
         raise ConfigError(f"format=timm: {error}; take format=onnx, torch or safetensors") from None
     weights = weights_file(trained.model.state_dict(), precision, {"format": "pt"})
@@ -40,26 +39,19 @@ def run(path: Path) -> Answer:
     return on_pixels(WithPreprocessing(model, seen))
 
 
-def hub_config(
-    config: ViTConfig, preprocessing: Mapping[str, Any], classes: Sequence[str]
-) -> dict[str, Any]:
+def hub_config(trained: Trained) -> dict[str, Any]:
     """The content of config.json, of plain values, for our state dict as it is.
-
-    Args:
-        config: the model's architecture.
-        preprocessing: of its images.
-        classes: names of its logits.
 
     Raises:
         ValueError: timm has no such model, or none that JSON can name.
     """
+    config, preprocessing = trained.model.config, trained.preprocessing
     if config.mlp == "swiglu":
         raise ValueError("timm's configurations have no word for mlp=swiglu")
     if config.norm_eps != 1e-6:
         raise ValueError(f"timm's configurations have no word for norm_eps={config.norm_eps}")
     arguments = timm_kwargs(config)
-    named = {key: value for key, value in arguments.items() if key not in _SAID_ANEW}
-    named = {key: value for key, value in named.items() if value is not None}
+    named = {k: v for k, v in arguments.items() if k not in _SAID_ANEW and v is not None}
     if config.mlp != "gelu":
         named["act_layer"] = config.mlp
     if config.norm != "layernorm":
@@ -69,7 +61,7 @@ def hub_config(
         "num_classes": config.num_classes,
         "num_features": config.dim,
         "global_pool": arguments["global_pool"],
-        "label_names": list(classes),
+        "label_names": list(trained.classes),
         "model_args": named,
         "pretrained_cfg": {
             "custom_load": False,
