@@ -6,8 +6,10 @@ Legend: N images, B batch, K classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from timeit import timeit
 
 import numpy as np
 import torch
@@ -149,15 +151,9 @@ def milliseconds(
     """
     taken: list[list[float]] = [[] for _ in answers]
     for answer in answers:
-        _seconds(answer, images)  # the first time is longer
+        answer(images)  # the first time is longer
     start = time.perf_counter()
     while len(taken[0]) < 3 or (len(taken[0]) < _ROUNDS and time.perf_counter() - start < seconds):
         for times, answer in zip(taken, answers, strict=True):
-            times.append(_seconds(answer, images))
+            times.append(timeit(partial(answer, images), number=1))
     return [1000 * float(np.median(times)) / len(images) for times in taken]
-
-
-def _seconds(answer: Callable[[np.ndarray], object], images: np.ndarray) -> float:
-    start = time.perf_counter()
-    answer(images)
-    return time.perf_counter() - start
