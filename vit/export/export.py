@@ -117,8 +117,8 @@ def export(
         batches = {count: np.resize(pixels, (count, *pixels.shape[1:])) for count in (1, AT_ONCE)}
         times = {count: milliseconds(both, batch) for count, batch in batches.items()}
         move_over(staged, output)
-    sizes = job.trained.path.stat().st_size, _size(content)
-    return Exported(parity, sizes, times)
+    size = len(content) if isinstance(content, bytes) else sum(map(len, content.values()))
+    return Exported(parity, (job.trained.path.stat().st_size, size), times)
 
 
 def _put(content: Content, path: Path) -> None:
@@ -129,8 +129,3 @@ def _put(content: Content, path: Path) -> None:
     path.mkdir()
     for name, part in content.items():
         write_atomic(path / name, memoryview(part))
-
-
-def _size(content: Content) -> int:
-    """In bytes."""
-    return len(content) if isinstance(content, bytes) else sum(map(len, content.values()))
