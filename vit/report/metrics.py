@@ -233,14 +233,10 @@ def _bins(confidence: np.ndarray) -> np.ndarray:
 
 
 def _bootstrap(
-    labels: np.ndarray,
-    predicted: np.ndarray,
-    losses: np.ndarray,
-    judged: ProbabilityScores,
-    seed: int = 0,
+    labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, judged: ProbabilityScores
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals (Efron 1979) of the means of N images drawn from N images."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     count = len(labels)
     classes = int(max(labels.max(), predicted.max())) + 1
     correct = predicted == labels
