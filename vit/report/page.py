@@ -145,15 +145,11 @@ def _shown(key: str, value: float) -> str:
     return f"{value:.2f}" if SCORES[key][1] == "%" else f"{value:.4f}"
 
 
-def _keys(report: Report) -> list[str]:
-    """Of few classes, the true one is always among the best five."""
-    return [key for key in SCORES if key != "top5" or len(report.classes) > 5]
-
-
 def _cards(report: Report) -> list[dict[str, str]]:
     cards = []
-    for key in _keys(report):
-        name, unit, about = SCORES[key]
+    for key, (name, unit, about) in SCORES.items():
+        if key == "top5" and len(report.classes) <= 5:
+            continue  # the true one of few classes is always among the best five
         score = report.scores[key]
         value, low, high = (_shown(key, x) for x in (score.value, score.low, score.high))
         cards.append({"name": name, "unit": unit, "about": about, "value": value,
@@ -166,11 +162,8 @@ def _comparison(compared: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     if not compared:
         return []
     keys = [key for key in SCORES if all(key in scores for scores in compared.values())]
-    units = [SCORES[key][1] for key in keys]
-    heads = [
-        SCORES[key][0] + f" ({unit})" * bool(unit) for key, unit in zip(keys, units, strict=True)
-    ]
-    table = [["", *heads]]
+    named = (SCORES[key] for key in keys)
+    table = [["", *(f"{name} ({unit})" if unit else name for name, unit, _ in named)]]
     for name, scores in compared.items():
         table.append([name, *(_shown(key, scores[key]) for key in keys)])
     if len(compared) == 2:
