@@ -13,12 +13,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vit.errors import printable
 
+LABELLED = 30
+"""Up to so many classes a confusion matrix has names and numbers."""
 _COLOURS = "plasma"
 """A map of matplotlib: even steps for every kind of colour vision; its yellow peaks in purple rings
 stand out on white, on black and on photos."""
 _TILE = 112
 _GAP = 4
 _TEXT = 13
+_CELL = 44
+_LONGEST = 14
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
@@ -110,13 +114,6 @@ def _cut(label: str, width: float, font: ImageFont.FreeTypeFont) -> str:
     while line and font.getlength(line + "...") > width:
         line = line[:-1]
     return line + "..."
-
-
-LABELLED = 30
-"""Up to so many classes a confusion matrix has names and numbers."""
-_CELL = 44
-_LONGEST = 14
-_GAP = 4
 
 
 def colours(values: np.ndarray) -> np.ndarray:
