@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -32,17 +33,15 @@ def import_torch() -> None:
         import torch  # noqa: F401
 
 
-_WATCHED: list[int] = []
 _GRACE = 30.0
 
 
+@functools.cache
 def stop_with_parent() -> None:
     """When the parent of this process is gone, as a launcher that was killed: stop, and save.
 
     What cannot stop, because it waits for other processes, ends after 30 s, as under torchrun.
     """
-    if _WATCHED:
-        return
     parent = os.getppid()
 
     def watch() -> None:
@@ -52,7 +51,6 @@ def stop_with_parent() -> None:
         time.sleep(_GRACE)
         os._exit(128 + signal.SIGTERM)
 
-    _WATCHED.append(parent)
     threading.Thread(target=watch, daemon=True).start()
 
 
