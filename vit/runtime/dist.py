@@ -65,15 +65,17 @@ class World:
 
     def broadcast_from_main(self, make: Callable[[], Value]) -> Value:
         """What `make` gives or raises in the leading process, in all of them."""
-        if self.size == 1:
-            return make()
+        return make() if self.size == 1 else self._from(0, make)
+
+    def _from(self, rank: int, make: Callable[[], Value]) -> Value:
+        """What `make` gives or raises in one process, in those that name its rank."""
         made: tuple[Value] | Exception | None = None
-        if self.is_main:
+        if self.rank == rank:
             try:
                 made = (make(),)
             except Exception as error:
                 made = error
-        outcome = self.all_gather_object(made)[0]
+        outcome = self.all_gather_object(made)[rank]
         if isinstance(outcome, Exception):
             raise outcome
         assert outcome is not None
@@ -91,21 +93,14 @@ class World:
             return make()
         import numpy as np
 
-        made: tuple[str, tuple[int, ...], Value] | Exception | None = None
-        folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        if self.local_rank == 0:
-            try:
-                array, value = make()
-                with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                    array.tofile(file)
-                made = (file.name, array.shape, value)
-            except Exception as error:
-                made = error
-        outcome = self.all_gather_object(made)[self.rank - self.local_rank]
-        if isinstance(outcome, Exception):
-            raise outcome
-        assert outcome is not None
-        name, shape, value = outcome
+        def write() -> tuple[str, tuple[int, ...], Value]:
+            array, value = make()
+            folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                array.tofile(file)
+            return file.name, array.shape, value
+
+        name, shape, value = self._from(self.rank - self.local_rank, write)
         shared = np.memmap(name, np.uint8, "r+", shape=shape) if np.prod(shape) else None
         self.barrier()
         if self.local_rank == 0:
