@@ -250,14 +250,8 @@ def _bootstrap(
         either = np.bincount(labels, times, classes) + np.bincount(predicted, times, classes)
         seen = either > 0
         error = np.abs(np.bincount(place, times * excess, BINS)).sum() / count
-        drawn.append(
-            (
-                (2 * true[seen] / either[seen]).mean(),
-                times @ losses / count,
-                times @ judged.brier / count,
-                error,
-            )
-        )
+        f1 = (2 * true[seen] / either[seen]).mean()
+        drawn.append((f1, times @ losses / count, times @ judged.brier / count, error))
     low, high = np.quantile(np.array(drawn), (0.025, 0.975), axis=0).tolist()
     names = ("macro_f1", "loss", "brier", "ece")
     return dict(zip(names, zip(low, high, strict=True), strict=True))
