@@ -174,12 +174,10 @@ def similarity_picture(similarity: np.ndarray, side: int = 640) -> np.ndarray:
     Returns:
         uint8 (height, width, 3).
     """
-    rows, columns = similarity.shape[:2]
+    columns = similarity.shape[1]
     scale = max(1, (side // columns - _GAP) // columns)
     least = similarity.min()
     spread = (similarity - least) / max(1 - least, 1e-12)
     tiles = colours(spread).repeat(scale, axis=2).repeat(scale, axis=3)
     tiles = np.pad(tiles, ((0, 0),) * 2 + ((0, _GAP),) * 2 + ((0, 0),), constant_values=255)
-    return tiles.transpose(0, 2, 1, 3, 4).reshape(
-        rows * tiles.shape[2], columns * tiles.shape[3], 3
-    )
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(-1, columns * tiles.shape[3], 3)
