@@ -91,7 +91,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     from vit.runtime.signals import StopRequest
 
     with StopRequest() as stop:
-        stop.defer()
+        stop.deferred = True
         signal.raise_signal(signal.SIGUSR1)
         assert stop.signum == signal.SIGUSR1
     with pytest.raises(InterruptedRun), StopRequest():

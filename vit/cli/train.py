@@ -174,7 +174,7 @@ def _train(
         note("failed", {}, _failure(error))
         raise
     finally:
-        stop.immediate()
+        stop.deferred = False
         parts.train.close()
         parts.logger.close()
     note("finished", scores, {})

@@ -57,26 +57,18 @@ def stop_with_parent() -> None:
 class StopRequest:
     """While entered, catches the signals that ask a run to stop.
 
-    Before `defer()` a signal raises InterruptedRun at once: there is nothing to save yet. After it
-    a signal only sets `signum`, and the loop stops at the end of its step. A second signal ends
-    the process, but not under torchrun. Outside the main thread, where Python allows no
-    handlers, it does nothing.
+    Until `deferred` is set a signal raises InterruptedRun at once: there is nothing to save yet.
+    From then on a signal only sets `signum`, and the loop stops at the end of its step. A second
+    signal ends the process, but not under torchrun. Outside the main thread, where Python allows
+    no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._deferred = False
+        self.deferred = False
         # torchrun passes on what its processes got already, and ends them itself in the end.
         self._impatient = "TORCHELASTIC_RUN_ID" not in os.environ
         self._previous: dict[int, Any] = {}
-
-    def defer(self) -> None:
-        """From now on the caller looks at `signum` itself."""
-        self._deferred = True
-
-    def immediate(self) -> None:
-        """From now on a signal raises InterruptedRun."""
-        self._deferred = False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -94,6 +86,6 @@ class StopRequest:
                 os._exit(128 + signum)
             return
         self.signum = signum
-        if not self._deferred:
+        if not self.deferred:
             name = signal.Signals(signum).name
             raise InterruptedRun(signum, f"stopped by {name} before training; nothing was lost")

@@ -49,7 +49,7 @@ class Trainer:
             DataError: a damaged image, or a worker that failed; the state was saved.
             DivergedError: too many steps in a row, or most of all, or final scores were not finite.
         """
-        self.parts.stop.defer()
+        self.parts.stop.deferred = True
         with contextlib.closing(self.reporter.bar):
             try:
                 return self._train()
