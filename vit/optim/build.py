@@ -10,8 +10,6 @@ from torch import nn
 
 from vit.config.schema import OptimConfig
 
-Group = dict[str, Any]
-
 
 class Declared(Protocol):
     """A model that declares what an optimiser must know of its parameters, by name."""
@@ -114,7 +112,7 @@ def freeze(model: Declared, how: str) -> None:
 
 def parameter_groups(
     model: Declared, config: OptimConfig, *, hidden_apart: bool = False
-) -> list[Group]:
+) -> list[dict[str, Any]]:
     """Parameters that share weight decay and learning rate.
 
     Those that are not trained are left out. `config.weight_decay` is of the parameters that
