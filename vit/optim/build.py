@@ -51,11 +51,10 @@ def muon(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
             assert not isinstance(config.other_lr, str)
             group["lr_scale"] *= config.other_lr / config.lr
     beta1, beta2 = config.betas
-    optimizer: torch.optim.Optimizer = Muon(
+    return Muon(
         groups, momentum=config.momentum, nesterov=True, adjust_lr_fn="original",
         betas=(beta1, beta2),
     )  # fmt: skip
-    return optimizer
 
 
 def lion(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
@@ -63,8 +62,7 @@ def lion(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
     from timm.optim.lion import Lion
 
     beta1, beta2 = config.betas
-    optimizer: torch.optim.Optimizer = Lion(parameter_groups(model, config), betas=(beta1, beta2))
-    return optimizer
+    return Lion(parameter_groups(model, config), betas=(beta1, beta2))
 
 
 def lamb(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
@@ -72,11 +70,10 @@ def lamb(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
     from timm.optim.lamb import Lamb
 
     beta1, beta2 = config.betas
-    optimizer: torch.optim.Optimizer = Lamb(
+    return Lamb(
         parameter_groups(model, config), betas=(beta1, beta2), max_grad_norm=None,
         decoupled_decay=True,
     )  # fmt: skip
-    return optimizer
 
 
 OPTIMIZERS: dict[str, Callable[[Declared, OptimConfig], torch.optim.Optimizer]] = {
