@@ -84,8 +84,6 @@ def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
     """What a file says about itself, as plain values; keys as in a checkpoint.
 
     Args:
-        source: the model.
-        precision: of the file.
         takes: what its input is, in words.
     """
     trained = source.trained

@@ -93,7 +93,6 @@ def freeze(model: Declared, how: str) -> None:
     """Set which parameters are trained.
 
     Args:
-        model: declares what its parameters are.
         how: `none`: all are; `all-but-head` (a linear probe); `norm+bias`: vectors and the head are
             (as BitFit, Ben Zaken et al. 2022, with the norms); `blocks:<n>`: the embedding and the
             first n blocks are not.
@@ -118,8 +117,6 @@ def parameter_groups(
     2020; Bao et al. 2022, appendix).
 
     Args:
-        model: declares which parameters decay, how deep each lies, which are hidden matrices.
-        config: of the optimiser.
         hidden_apart: hidden matrices have groups of their own, with `is_hidden`.
 
     Returns:
