@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,58 +26,33 @@ VOLATILE = ("time", "seconds", "images_per_second", "mfu")
 """Fields that two runs of the same config may differ in."""
 
 
-class Logger(Protocol):
-    """Where a run's numbers and pictures go; see RunLogger."""
+class Logger:
+    """Where a run's numbers and pictures go: nowhere, of a process that does not lead."""
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Write one line down."""
 
     def images(self, tag: str, grid: Tensor, step: int) -> None:
-        """Show a picture."""
+        """Show a picture (C, height, width) with values in [0, 1]."""
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Draw curves."""
+        """Draw one point of each curve {tag: value}."""
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        """Draw a distribution."""
+        """Draw the distribution of `values`, of any shape."""
 
     def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
-        """Show settings beside final scores."""
+        """Show a run's settings beside its final scores."""
 
     def durable(self) -> tuple[int, str]:
         """Length and digest of metrics.jsonl, all of which has reached the disk."""
+        return 0, ""
 
     def close(self) -> None:
         """Write out what is buffered."""
 
 
-class SilentLogger:
-    """That of a process that does not lead: writes nothing."""
-
-    def log(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def images(self, tag: str, grid: Tensor, step: int) -> None:
-        """Nothing."""
-
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        """Nothing."""
-
-    def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        """Nothing."""
-
-    def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
-        """Nothing."""
-
-    def durable(self) -> tuple[int, str]:
-        """Nothing is written."""
-        return 0, ""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class RunLogger:
+class RunLogger(Logger):
     """Appends to metrics.jsonl and TensorBoard.
 
     Args:

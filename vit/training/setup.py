@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.artifacts import checkpoint
-from vit.artifacts.logger import Logger, RunLogger, SilentLogger
+from vit.artifacts.logger import Logger, RunLogger
 from vit.artifacts.run_dir import RunDir
 from vit.config.final import DataFacts, FinalConfig, final_config
 from vit.config.resolve import Plan, plan, with_absolute_paths
@@ -244,7 +244,7 @@ class HeadAlone(nn.Module):
 
 def _logger(run: RunDir, state: TrainState, saved: dict[str, Any] | None, world: World) -> Logger:
     if not world.is_main:
-        return SilentLogger()
+        return Logger()
     logged = saved["training"] if saved else {}
     return RunLogger(run, state.step, logged.get("metrics_bytes", 0), logged.get("metrics_digest"))
 
