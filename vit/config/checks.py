@@ -12,7 +12,10 @@ from vit.config.schema import height_width
 
 @dataclass(frozen=True)
 class Check:
-    """`rule(*values of keys, world_size)` returns the complaint with its remedy, or None."""
+    """`rule(*values of keys)` returns the complaint with its remedy, or None.
+
+    Among the keys may be `world_size`: the number of processes, or None where it is not known.
+    """
 
     keys: tuple[str, ...]
     rule: Callable[..., str | None]
@@ -61,7 +64,7 @@ def nearest_multiples(value: int, step: int) -> str:
 
 
 @check("model.dim", "model.heads")
-def _heads_divide_dim(dim: int, heads: int, _: int | None) -> str | None:
+def _heads_divide_dim(dim: int, heads: int) -> str | None:
     if dim % heads == 0:
         return None
     return (
@@ -71,7 +74,7 @@ def _heads_divide_dim(dim: int, heads: int, _: int | None) -> str | None:
 
 
 @check("model.dim", "model.positions")
-def _sincos_needs_quarters(dim: int, positions: str, _: int | None) -> str | None:
+def _sincos_needs_quarters(dim: int, positions: str) -> str | None:
     parts = {"sincos1d": 2, "sincos2d": 4}.get(positions, 1)
     if dim % parts == 0:
         return None
@@ -82,7 +85,7 @@ def _sincos_needs_quarters(dim: int, positions: str, _: int | None) -> str | Non
 
 
 @check("model.dim", "model.heads", "model.positions")
-def _rope_needs_quarters(dim: int, heads: int, positions: str, _: int | None) -> str | None:
+def _rope_needs_quarters(dim: int, heads: int, positions: str) -> str | None:
     if "rope2d" not in positions or dim % heads or dim // heads % 4 == 0:
         return None
     return (
@@ -92,9 +95,7 @@ def _rope_needs_quarters(dim: int, heads: int, positions: str, _: int | None) ->
 
 
 @check("model.attention", "model.dim", "model.heads", "model.positions")
-def _differential_halves_heads(
-    attention: str, dim: int, heads: int, positions: str, _: int | None
-) -> str | None:
+def _differential_halves_heads(attention: str, dim: int, heads: int, positions: str) -> str | None:
     if attention == "differential" and "rope2d" in positions:
         return f"model.attention=differential has no model.positions={positions}; try learned"
     if attention == "differential" and dim % heads == 0 and dim // heads % 2:
@@ -106,7 +107,7 @@ def _differential_halves_heads(
 
 
 @check("data.image_size", "model.patch_size")
-def _patch_divides_image(size: int | list[int], patch: int | str, _: int | None) -> str | None:
+def _patch_divides_image(size: int | list[int], patch: int | str) -> str | None:
     height, width = height_width(size)
     if patch == "auto":
         patch = auto_patch_size(height, width)
@@ -131,14 +132,14 @@ def _patch_divides_image(size: int | list[int], patch: int | str, _: int | None)
 
 
 @check("data.aspect", "data.name")
-def _native_comes_from_files(aspect: str, name: str, _: int | None) -> str | None:
+def _native_comes_from_files(aspect: str, name: str) -> str | None:
     if aspect == "crop" or name in ("folder", "imagenet"):
         return None
     return f"data.aspect={aspect}: images of data={name} are all of one shape; try data.aspect=crop"
 
 
 @check("data.val_fraction", "data.test_fraction")
-def _something_to_train_on(val: float, test: float, _: int | None) -> str | None:
+def _something_to_train_on(val: float, test: float) -> str | None:
     if val + test < 1:
         return None
     return (
@@ -148,7 +149,7 @@ def _something_to_train_on(val: float, test: float, _: int | None) -> str | None
 
 
 @check("data.mean", "data.std")
-def _one_value_per_channel(mean: list[float], std: list[float], _: int | None) -> str | None:
+def _one_value_per_channel(mean: list[float], std: list[float]) -> str | None:
     if len(mean) == len(std) and len(mean) in (1, 3):
         return None
     return (
@@ -158,21 +159,21 @@ def _one_value_per_channel(mean: list[float], std: list[float], _: int | None) -
 
 
 @check("data.name", "data.memory")
-def _streams_come_from_files(name: str, memory: str, _: int | None) -> str | None:
+def _streams_come_from_files(name: str, memory: str) -> str | None:
     if memory != "stream" or name in OF_FILES:
         return None
     return f"data.memory=stream: data={name} is held whole; try data.memory=auto"
 
 
 @check("data.name", "data.root")
-def _folder_needs_root(name: str, root: str | None, _: int | None) -> str | None:
+def _folder_needs_root(name: str, root: str | None) -> str | None:
     if name not in OF_FILES or root:
         return None
     return f"data={name} needs data.root=<folder with one sub-folder per class>"
 
 
 @check("data.name", "data.root")
-def _digits_have_no_root(name: str, root: str | None, _: int | None) -> str | None:
+def _digits_have_no_root(name: str, root: str | None) -> str | None:
     if name != "digits" or root is None:
         return None
     return f"data.root={root} is not read by data={name}; try data=folder data.root={root}"

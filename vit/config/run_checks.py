@@ -12,14 +12,14 @@ __all__ = ["CHECKS"]
 
 
 @check("data.aspect", "augment.crop")
-def _native_is_not_cropped(aspect: str, crop: str, _: int | None) -> str | None:
+def _native_is_not_cropped(aspect: str, crop: str) -> str | None:
     if aspect == "crop" or crop in ("auto", "none"):
         return None
     return f"augment.crop={crop} cuts what data.aspect={aspect} keeps whole; try augment.crop=none"
 
 
 @check("data.aspect", "schedule.small_images")
-def _native_stays_large(aspect: str, small: int | list[int] | None, _: int | None) -> str | None:
+def _native_stays_large(aspect: str, small: int | list[int] | None) -> str | None:
     if aspect == "crop" or small is None:
         return None
     return (
@@ -29,7 +29,7 @@ def _native_stays_large(aspect: str, small: int | list[int] | None, _: int | Non
 
 
 @check("data.aspect", "distill.teacher")
-def _teachers_see_no_padding(aspect: str, teacher: str | None, _: int | None) -> str | None:
+def _teachers_see_no_padding(aspect: str, teacher: str | None) -> str | None:
     if aspect == "crop" or teacher is None:
         return None
     return (
@@ -40,7 +40,7 @@ def _teachers_see_no_padding(aspect: str, teacher: str | None, _: int | None) ->
 
 @check("schedule.small_images", "data.image_size", "model.patch_size")
 def _small_images_are_smaller(
-    small: int | list[int] | None, size: int | list[int], patch: int | str, _: int | None
+    small: int | list[int] | None, size: int | list[int], patch: int | str
 ) -> str | None:
     if small is None:
         return None
@@ -56,7 +56,7 @@ def _small_images_are_smaller(
 
 
 @check("trainer.epochs", "trainer.steps")
-def _one_length(epochs: float | None, steps: int | None, _: int | None) -> str | None:
+def _one_length(epochs: float | None, steps: int | None) -> str | None:
     if (epochs is None) != (steps is None):
         return None
     if epochs is None:
@@ -67,7 +67,7 @@ def _one_length(epochs: float | None, steps: int | None, _: int | None) -> str |
     )
 
 
-@check("trainer.batch_size", "trainer.accumulate")
+@check("trainer.batch_size", "trainer.accumulate", "world_size")
 def _batch_splits(batch: int, accumulate: int, world_size: int | None) -> str | None:
     parts = accumulate * (world_size or 1)
     if batch % parts == 0:
@@ -78,7 +78,7 @@ def _batch_splits(batch: int, accumulate: int, world_size: int | None) -> str | 
     )
 
 
-@check("trainer.batch_size", "augment.mixup", "augment.cutmix")
+@check("trainer.batch_size", "augment.mixup", "augment.cutmix", "world_size")
 def _mixing_pairs(batch: int, mixup: float, cutmix: float, world_size: int | None) -> str | None:
     processes = world_size or 1
     pairs = 2 * processes
@@ -90,7 +90,7 @@ def _mixing_pairs(batch: int, mixup: float, cutmix: float, world_size: int | Non
     )
 
 
-@check("trainer.shard", "trainer.compile")
+@check("trainer.shard", "trainer.compile", "world_size")
 def _sharding_needs_processes(shard: str, compiles: bool, world_size: int | None) -> str | None:
     if shard == "none":
         return None
@@ -105,21 +105,21 @@ def _sharding_needs_processes(shard: str, compiles: bool, world_size: int | None
 
 
 @check("trainer.shard", "optim.name")
-def _sharding_needs_adamw(shard: str, optim: str, _: int | None) -> str | None:
+def _sharding_needs_adamw(shard: str, optim: str) -> str | None:
     if shard == "none" or optim == "adamw":
         return None
     return f"trainer.shard={shard} was not tried with optim={optim}; choose optim=adamw"
 
 
 @check("optim.name", "optim.lr")
-def _muon_scales_its_rate(optim: str, lr: float | str, _: int | None) -> str | None:
+def _muon_scales_its_rate(optim: str, lr: float | str) -> str | None:
     if optim != "muon" or lr != 0:
         return None
     return "optim.lr=0 with optim=muon leaves optim.other_lr without a scale; try optim.lr=0.02"
 
 
 @check("model.distillation_token", "distill.teacher")
-def _token_needs_teacher(token: bool, teacher: str | None, _: int | None) -> str | None:
+def _token_needs_teacher(token: bool, teacher: str | None) -> str | None:
     if not token or teacher:
         return None
     return (
@@ -129,9 +129,7 @@ def _token_needs_teacher(token: bool, teacher: str | None, _: int | None) -> str
 
 
 @check("distill.teacher", "distill.weights")
-def _timm_teacher_needs_weights(
-    teacher: str | None, weights: str | None, _: int | None
-) -> str | None:
+def _timm_teacher_needs_weights(teacher: str | None, weights: str | None) -> str | None:
     of_timm = teacher is not None and teacher.startswith("timm/")
     if of_timm == (weights is not None):
         return None
@@ -144,9 +142,7 @@ def _timm_teacher_needs_weights(
 
 
 @check("trainer.freeze", "model.weights", "model.depth")
-def _frozen_weights_were_trained(
-    freeze: str, weights: str | None, depth: int, _: int | None
-) -> str | None:
+def _frozen_weights_were_trained(freeze: str, weights: str | None, depth: int) -> str | None:
     if freeze == "none":
         return None
     if weights is None:
@@ -168,7 +164,7 @@ def _recipe_needs_weights(recipe: str, weights: str | None, _: int | None) -> st
 
 
 @check("trainer.freeze", "trainer.shard")
-def _sharding_trains_all(freeze: str, shard: str, _: int | None) -> str | None:
+def _sharding_trains_all(freeze: str, shard: str) -> str | None:
     if freeze == "none" or shard == "none":
         return None
     return f"trainer.shard={shard} was not tried with trainer.freeze={freeze}; choose one"
@@ -189,7 +185,7 @@ def _cached_features_do_not_change(
             f"trainer.cache_features=true needs a model that is frozen up to its head, but "
             f"trainer.freeze={freeze}; try trainer.freeze=all-but-head"
         )
-    jitter, erasing, mixup, cutmix, flip, repeats, small, teacher, _ = changes
+    jitter, erasing, mixup, cutmix, flip, repeats, small, teacher = changes
     changed = jitter or erasing or mixup or cutmix or flip or repeats > 1 or small or teacher
     if crop != "none" or policy != "none" or changed:
         return (
@@ -200,9 +196,7 @@ def _cached_features_do_not_change(
 
 
 @check("trainer.early_stop", "data.val_fraction")
-def _early_stop_needs_validation(
-    early_stop: int | None, fraction: float, _: int | None
-) -> str | None:
+def _early_stop_needs_validation(early_stop: int | None, fraction: float) -> str | None:
     if early_stop is None or fraction > 0:
         return None
     return (
@@ -212,14 +206,14 @@ def _early_stop_needs_validation(
 
 
 @check("augment.crop_scale")
-def _scale_is_a_range(scale: list[float], _: int | None) -> str | None:
+def _scale_is_a_range(scale: list[float]) -> str | None:
     if scale[0] <= scale[1]:
         return None
     return f"augment.crop_scale={scale} is upside down; try augment.crop_scale={scale[::-1]}"
 
 
 @check("schedule.warmup", "trainer.steps")
-def _warmup_fits(warmup: int | str, steps: int | None, _: int | None) -> str | None:
+def _warmup_fits(warmup: int | str, steps: int | None) -> str | None:
     length, unit = parse_duration(warmup)
     if steps is None or unit or length <= steps:
         return None
@@ -227,7 +221,7 @@ def _warmup_fits(warmup: int | str, steps: int | None, _: int | None) -> str | N
 
 
 @check("resume", "name")
-def _auto_needs_name(resume: str | None, name: str | None, _: int | None) -> str | None:
+def _auto_needs_name(resume: str | None, name: str | None) -> str | None:
     if resume != "auto" or name:
         return None
     return "resume=auto needs name=<run name>, else every start would be a new run"

@@ -199,14 +199,14 @@ def _section(schema: type[Section], plain: Mapping[str, Any]) -> Section:
 def _checked(
     schema: type[Config], plain: Mapping[str, Any], checks: Sequence[Check], world_size: int | None
 ) -> Config:
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"world_size": world_size}
     legal = legal_keys(schema)
     known = set(legal) | {key.rpartition(".")[0] for key in legal}
     problems = [_unknown(key, schema) for key in flatten(plain) if key not in known]
     sections = _collect(schema, plain, "", values, problems)
     for check in checks:
         if all(key in values for key in check.keys):
-            remedy = check.rule(*(values[key] for key in check.keys), world_size)
+            remedy = check.rule(*(values[key] for key in check.keys))
             if remedy:
                 problems.append(remedy)
     if problems:

@@ -72,7 +72,7 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 
 
-def _precision_exists(format: str, precision: str, _: int | None) -> str | None:
+def _precision_exists(format: str, precision: str) -> str | None:
     kind = FORMATS[format]
     if precision in kind.precisions:
         return None
@@ -83,14 +83,14 @@ def _precision_exists(format: str, precision: str, _: int | None) -> str | None:
     )
 
 
-def _output_fits(format: str, output: str | None, _: int | None) -> str | None:
+def _output_fits(format: str, output: str | None) -> str | None:
     suffix = FORMATS[format].suffix
     if output is None or output.endswith(suffix):
         return None
     return f"output={output} must end in {suffix}, as format={format} writes such a file"
 
 
-def _merging_is_computed(format: str, merge: int, _: int | None) -> str | None:
+def _merging_is_computed(format: str, merge: int) -> str | None:
     if not merge or FORMATS[format].computes:
         return None
     able = [name for name, kind in FORMATS.items() if kind.computes]
