@@ -18,7 +18,8 @@ from vit.artifacts.predictions import Labelled
 from vit.artifacts.run_dir import RunDir
 from vit.cli import front
 from vit.cli import train as command
-from vit.config.validate import to_eval_config
+from vit.config.commands import EvalConfig
+from vit.config.validate import checked
 from vit.data.loader import EvalLoader
 from vit.data.sources.listing import list_images
 from vit.errors import MOST_NAMES, ConfigError, DataError, nearest
@@ -182,7 +183,7 @@ class Run(Trained):
             raise ConfigError(
                 "checkpoint and device are those of this run; for others, load_run(path, device)"
             )
-        metrics = evaluate(to_eval_config(plain), self.device).metrics
+        metrics = evaluate(checked(EvalConfig, plain), self.device).metrics
         if metrics["step"] != self.step:
             raise ConfigError(
                 f"{self.path} has the weights of step {metrics['step']} now, and had those of step "

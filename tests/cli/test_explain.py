@@ -12,7 +12,8 @@ from pictures import CPU, RED, noise, save, write
 from PIL import Image
 
 from vit.cli.explain import class_number
-from vit.config.validate import config_dir, load_yaml, to_explain_config
+from vit.config.commands import ExplainConfig
+from vit.config.validate import checked, config_dir, load_yaml
 from vit.errors import ConfigError
 from vit.inference.explain import class_attention, heat, relevance, rollout
 from vit.inference.load import load_trained
@@ -93,9 +94,9 @@ def test_settings_that_cannot_be(changes: dict[str, object], words: str) -> None
     plain = load_yaml((config_dir() / "explain.yaml").read_text(), "explain.yaml")
     del plain["defaults"], plain["hydra"]
     plain |= {"checkpoint": "run", "images": "photos"}
-    assert to_explain_config({**plain, "class": "rose"}).class_ == "rose"
+    assert checked(ExplainConfig, {**plain, "class": "rose"}).class_ == "rose"
     with pytest.raises(ConfigError, match=words):
-        to_explain_config({**plain, **changes})
+        checked(ExplainConfig, {**plain, **changes})
 
 
 def test_a_class_is_found_by_its_name() -> None:

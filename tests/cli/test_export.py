@@ -20,7 +20,8 @@ from pictures import encoded, noise, save, stripes, write
 from PIL import Image
 
 from vit.cli.export import output_path, prepare
-from vit.config.validate import config_dir, load_yaml, to_export_config
+from vit.config.commands import ExportConfig
+from vit.config.validate import checked, config_dir, load_yaml
 from vit.data.reading.decode import decode
 from vit.data.reading.transform import Transform, resize
 from vit.errors import ConfigError
@@ -89,11 +90,11 @@ def test_where_an_export_goes(tmp_path: Path) -> None:
         ({"format": "timm", "precision": "fp16"}, "run/export/timm-fp16"),
         ({"output": "x.onnx"}, "x.onnx"),
     ):
-        found = output_path(to_export_config(settings(**changes), formats.CHECKS), inside)
+        found = output_path(checked(ExportConfig, settings(**changes), formats.CHECKS), inside)
         assert found in (tmp_path / place, Path(place))
     outside = trained(tmp_path / "some.pt")
     outside.config["data"] = {"image_size": 8}
-    found = output_path(to_export_config(settings(), formats.CHECKS), outside)
+    found = output_path(checked(ExportConfig, settings(), formats.CHECKS), outside)
     assert found == tmp_path / "some" / "export" / "model-8x12.onnx"
 
 
@@ -117,10 +118,10 @@ def test_where_an_export_goes(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(changes: dict[str, object], words: str) -> None:
-    to_export_config(settings(), formats.CHECKS)
-    to_export_config(settings(format="timm", output="folder"), formats.CHECKS)
+    checked(ExportConfig, settings(), formats.CHECKS)
+    checked(ExportConfig, settings(format="timm", output="folder"), formats.CHECKS)
     with pytest.raises(ConfigError, match=words) as raised:
-        to_export_config(settings(**changes), formats.CHECKS)
+        checked(ExportConfig, settings(**changes), formats.CHECKS)
     assert len(raised.value.problems) == 1
 
 

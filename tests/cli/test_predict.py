@@ -15,7 +15,8 @@ from pictures import RED, noise, save, write
 from PIL import Image
 
 from vit.artifacts.predictions import as_csv, as_json_lines, write_labels
-from vit.config.validate import config_dir, load_yaml, to_predict_config
+from vit.config.commands import PredictConfig
+from vit.config.validate import checked, config_dir, load_yaml
 from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.reader import decode_all
 from vit.data.reading.transform import Transform
@@ -131,9 +132,9 @@ def test_errors_are_one_line(finished: Path, tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, object], words: str) -> None:
-    to_predict_config(settings())
+    checked(PredictConfig, settings())
     with pytest.raises(ConfigError, match=words):
-        to_predict_config(settings(**changes))
+        checked(PredictConfig, settings(**changes))
 
 
 # What the user names

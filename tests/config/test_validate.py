@@ -8,7 +8,8 @@ from composing import KEYS, UNHURRIED, changed, composed, outcome, problems, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit.config.validate import dump_yaml, flatten, load_yaml, to_config, to_eval_config, to_plain
+from vit.config.commands import EvalConfig
+from vit.config.validate import checked, dump_yaml, flatten, load_yaml, to_config, to_plain
 from vit.errors import ConfigError, nearest
 
 # Mistakes
@@ -312,8 +313,8 @@ def test_evaluation_settings_are_checked_too():
              "tta": "none", "merge": 0, "report": True, "corruptions": False,
              "data": {"root": None, "image_size": None, "workers": "auto", "on_bad_image": None,
                       "bad_image_limit": None}}  # fmt: skip
-    assert to_eval_config(plain).data.workers == "auto"
+    assert checked(EvalConfig, plain).data.workers == "auto"
     with pytest.raises(ConfigError) as raised:
-        to_eval_config({**plain, "split": "train", "spilt": 1})
+        checked(EvalConfig, {**plain, "split": "train", "spilt": 1})
     assert len(raised.value.problems) == 2
     assert "did you mean split?" in str(raised.value)

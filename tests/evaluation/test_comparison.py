@@ -20,7 +20,8 @@ from PIL import Image
 from scipy.stats import binomtest, chi2
 
 from vit.api import load_run
-from vit.config.validate import config_dir, load_yaml, to_config, to_eval_config
+from vit.config.commands import EvalConfig
+from vit.config.validate import checked, config_dir, load_yaml, to_config
 from vit.data.sources.registry import load_data_set
 from vit.errors import ConfigError
 from vit.report.metrics import EXACT_BELOW, mcnemar
@@ -54,11 +55,11 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def test_one_checkpoint_or_two():
-    assert to_eval_config(settings(checkpoint="a")).checkpoints == ["a"]
-    assert to_eval_config(settings(checkpoint=["a", "b"])).checkpoints == ["a", "b"]
+    assert checked(EvalConfig, settings(checkpoint="a")).checkpoints == ["a"]
+    assert checked(EvalConfig, settings(checkpoint=["a", "b"])).checkpoints == ["a", "b"]
     for wrong in ([], ["a"], ["a", "b", "c"], ["a", ""], 3):
         with pytest.raises(ConfigError, match="checkpoint"):
-            to_eval_config(settings(checkpoint=wrong))
+            checked(EvalConfig, settings(checkpoint=wrong))
 
 
 @pytest.fixture(scope="module")

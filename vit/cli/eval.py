@@ -22,7 +22,7 @@ from vit.cli import front
 from vit.cli.overrides import Overrides
 from vit.config.commands import EvalConfig
 from vit.config.schema import height_width
-from vit.config.validate import to_eval_config
+from vit.config.validate import checked
 from vit.runtime import console
 from vit.runtime.files import prepare_folder, together
 from vit.runtime.memory import retain_freed_memory
@@ -41,7 +41,7 @@ def main() -> None:
 def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
     """Score a checkpoint on a split of its own data, or on a folder with the same classes."""
     retain_freed_memory()
-    config = to_eval_config(plain)
+    config = checked(EvalConfig, plain)
     place = Path(config.checkpoints[0])
     prepare_folder("output", output_folder(config, RunDir(place).best if place.is_dir() else place))
     import_torch()  # here: an error in the settings is answered without it

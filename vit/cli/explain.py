@@ -10,7 +10,7 @@ from vit.cli import front
 from vit.cli.argv import safe_name
 from vit.cli.overrides import Overrides
 from vit.config.commands import ExplainConfig
-from vit.config.validate import to_explain_config
+from vit.config.validate import checked
 from vit.data.sources.listing import list_images
 from vit.errors import ConfigError, DataError, nearest, printable
 from vit.runtime import console
@@ -37,7 +37,7 @@ def main() -> None:
 def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     """Draw what the model looked at in each image that the user names; damaged ones are named."""
     retain_freed_memory()
-    config = to_explain_config(plain)
+    config = checked(ExplainConfig, plain)
     found = list_images(config.images, console.warn)
     paths = found[: config.limit]
     import_torch()  # here: an error in the settings or the paths is answered without it

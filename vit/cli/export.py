@@ -10,7 +10,7 @@ from vit.cli import front
 from vit.cli.overrides import Overrides
 from vit.config.commands import ExportConfig
 from vit.config.schema import height_width
-from vit.config.validate import to_export_config
+from vit.config.validate import checked
 from vit.errors import ConfigError
 from vit.export.formats import CHECKS, FORMATS
 from vit.runtime import console
@@ -31,7 +31,7 @@ def main() -> None:
 def export(plain: dict[str, Any], overrides: Overrides) -> None:
     """Write a checkpoint in another format, run what was written, and say how they compare."""
     retain_freed_memory()
-    config = to_export_config(plain, CHECKS)
+    config = checked(ExportConfig, plain, CHECKS)
     FORMATS[config.format].check_packages()
     import_torch()  # here: an error in the settings is answered without it
     from vit.export import export as exporting

@@ -12,7 +12,7 @@ from vit.artifacts.predictions import Labelled, as_csv, write_labels
 from vit.cli import front
 from vit.cli.overrides import Overrides
 from vit.config.commands import PredictConfig
-from vit.config.validate import to_predict_config
+from vit.config.validate import checked
 from vit.data.sources.listing import list_images
 from vit.errors import DataError, printable
 from vit.runtime import console
@@ -33,7 +33,7 @@ def main() -> None:
 def predict(plain: dict[str, Any], overrides: Overrides) -> None:
     """Label the images that the user names; the damaged ones are named and left out."""
     retain_freed_memory()
-    config = to_predict_config(plain)
+    config = checked(PredictConfig, plain)
     paths = list_images(config.images, console.warn)
     import_torch()  # here: an error in the settings or the paths is answered without it
     from vit.inference.load import load_trained

@@ -14,10 +14,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from vit.config.checks import FROM_WEIGHTS, Check
-from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.rules import DurationRule, Rule
 from vit.config.run_checks import CHECKS
-from vit.config.schema import DataConfig, ReadConfig, RunConfig
+from vit.config.schema import ReadConfig, RunConfig
 from vit.errors import ConfigError, nearest
 
 _NONE = type(None)
@@ -32,7 +31,7 @@ _TO_BE_GIVEN = ("???", "<to be given>")
 _EXAMPLES = {int: "32,32", float: "0.5,0.5"}
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, twenty times faster
 Section = TypeVar("Section", bound=ReadConfig)
-Config = TypeVar("Config", RunConfig, EvalConfig, PredictConfig, ExplainConfig, ExportConfig)
+Config = TypeVar("Config")
 
 
 def config_dir() -> Path:
@@ -63,38 +62,38 @@ def to_config(
     checks: Sequence[Check] = CHECKS
     if not complete and flatten(plain).get("model.weights") is not None:
         checks = [check for check in CHECKS if not set(check.keys) & set(FROM_WEIGHTS)]
-    return _checked(RunConfig, plain, checks, world_size)
+    return checked(RunConfig, plain, checks, world_size)
 
 
-def to_data_config(section: Mapping[str, Any]) -> DataConfig:
-    """Check the settings of group `data` alone; see `to_config`."""
-    return _section(DataConfig, section)
+def checked(
+    schema: type[Config],
+    plain: Mapping[str, Any],
+    checks: Sequence[Check] = (),
+    world_size: int | None = 1,
+) -> Config:
+    """Check the settings of any command and build `schema` of them; see `to_config`."""
+    values: dict[str, Any] = {"world_size": world_size}
+    legal = legal_keys(schema)
+    known = set(legal) | {key.rpartition(".")[0] for key in legal}
+    problems = [_unknown(key, schema) for key in flatten(plain) if key not in known]
+    config: Config = _collect(schema, plain, "", values, problems)
+    for check in checks:
+        if all(key in values for key in check.keys):
+            remedy = check.rule(*(values[key] for key in check.keys))
+            if remedy:
+                problems.append(remedy)
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
-def to_read_config(section: Mapping[str, Any]) -> ReadConfig:
-    """Check those settings of group `data` that say how images are read; the others may be any."""
-    names = {field.name for field in dataclasses.fields(ReadConfig)}
-    return _section(ReadConfig, {key: section[key] for key in section if key in names})
-
-
-def to_eval_config(plain: Mapping[str, Any]) -> EvalConfig:
-    """Check the settings of an evaluation; see `to_config`."""
-    return _checked(EvalConfig, plain, [], 1)
-
-
-def to_predict_config(plain: Mapping[str, Any]) -> PredictConfig:
-    """Check the settings of `vit-predict`; see `to_config`."""
-    return _checked(PredictConfig, plain, [], 1)
-
-
-def to_explain_config(plain: Mapping[str, Any]) -> ExplainConfig:
-    """Check the settings of `vit-explain`; see `to_config`."""
-    return _checked(ExplainConfig, plain, [], 1)
-
-
-def to_export_config(plain: Mapping[str, Any], checks: Sequence[Check]) -> ExportConfig:
-    """Check the settings of `vit-export`, and what its formats cannot do; see `to_config`."""
-    return _checked(ExportConfig, plain, checks, 1)
+def to_data_section(schema: type[Section], plain: Mapping[str, Any]) -> Section:
+    """Check group `data` alone, and of it what `schema` has; other keys may be any."""
+    problems: list[str] = []
+    section: Section = _collect(schema, plain, "data.", {}, problems)
+    if problems:
+        raise ConfigError(problems)
+    return section
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
@@ -187,38 +186,14 @@ def _is_small(value: Any, most: int = 10_000) -> bool:
     return False
 
 
-def _section(schema: type[Section], plain: Mapping[str, Any]) -> Section:
-    """Check one group of settings by itself."""
-    problems: list[str] = []
-    values = _collect(schema, plain, "data.", {}, problems)
-    if problems:
-        raise ConfigError(problems)
-    return schema(**values)
-
-
-def _checked(
-    schema: type[Config], plain: Mapping[str, Any], checks: Sequence[Check], world_size: int | None
-) -> Config:
-    values: dict[str, Any] = {"world_size": world_size}
-    legal = legal_keys(schema)
-    known = set(legal) | {key.rpartition(".")[0] for key in legal}
-    problems = [_unknown(key, schema) for key in flatten(plain) if key not in known]
-    sections = _collect(schema, plain, "", values, problems)
-    for check in checks:
-        if all(key in values for key in check.keys):
-            remedy = check.rule(*(values[key] for key in check.keys))
-            if remedy:
-                problems.append(remedy)
-    if problems:
-        raise ConfigError(problems)
-    config: Config = _build(schema, sections)
-    return config
-
-
 def _collect(
     schema: type, plain: Mapping[str, Any], prefix: str, values: dict[str, Any], problems: list[str]
-) -> dict[str, Any]:
-    """Walk schema and values side by side; good values go to `values`, complaints to `problems`."""
+) -> Any:
+    """Walk schema and values side by side; good values go to `values`, complaints to `problems`.
+
+    Returns:
+        `schema` of the values, or None where there are complaints.
+    """
     result: dict[str, Any] = {}
     for field, hint in get_type_hints(schema, include_extras=True).items():
         name = _key(field)
@@ -237,7 +212,7 @@ def _collect(
                 result[field] = values[key] = value
             else:
                 problems.append(f"{key}={_show(plain[name])} {problem}")
-    return result
+    return None if problems else schema(**result)
 
 
 def _key(field: str) -> str:
@@ -323,13 +298,3 @@ def _fit_plain(value: Any, hint: Any) -> tuple[Any, str | None]:
         bool: "true or false", int: "a whole number", float: "a number", str: "text", _NONE: "null"
     }  # fmt: skip
     return value, f"must be {words.get(hint, 'a group of keys')}"
-
-
-def _build(schema: type, sections: Mapping[str, Any]) -> Any:
-    hints = get_type_hints(schema)
-    return schema(
-        **{
-            name: _build(hints[name], value) if is_dataclass(hints[name]) else value
-            for name, value in sections.items()
-        }
-    )

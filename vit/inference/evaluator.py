@@ -13,7 +13,7 @@ from torch import nn
 from vit.artifacts.run_dir import RunDir
 from vit.config.commands import EvalConfig
 from vit.config.schema import DataConfig, ReadConfig
-from vit.config.validate import to_data_config
+from vit.config.validate import to_data_section
 from vit.data.loader import EvalLoader
 from vit.data.manifest import Manifest, Restored, changed, known_among, restore
 from vit.data.reading.reader import Reader
@@ -149,7 +149,7 @@ class Evaluator:
     def _data(self) -> DataConfig:
         """Which images the run had."""
         section = self.trained.config["data"]
-        return to_data_config({**section, "root": self.config.data.root or section.get("root")})
+        return to_data_section(DataConfig, {**section, "root": self.config.data.root or section.get("root")})
 
     @cached_property
     def _listed(self) -> DataSet:

@@ -15,7 +15,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.config.checks import nearest_multiples
 from vit.config.model import ViTConfig
 from vit.config.schema import ReadConfig
-from vit.config.validate import to_read_config
+from vit.config.validate import to_data_section
 from vit.data.manifest import Manifest
 from vit.errors import (
     MOST_NAMES,
@@ -77,7 +77,7 @@ class Trained:
         """
         told = {"mean", "std", "aspect", "center_crop"} & self.preprocessing.keys()
         seen = {key: self.preprocessing[key] for key in told}
-        own = to_read_config({**self.config["data"], **seen, "memory": "stream"})
+        own = to_data_section(ReadConfig, {**self.config["data"], **seen, "memory": "stream"})
         config = replace(own, image_size=self.preprocessing["image_size"])
         is_kept = own.size == config.size or max(config.size) / own.center_crop <= own.cache_size
         return config if is_kept else replace(config, cache="none")
