@@ -41,10 +41,10 @@ from vit.config.resolve import plan, resolve
 from vit.config.rules import (
     FROZEN,
     DurationRule,
-    FreezeRule,
     Length,
     Range,
     Registered,
+    freezes,
     registry_names,
 )
 from vit.config.schema import RunConfig
@@ -104,7 +104,7 @@ def draw(hint: Any, rng: random.Random, rules: tuple[Any, ...] = ()) -> str:
         return rng.choice(DURATIONS)
     if isinstance(rule, Registered):
         return rng.choice(registry_names(rule.file, rule.table))
-    if isinstance(rule, FreezeRule):
+    if rule is freezes:
         return rng.choice([*FROZEN, "blocks:0", "blocks:1", "blocks:99"])
     if get_origin(hint) is Literal:
         return rng.choice([str(choice) for choice in get_args(hint)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vit.config.rules import Count, Ending, Fraction, Length, NotEmpty, Registered, Whole
+from vit.config.rules import Count, Ending, Fraction, Length, Registered, Whole, not_empty
 from vit.config.schema import Place, Places, Side, height_width
 
 Method = Annotated[str, Registered("inference/pictures.py", "METHODS")]
@@ -77,7 +77,7 @@ class ExplainConfig:
     checkpoint: Place
     images: Places
     limit: Count
-    methods: Annotated[list[Method], NotEmpty()]
+    methods: Annotated[list[Method], not_empty]
     class_: Place | None
     layers: bool
     device: Literal["auto", "cpu", "cuda"]

@@ -1,13 +1,16 @@
-"""Validators of single values, as annotations of the schema."""
+"""Validators of single values, as annotations of the schema: functions of a value, whose type is
+right, that return the words to follow `key=value` when the rule is broken, else None.
+"""
 
 from __future__ import annotations
 
 import ast
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from vit.config.durations import parse_duration
 from vit.errors import nearest
@@ -17,11 +20,13 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 FROZEN = ("none", "all-but-head", "norm+bias")
 
 
-class Rule(Protocol):
-    """A condition on one value, beyond its type."""
-
-    def broken_by(self, value: Any) -> str | None:
-        """The words that follow `key=value` when the rule is broken, else None."""
+def none_of(value: Any, choices: Sequence[Any]) -> str:
+    """The words that follow a value that is none of `choices`."""
+    listed = ", ".join(map(str, choices))
+    if len(choices) == 1:
+        return f"must be {listed}"
+    close = nearest(str(value), map(str, choices)) if value is not None else None
+    return f"must be one of {listed}" + (f" (did you mean {close}?)" if close else "")
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,8 @@ class Range:
     high: float = math.inf
     open_high: bool = False
 
-    def broken_by(self, value: Any) -> str | None:
-        """See Rule."""
+    def __call__(self, value: Any) -> str | None:
+        """The complaint, or None."""
         numbers = value if isinstance(value, list) else [value]
         if all(self.low <= x < self.high or (x == self.high and not self.open_high)
                for x in numbers):  # fmt: skip
@@ -49,30 +54,22 @@ class Length:
 
     count: int
 
-    def broken_by(self, value: Any) -> str | None:
-        """See Rule."""
+    def __call__(self, value: Any) -> str | None:
+        """The complaint, or None."""
         return None if len(value) == self.count else f"must have {self.count} entries"
 
 
-@dataclass(frozen=True)
-class Pattern:
-    """A name that is safe as a folder name everywhere."""
-
-    def broken_by(self, value: Any) -> str | None:
-        """See Rule."""
-        legal = value and not value.startswith(".") and all(
-            c.isascii() and (c.isalnum() or c in "._-") for c in value
-        )  # fmt: skip
-        return None if legal else "must hold only letters, digits, '.', '_' and '-'"
+def names_folder(value: Any) -> str | None:
+    """A name is safe as a folder name everywhere."""
+    legal = value and not value.startswith(".") and all(
+        c.isascii() and (c.isalnum() or c in "._-") for c in value
+    )  # fmt: skip
+    return None if legal else "must hold only letters, digits, '.', '_' and '-'"
 
 
-@dataclass(frozen=True)
-class NotEmpty:
-    """A text has at least one character."""
-
-    def broken_by(self, value: Any) -> str | None:
-        """See Rule."""
-        return None if value else "must not be empty"
+def not_empty(value: Any) -> str | None:
+    """A text or a list holds something."""
+    return None if value else "must not be empty"
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,8 @@ class Ending:
 
     endings: tuple[str, ...]
 
-    def broken_by(self, value: Any) -> str | None:
-        """See Rule."""
+    def __call__(self, value: Any) -> str | None:
+        """The complaint, or None."""
         if value.lower().endswith(self.endings):
             return None
         return f"must end in {' or '.join(self.endings)}"
@@ -94,8 +91,8 @@ class DurationRule:
 
     low: int = 0
 
-    def broken_by(self, value: Any) -> str | None:
-        """See Rule."""
+    def __call__(self, value: Any) -> str | None:
+        """The complaint, or None."""
         try:
             length, unit = parse_duration(value)
         except ValueError:
@@ -105,16 +102,12 @@ class DurationRule:
         return None if length > 0 or self.low == 0 else "must be more than 0"
 
 
-@dataclass(frozen=True)
-class FreezeRule:
+def freezes(value: Any) -> str | None:
     """Which weights are not trained: one of FROZEN, or `blocks:<count>`."""
-
-    def broken_by(self, value: Any) -> str | None:
-        """See Rule."""
-        count = value.removeprefix("blocks:")
-        if value in FROZEN or (count != value and count.isdecimal()):
-            return None
-        return f"must be {', '.join(FROZEN)} or blocks:<how many>"
+    count = value.removeprefix("blocks:")
+    if value in FROZEN or (count != value and count.isdecimal()):
+        return None
+    return f"must be {', '.join(FROZEN)} or blocks:<how many>"
 
 
 @cache
@@ -139,14 +132,10 @@ class Registered:
     file: str
     table: str
 
-    def broken_by(self, value: Any) -> str | None:
-        """See Rule."""
+    def __call__(self, value: Any) -> str | None:
+        """The complaint, or None."""
         names = registry_names(self.file, self.table)
-        if value in names:
-            return None
-        close = nearest(str(value), names)
-        listed = ", ".join(names)
-        return f"must be one of {listed}" + (f" (did you mean {close}?)" if close else "")
+        return None if value in names else none_of(value, names)
 
 
 Count = Annotated[int, Range(1)]

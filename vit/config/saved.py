@@ -15,17 +15,13 @@ from vit.config.schema import RGB
 Entries = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Tensors:
+def _tensors(value: Any) -> str | None:
     """Every value is a tensor."""
-
-    def broken_by(self, value: Any) -> str | None:
-        """See Rule."""
-        other = next((key for key, tensor in value.items() if not hasattr(tensor, "dtype")), None)
-        return None if other is None else f"holds {other}, which is no tensor"
+    other = next((key for key, tensor in value.items() if not hasattr(tensor, "dtype")), None)
+    return None if other is None else f"holds {other}, which is no tensor"
 
 
-Weights = Annotated[dict[str, Any], Tensors()]
+Weights = Annotated[dict[str, Any], _tensors]
 
 
 @dataclass(frozen=True, kw_only=True)

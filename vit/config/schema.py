@@ -10,22 +10,22 @@ from vit.config.rules import (
     Count,
     DurationRule,
     Fraction,
-    FreezeRule,
     Length,
     NonNegative,
-    NotEmpty,
-    Pattern,
     Positive,
     Probability,
     Range,
     Registered,
     Whole,
+    freezes,
+    names_folder,
+    not_empty,
 )
 
 Side = Annotated[int, Range(4, 4096)]
 RGB = Annotated[list[float], Range(-1e6, 1e6)]
-Name = Annotated[str, Pattern()]
-Place = Annotated[str, NotEmpty()]
+Name = Annotated[str, names_folder]
+Place = Annotated[str, not_empty]
 Places = Place | list[Place]
 Every = Annotated[int | str, DurationRule(low=1)]
 Span = Annotated[int | str, DurationRule()]
@@ -150,7 +150,7 @@ class TrainerConfig:
     device: Literal["auto", "cpu", "cuda"]
     compile: bool
     shard: Literal["none", "fsdp"]
-    freeze: Annotated[str, FreezeRule()]
+    freeze: Annotated[str, freezes]
     recipe: Literal["none", "weights"]
     cache_features: bool
     checkpoint_activations: bool

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from vit.config.checks import FROM_WEIGHTS, Check
-from vit.config.rules import DurationRule, Rule
+from vit.config.rules import DurationRule, none_of
 from vit.config.run_checks import CHECKS
 from vit.config.schema import ReadConfig, RunConfig
 from vit.errors import ConfigError, nearest
@@ -242,7 +242,7 @@ def _fit(value: Any, hint: Any) -> tuple[Any, str | None]:
         value, problem = _fit(value, base)
         for rule in rules:
             if problem is None or isinstance(rule, DurationRule):  # says more than a wrong type
-                problem = typing.cast(Rule, rule).broken_by(value)
+                problem = rule(value)
         return value, problem
     if get_origin(hint) in (Union, types.UnionType):
         problems = []
@@ -268,11 +268,7 @@ def _fit_plain(value: Any, hint: Any) -> tuple[Any, str | None]:
         choices = get_args(hint)
         if any(type(value) is type(choice) and value == choice for choice in choices):
             return value, None
-        close = nearest(str(value), map(str, choices)) if value is not None else None
-        listed = ", ".join(map(str, choices))
-        if len(choices) == 1:
-            return value, f"must be {listed}"
-        return value, f"must be one of {listed}" + (f" (did you mean {close}?)" if close else "")
+        return value, none_of(value, choices)
     if get_origin(hint) is list:
         (item,) = get_args(hint)
         if not isinstance(value, (list, tuple)):
