@@ -32,8 +32,6 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.pt"
         self.tensorboard = path / "tensorboard"
-        self.explain = path / "explain"
-        self.export = path / "export"
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -169,6 +167,12 @@ class RunDir:
     def read_summary(self) -> dict[str, Any]:
         """The content of `summary.json`; empty when there is none."""
         return read_json(self.summary)
+
+
+def results_of(checkpoint: Path) -> Path:
+    """Where what comes of a checkpoint goes: its run folder, else a folder beside the file."""
+    run = RunDir.of(checkpoint)
+    return run.path if run else checkpoint.with_suffix("")
 
 
 def is_run(path: Path) -> bool:

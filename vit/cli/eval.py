@@ -17,7 +17,7 @@ from vit.artifacts.predictions import (
     write_page,
     write_predictions,
 )
-from vit.artifacts.run_dir import RunDir
+from vit.artifacts.run_dir import RunDir, results_of
 from vit.cli import front
 from vit.cli.overrides import Overrides
 from vit.config.commands import EvalConfig
@@ -49,7 +49,8 @@ def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
     from vit.runtime.device import select_device
 
     done = evaluation.evaluate(config, select_device(config.device))
-    deliver(config, done, command(overrides))
+    typed = (f"{key}={overrides.text(key)}" for key in overrides.typed())
+    deliver(config, done, shlex.join(["vit-eval", *typed]))
 
 
 def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
@@ -145,11 +146,6 @@ def facts(trained: Trained, metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def command(overrides: Overrides) -> str:
-    """What was typed."""
-    return shlex.join(["vit-eval", *(f"{key}={overrides.text(key)}" for key in overrides.typed())])
-
-
 def output_folder(
     config: EvalConfig, checkpoint: Path, label: str = "", others: Sequence[Path] = ()
 ) -> Path:
@@ -162,8 +158,7 @@ def output_folder(
     if config.output is not None:
         return Path(config.output)
     for other in others:
-        run = RunDir.of(other)
-        label += f"-vs-{run.path.name if run else other.stem}"
+        label += f"-vs-{results_of(other).name}"
     run = RunDir.of(checkpoint)
     return run.eval_dir(label) if run else checkpoint.with_suffix("") / label
 

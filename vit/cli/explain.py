@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vit.artifacts.run_dir import results_of
 from vit.cli import front
 from vit.cli.argv import safe_name
 from vit.cli.overrides import Overrides
@@ -18,10 +19,6 @@ from vit.runtime.console import damaged
 from vit.runtime.files import prepare_file, write_atomic
 from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import import_torch
-
-if TYPE_CHECKING:
-    from vit.inference.load import Trained
-    from vit.inference.pictures import Explained
 
 IN_INDEX = 100
 """Images that the index shows at most."""
@@ -49,7 +46,7 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
 
     trained = load_trained(Path(config.checkpoint), select_device(config.device), console.warn)
     wanted = class_number(config.class_, trained.classes)
-    folder = output_folder(config, trained)
+    folder = Path(config.output or results_of(trained.path) / "explain")
     prepare_file("output", folder / "index.png")
     loader = open_images(trained, paths, batch_size=_AT_ONCE)
     images = pictures.explain(trained, loader, config.methods, wanted)
@@ -57,7 +54,10 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     number = 0
     with console.progress(images, desc="explaining", total=len(paths)) as bar:
         for number, explained in enumerate(bar, 1):
-            write(folder, number, explained, layers=config.layers)
+            name = f"{number:03}-{safe_name(printable(Path(explained.name).stem))}"
+            write_atomic(folder / f"{name}.png", png(explained.figure()))
+            if config.layers:
+                write_atomic(folder / f"{name}-layers.png", png(explained.layers_figure()))
             if number <= IN_INDEX:
                 rows.append(explained.small_tiles())
                 labels.append(f"{number}: {explained.caption}")
@@ -90,30 +90,6 @@ def class_number(name: str | None, classes: list[str]) -> int | None:
     some = f" and {len(classes) - _LISTED} more" if len(classes) > _LISTED else ""
     listed = ", ".join(map(printable, classes[:_LISTED]))
     raise ConfigError(f"class={name} is none of the model's: {listed}{some}{hint}")
-
-
-def output_folder(config: ExplainConfig, trained: Trained) -> Path:
-    """Where the pictures go: as asked, else into the run folder, else beside the file."""
-    from vit.artifacts.run_dir import RunDir
-
-    if config.output is not None:
-        return Path(config.output)
-    run = RunDir.of(trained.path)
-    return run.explain if run else trained.path.with_suffix("") / "explain"
-
-
-def write(folder: Path, number: int, explained: Explained, *, layers: bool) -> None:
-    """Write the pictures of one image, named by its number and by what is safe of its name.
-
-    Raises:
-        DiskFullError: no space.
-    """
-    from vit.report.drawing import png
-
-    name = f"{number:03}-{safe_name(printable(Path(explained.name).stem))}"
-    write_atomic(folder / f"{name}.png", png(explained.figure()))
-    if layers:
-        write_atomic(folder / f"{name}-layers.png", png(explained.layers_figure()))
 
 
 if __name__ == "__main__":

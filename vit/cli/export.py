@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vit.artifacts.run_dir import results_of
 from vit.cli import front
 from vit.cli.overrides import Overrides
 from vit.config.commands import ExportConfig
@@ -49,12 +50,8 @@ def export(plain: dict[str, Any], overrides: Overrides) -> None:
 
 def output_path(config: ExportConfig, trained: Trained) -> Path:
     """Where the export goes: as asked, else into the run folder, else beside the file."""
-    from vit.artifacts.run_dir import RunDir
-
     if config.output is not None:
         return Path(config.output)
-    run = RunDir.of(trained.path)
-    folder = run.export if run else trained.path.with_suffix("") / "export"
     kind, size = FORMATS[config.format], tuple(trained.preprocessing["image_size"])
     parts = ["model" if kind.suffix else config.format]
     if size != height_width(trained.config["data"]["image_size"]):
@@ -63,7 +60,7 @@ def output_path(config: ExportConfig, trained: Trained) -> Path:
         parts.append(f"merge{config.merge}")
     if config.precision != "fp32":
         parts.append(config.precision)
-    return folder / ("-".join(parts) + kind.suffix)
+    return results_of(trained.path) / "export" / ("-".join(parts) + kind.suffix)
 
 
 def prepare(output: Path, suffix: str) -> None:
