@@ -170,15 +170,14 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
     def there(place: str | None) -> str | None:
         """A place that may also be the name of something to download."""
-        return place if place is None or not os.path.exists(place) else os.path.abspath(place)
-
-    def always(place: str | None) -> str | None:
-        return None if place is None else os.path.abspath(place)
+        return os.path.abspath(place) if place and os.path.exists(place) else place
 
     data, distill = config.data, config.distill
+    root = data.root and os.path.abspath(data.root)
+    cache_dir = data.cache_dir and os.path.abspath(data.cache_dir)
     return replace(
         config,
-        data=replace(data, root=always(data.root), cache_dir=always(data.cache_dir)),
+        data=replace(data, root=root, cache_dir=cache_dir),
         model=replace(config.model, weights=there(config.model.weights)),
         distill=replace(distill, teacher=there(distill.teacher), weights=there(distill.weights)),
     )
