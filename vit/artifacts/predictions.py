@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vit.runtime.files import read_json, to_csv_line, to_json, write_atomic
+from vit.runtime.files import to_csv_line, to_json, write_atomic
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """Characters that HTML may not hold, as codes."""
@@ -46,11 +46,6 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         DiskFullError: no space.
     """
     write_atomic(path, to_json(values, 2))
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """The content of metrics.json; empty when there is none."""
-    return read_json(folder / METRICS)
 
 
 def write_page(folder: Path, html: str) -> None:

@@ -184,13 +184,8 @@ def _read(path: Path, below: Path) -> Run:
 def _state(folder: RunDir, summary: dict[str, Any]) -> str:
     state = str(summary.get("state", "running"))
     if state == "running" and not folder.is_locked():
-        return f"killed at step {_last_step(folder)}"
+        files = folder.step_files()  # the run would go on from the first
+        return f"killed at step {int(files[0].stem.split('-')[1]) if files else 0}"
     if state in ("interrupted", "pruned"):
         return f"{state} at step {summary.get('step', 0)}"
     return state
-
-
-def _last_step(folder: RunDir) -> int:
-    """The step of the newest checkpoint: where the run would go on from."""
-    files = folder.step_files()
-    return int(files[0].stem.split("-")[1]) if files else 0

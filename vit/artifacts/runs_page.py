@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from vit.artifacts.runs import Group, Run, curve, effects, groups
+from vit.artifacts.runs import Run, curve, effects, groups
 from vit.artifacts.runs_table import group_rows
 from vit.report.render import rendered
 
@@ -23,8 +23,7 @@ def runs_page(title: str, runs: list[Run]) -> str:
         runs: as `read_runs` gives them. Their names are hostile text and are escaped.
     """
     states = Counter(run.state.partition(" at ")[0] for run in runs)
-    by_group: list[Group] = groups(runs)
-    head, rows = group_rows(by_group)
+    head, rows = group_rows(groups(runs))
     return rendered(
         "runs.html",
         title=title,

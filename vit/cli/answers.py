@@ -106,15 +106,11 @@ def hydra_words(error: Exception) -> tuple[str, int] | None:
         if any("--multirun" in line for line in lines):
             return f"{lines[0].replace('++', '')}: add -m to run each value, or write [a,b]", 2
         return f"{' '.join(lines[:5])} (see --help)", 2
-    if _raised_in(error) in _OF_COMPOSING:  # by input that Hydra itself does not expect
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    if package in _OF_COMPOSING:  # by input that Hydra itself does not expect
         return f"the settings cannot be read: {' '.join(str(error).split())} (see --help)", 2
     return None
-
-
-def _raised_in(error: Exception) -> str:
-    """The package in which an error was raised."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 _LESS_MEMORY = {

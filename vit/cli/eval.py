@@ -12,7 +12,6 @@ from vit.artifacts.predictions import (
     EVALUATION,
     METRICS,
     TEMPERATURE,
-    read_metrics,
     write_json,
     write_page,
     write_predictions,
@@ -24,7 +23,7 @@ from vit.config.commands import EvalConfig
 from vit.config.schema import height_width
 from vit.config.validate import checked
 from vit.runtime import console
-from vit.runtime.files import prepare_folder, together
+from vit.runtime.files import prepare_folder, read_json, together
 from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import import_torch
 
@@ -109,7 +108,7 @@ def compare(
     run, label = RunDir.of(trained.path), labelled(what, trained, config.merge)
     own = what if config.images is None else labelled(config.split, trained, config.merge)
     for other in dict.fromkeys((own, labelled(what, trained, 0))):
-        stored = {} if run is None or other == label else read_metrics(run.eval_dir(other))
+        stored = {} if run is None or other == label else read_json(run.eval_dir(other) / METRICS)
         if stored.get("step") == trained.step:
             compared[other] = stored.get("without_tta", stored)
     if compared or "without_tta" in metrics:

@@ -73,6 +73,8 @@ def groups_in(folder: Path) -> dict[str, list[str]]:
 def usage(command: str, configs: Path) -> str:
     """The help text of `vit-<command>`."""
     top = (configs / f"{command}.yaml").read_text(encoding="utf-8")
+    # Between the defaults list and Hydra's own section.
+    settings = top.split("\n\n", 1)[1].split("\nhydra:", 1)[0].strip().splitlines()
     lines = [
         f"{ABOUT[command]}",
         "",
@@ -87,17 +89,11 @@ def usage(command: str, configs: Path) -> str:
         lines += ["  -m                   a sweep: every combination of comma-separated values"]
         lines += ["  --config-dir FOLDER  adds your own YAML files, laid out like the groups below"]
         lines += ["  --cfg job            print the composed settings instead of running", ""]
-    lines += ["settings (key: default  # meaning):", "", *_settings(top), ""]
+    lines += ["settings (key: default  # meaning):", "", *(f"  {line}" for line in settings), ""]
     if command == "train":
         for group, options in groups_in(configs).items():
             lines += _group(configs / group, options, _default(top, group))
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _settings(top: str) -> list[str]:
-    """The lines between the defaults list and Hydra's own section."""
-    body = top.split("\n\n", 1)[1].split("\nhydra:", 1)[0]
-    return [f"  {line}" for line in body.strip().splitlines()]
 
 
 def _default(top: str, group: str) -> str:
