@@ -157,7 +157,7 @@ def _frozen_weights_were_trained(freeze: str, weights: str | None, depth: int) -
 
 
 @check("trainer.recipe", "model.weights")
-def _recipe_needs_weights(recipe: str, weights: str | None, _: int | None) -> str | None:
+def _recipe_needs_weights(recipe: str, weights: str | None) -> str | None:
     if recipe == "none" or weights is not None:
         return None
     return "trainer.recipe=weights without any; give model.weights=<run folder or file>"

@@ -149,7 +149,9 @@ class Evaluator:
     def _data(self) -> DataConfig:
         """Which images the run had."""
         section = self.trained.config["data"]
-        return to_data_section(DataConfig, {**section, "root": self.config.data.root or section.get("root")})
+        return to_data_section(
+            DataConfig, {**section, "root": self.config.data.root or section.get("root")}
+        )
 
     @cached_property
     def _listed(self) -> DataSet:
