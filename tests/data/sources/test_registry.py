@@ -42,7 +42,7 @@ def test_digits_have_the_mean_and_deviation_of_their_config():
 
 @pytest.mark.parametrize(("source", "size"), [("digits", 8), ("cifar10", 32), ("cifar100", 32)])
 def test_fixed_sizes_are_checked(source, size):
-    with pytest.raises(ConfigError, match=f"use data.image_size={size}"):
+    with pytest.raises(ConfigError, match=f"give data.image_size={size}"):
         load_data_set(data_config(source, image_size=24))
 
 

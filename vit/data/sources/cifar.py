@@ -25,7 +25,7 @@ def load(config: DataConfig) -> DataSet:
 
     if config.size != (32, 32):
         raise ConfigError(
-            f"data.image_size={config.image_size}: {config.name} is 32 px; use data.image_size=32"
+            f"data.image_size={config.image_size}: {config.name} is 32 px; give data.image_size=32"
         )
     kind: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.name]
     root = Path(config.root or "data")

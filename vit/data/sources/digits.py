@@ -21,7 +21,7 @@ def load(config: DataConfig) -> DataSet:
 
     if config.size != (8, 8):
         raise ConfigError(
-            f"data.image_size={config.image_size}: the digits are 8 px; use data.image_size=8"
+            f"data.image_size={config.image_size}: the digits are 8 px; give data.image_size=8"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
