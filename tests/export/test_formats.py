@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -83,7 +84,10 @@ def test_any_number_of_images_gets_the_checkpoints_logits(form, model, tmp_path)
 def test_merging_is_part_of_what_is_computed(form, model, tmp_path):
     source = trained(**model)
     merging = replace(source, model=merged(source.model, 2))
-    answer, _ = written(source, form, "fp32", tmp_path, merge=2)
+    answer, path = written(source, form, "fp32", tmp_path, merge=2)
+    with zipfile.ZipFile(path) if form == "torch" else nullcontext() as archive:
+        parts = [path.read_bytes()] if archive is None else map(archive.read, archive.namelist())
+        assert not any(str(ROOT).encode() in part for part in parts)  # without traces of its source
     for count in (1, 7):
         images = pixels(count, source.preprocessing["channels"])
         logits = expected(merging, images)

@@ -40,6 +40,8 @@ def test_overfitting_is_told_from_its_epoch_on() -> None:
     assert told.startswith("it overfitted from epoch 3 on: validation loss 0.90 there, 1.40 at ")
     assert "weights to start from" not in told
     assert "trainer.epochs=3" in told
+    (odd,) = advice([(0.5, 2.0), (2.0268, 0.9), (9.9, 2.5)], 10, 1000, started=False)
+    assert odd.startswith("it overfitted from epoch 2 on: ")
     (few,) = advice(losses(2.0, 1.2, 0.9, 1.0, 1.4), 5, 40, started=False)
     assert "weights to start from (experiment=finetune model.weights=" in few
     (begun,) = advice(losses(2.0, 1.2, 0.9, 1.0, 1.4), 5, 40, started=True)

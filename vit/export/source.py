@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from vit.artifacts.checkpoint import FORMAT_VERSION
 from vit.artifacts.run_dir import RunDir
@@ -112,8 +113,9 @@ def traced(source: Source, precision: str) -> ExportedProgram:
     pixels = torch.zeros(2, *seen["image_size"], seen["channels"], dtype=torch.uint8)
     model = WithPreprocessing(source.model, seen, _DTYPES[precision])
     program = torch.export.export(model, (pixels,), dynamic_shapes=({0: Dim("batch")},))
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
+    for graph in program.graph_module.modules():  # merging has graphs within the graph
+        for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
     return program
 
 

@@ -61,8 +61,8 @@ def advice(
     if last > RISE * lowest and best < EARLY * epochs:
         tries += ["augment=strong", "more images", f"trainer.epochs={max(1, round(best))}"]
         return [
-            f"it overfitted from epoch {best:g} on: validation loss {lowest:.2f} there, {last:.2f} "
-            f"at the end; try {', or '.join(tries)}"
+            f"it overfitted from epoch {round(best, 1):g} on: validation loss {lowest:.2f} there, "
+            f"{last:.2f} at the end; try {', or '.join(tries)}"
         ]
     if best >= EARLY * epochs:
         return [
