@@ -53,6 +53,13 @@ def test_a_loss_that_still_falls_wants_a_longer_run() -> None:
     assert told == "the validation loss was still falling at the end (1.20); try trainer.epochs=6"
 
 
+def test_a_loss_that_is_level_at_the_end_does_not_fall() -> None:
+    level = [(float(i), 1.0 - 0.001 * i) for i in range(1, 101)]
+    assert advice(level, 100, 1000, started=False) == []
+    (told,) = advice([*level, (101.0, 0.85)], 101, 1000, started=False)
+    assert told.startswith("the validation loss was still falling at the end (0.85)")
+
+
 def test_of_little_little_is_said() -> None:
     assert advice([], 5, 1000, started=False) == []
     assert advice(losses(1.0), 1, 10, started=False) == []
