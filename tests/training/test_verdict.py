@@ -56,6 +56,8 @@ def test_a_loss_that_still_falls_wants_a_longer_run() -> None:
 def test_a_loss_that_is_level_at_the_end_does_not_fall() -> None:
     level = [(float(i), 1.0 - 0.001 * i) for i in range(1, 101)]
     assert advice(level, 100, 1000, started=False) == []
+    annealed = [(1.0, 1.0), (80.0, 0.17), (91.0, 0.16), (96.0, 0.1585), (100.0, 0.159)]
+    assert advice(annealed, 100, 1000, started=False) == []
     (told,) = advice([*level, (101.0, 0.85)], 101, 1000, started=False)
     assert told.startswith("the validation loss was still falling at the end (0.85)")
 

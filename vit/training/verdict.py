@@ -13,8 +13,8 @@ from vit.training.header import FEW
 
 RISE = 1.1
 """A validation loss that ends so many times above its lowest is said to have risen."""
-FALL = 0.98
-"""One that ends below so many times its lowest of before was still falling."""
+LATE, FALL = 0.95, 0.98
+"""One that after this share of the run is below so many times its lowest of before still falls."""
 EARLY = 0.9
 """A lowest validation loss before this share of the run was not where the run ended."""
 
@@ -67,7 +67,7 @@ def advice(
             f"it overfitted from epoch {round(best, 1):g} on: validation loss {lowest:.2f} there, "
             f"{last:.2f} at the end; try {', or '.join(tries)}"
         ]
-    before = min((loss for epoch, loss in finite if epoch < EARLY * epochs), default=math.inf)
+    before = min((loss for epoch, loss in finite if epoch < LATE * epochs), default=math.inf)
     if lowest < FALL * before:
         return [
             f"the validation loss was still falling at the end ({last:.2f}); try "
