@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from pictures import noise, save
 from stepping import ADAMW, CPU, batch, model, train
 
 from vit.api import load_run
+from vit.artifacts.checkpoint import load
 from vit.artifacts.run_dir import RunDir
 from vit.config.validate import to_config
 from vit.errors import ConfigError
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, freeze
+from vit.optim.lora import LEARNED, add_lora
 from vit.training.state import TrainState
 
 SHORT = [
@@ -92,7 +95,7 @@ def test_mean_and_deviation_come_along_unless_given(finished: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("more", [
-    [], ["trainer.freeze=blocks:1", "trainer.ema=1"],
+    [], ["trainer.freeze=blocks:1", "trainer.ema=1"], ["trainer.freeze=lora:2", "trainer.ema=1"],
     ["trainer.freeze=all-but-head", "trainer.cache_features=true", "augment=none"],
 ])  # fmt: skip
 def test_a_fine_tune_resumes_exactly(
@@ -117,12 +120,15 @@ FROZEN = {
     "all-but-head": lambda name, p: not name.startswith("head"),
     "norm+bias": lambda name, p: p.ndim != 1 and not name.startswith("head"),
     "blocks:1": lambda name, p: name.startswith(("patch_embed", "cls_", "pos_", "blocks.0.")),
+    "lora:2": lambda name, p: not name.startswith("head") and LEARNED not in name,
 }
 
 
 @pytest.mark.parametrize("how", FROZEN)
 def test_frozen_weights_stay_to_the_bit(how: str) -> None:
     built = model()
+    if how == "lora:2":
+        add_lora(built, 2)
     freeze(built, how)
     state = TrainState(built, None, build_optimizer(built, ADAMW), CPU)
     before = {name: p.detach().clone() for name, p in built.named_parameters()}
@@ -130,6 +136,25 @@ def test_frozen_weights_stay_to_the_bit(how: str) -> None:
         train(state, batch(number), lr=1e-2)
     for name, now in built.named_parameters():
         assert torch.equal(now, before[name]) == FROZEN[how](name, now), name
+
+
+def test_lora_learns_updates_and_keeps_whole_matrices(
+    photos: Path, finished: Path, tmp_path: Path
+) -> None:
+    tune = tuned(photos, finished, tmp_path, "trainer.freeze=lora:2", "name=tune")
+    before, after = weights(finished), weights(tune.path)
+    assert after.keys() == before.keys()
+    ranks = {
+        name: int(torch.linalg.matrix_rank(after[name] - before[name], atol=1e-5))
+        for name in before.keys() - {"head.weight", "head.bias", "patch_embed.proj.weight"}
+        if not torch.equal(before[name], after[name])
+    }
+    assert ranks.keys() == {name for name in before if re.match(r"blocks.*[a-z12]\.weight", name)
+                            and before[name].ndim == 2}  # fmt: skip
+    assert set(ranks.values()) == {2}
+    last = load(tune.step_files()[-1])
+    assert any(LEARNED in name for name in last["training"]["model"])
+    assert sum(p.numel() for n, p in last["training"]["model"].items() if LEARNED in n) < 4000
 
 
 def test_features_seen_once_train_the_same_head(
@@ -179,9 +204,13 @@ def test_experiments_for_it_run(photos: Path, finished: Path, tmp_path: Path) ->
     ("changes", "words"),
     [
         ({"trainer__freeze": "all-but-head"}, "keep random weights; give model.weights="),
-        ({"trainer__freeze": "head"}, "must be none, all-but-head, norm+bias or blocks:"),
+        ({"trainer__freeze": "head"}, "must be none, all-but-head, norm+bias, blocks:"),
         ({"trainer__freeze": "blocks:x", "model__weights": "x"}, "must be none"),
-        ({"trainer__freeze": "blocks:9", "model__weights": "x"}, "the model has 4 blocks"),
+        ({"trainer__freeze": "lora:0", "model__weights": "x"}, "or lora:<rank>"),
+        (
+            {"trainer__freeze": "blocks:9", "model__weights": "x", "model__depth": 4},
+            "the model has 4 blocks",
+        ),
         ({"trainer__cache_features": True}, "try trainer.freeze=all-but-head"),
         (
             {
@@ -223,7 +252,7 @@ def test_how_many_heads_must_be_known(photos: Path, tmp_path: Path) -> None:
 
 
 def test_contradictions_with_what_weights_bring_wait_for_them(photos: Path, tmp_path: Path) -> None:
-    plain = changed(model__heads=5, model__weights="x")
+    plain = changed(model__dim=64, model__heads=5, model__weights="x")
     with pytest.raises(ConfigError, match=r"not divisible by model\.heads=5"):
         to_config(plain)
     assert to_config(plain, complete=False).model.heads == 5

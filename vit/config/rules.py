@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -103,11 +104,10 @@ class DurationRule:
 
 
 def freezes(value: Any) -> str | None:
-    """Which weights are not trained: one of FROZEN, or `blocks:<count>`."""
-    count = value.removeprefix("blocks:")
-    if value in FROZEN or (count != value and count.isdecimal()):
+    """Which weights are not trained: one of FROZEN, `blocks:<count>` or `lora:<rank>`."""
+    if value in FROZEN or re.fullmatch(r"blocks:\d+|lora:0*[1-9]\d*", value, re.ASCII):
         return None
-    return f"must be {', '.join(FROZEN)} or blocks:<how many>"
+    return f"must be {', '.join(FROZEN)}, blocks:<how many> or lora:<rank>"
 
 
 @cache

@@ -141,15 +141,18 @@ def _timm_teacher_needs_weights(teacher: str | None, weights: str | None) -> str
     )
 
 
-@check("trainer.freeze", "model.weights", "model.depth")
-def _frozen_weights_were_trained(freeze: str, weights: str | None, depth: int) -> str | None:
-    if freeze == "none":
+@check("trainer.freeze", "model.weights")
+def _frozen_weights_were_trained(freeze: str, weights: str | None) -> str | None:
+    if freeze == "none" or weights is not None:
         return None
-    if weights is None:
-        return (
-            f"trainer.freeze={freeze} would keep random weights; "
-            f"give model.weights=<run folder or file>, or trainer.freeze=none"
-        )
+    return (
+        f"trainer.freeze={freeze} would keep random weights; "
+        f"give model.weights=<run folder or file>, or trainer.freeze=none"
+    )
+
+
+@check("trainer.freeze", "model.depth")
+def _frozen_blocks_exist(freeze: str, depth: int) -> str | None:
     blocks = freeze.removeprefix("blocks:")
     if blocks != freeze and int(blocks) > depth:
         return f"trainer.freeze={freeze}: the model has {depth} blocks; try blocks:{depth // 2}"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vit.config.schema import OptimConfig
+from vit.optim.lora import LEARNED
 
 
 class Declared(Protocol):
@@ -95,13 +96,15 @@ def freeze(model: Declared, how: str) -> None:
     Args:
         how: `none`: all are; `all-but-head` (a linear probe); `norm+bias`: vectors and the head are
             (as BitFit, Ben Zaken et al. 2022, with the norms); `blocks:<n>`: the embedding and the
-            first n blocks are not.
+            first n blocks are not; `lora:<rank>`: the updates of `add_lora` and the head are.
     """
     for name, parameter in model.named_parameters():
         if how == "all-but-head":
             parameter.requires_grad_(model.is_head(name))
         elif how == "norm+bias":
             parameter.requires_grad_(parameter.ndim == 1 or model.is_head(name))
+        elif how.startswith("lora:"):
+            parameter.requires_grad_(LEARNED in name or model.is_head(name))
         elif how.startswith("blocks:"):
             parameter.requires_grad_(model.depth_of(name) > int(how.removeprefix("blocks:")))
 

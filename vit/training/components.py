@@ -14,6 +14,7 @@ from vit.config.resolve import Plan
 from vit.config.schema import RunConfig
 from vit.config.validate import to_plain
 from vit.data.loader import EvalLoader, TrainLoader
+from vit.optim.lora import merged
 from vit.optim.schedule import lr_at
 from vit.runtime.console import versions
 from vit.runtime.dist import World
@@ -128,7 +129,7 @@ class Components:
             },
             "config": to_plain(config),
             "step": self.state.step,
-            "weights": weights_of(model),
+            "weights": merged(model, weights_of(model)),
             "images": self.images,
             "training": training,
         }

@@ -26,6 +26,7 @@ from vit.inference.predict import features
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, freeze
 from vit.optim.ema import Ema
+from vit.optim.lora import add_lora
 from vit.runtime import console
 from vit.runtime import device as runtime_device
 from vit.runtime.dist import World, shard, wrap_ddp
@@ -187,6 +188,8 @@ def _state(
     reseed(config.seed, "init")
     model = VisionTransformer(final.model)
     told = [] if weights is None else describe(weights, weights.into(model, classes), config)
+    if config.trainer.freeze.startswith("lora:"):
+        add_lora(model, int(config.trainer.freeze.removeprefix("lora:")))
     freeze(model, config.trainer.freeze)
     model = model.to(device)
     decay = final.plan.ema_decay
