@@ -37,7 +37,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.cli import front
 from vit.cli.overrides import Overrides
 from vit.cli.train import train
-from vit.config.resolve import plan, resolve
+from vit.config.resolve import fit_to_data, plan, resolve
 from vit.config.rules import (
     FROZEN,
     DurationRule,
@@ -48,7 +48,7 @@ from vit.config.rules import (
     registry_names,
 )
 from vit.config.schema import RunConfig
-from vit.config.validate import to_config
+from vit.config.validate import to_config, to_plain
 
 WRONG = (
     "", "x", "-1", "0", "1.5", "1e400", "nan", "-inf", "null", "true", "auto", "[]", "[1,2]",
@@ -175,7 +175,8 @@ def answer(argv: list[str], job: Callable[..., object]) -> int:
 
 def look(plain: dict[str, Any], overrides: Overrides) -> None:
     """As far as a run comes before its data is read, and its length."""
-    plan(resolve(to_config(plain, 1), bf16=False), 1000)
+    settings = fit_to_data(to_config(plain, 1), 1000, 500, gpu=False)
+    plan(resolve(to_config(to_plain(settings)), bf16=False), 1000)
 
 
 def compose_one(argv: list[str], folder: Path) -> tuple[int | None, list[str]]:

@@ -7,11 +7,11 @@ from composing import changed
 
 from vit.config.checks import FROM_WEIGHTS
 from vit.config.final import DataFacts, FinalConfig, final_config
-from vit.config.resolve import MEMORY_LIMIT, plan
+from vit.config.resolve import MEMORY_LIMIT, MICRO, plan
 from vit.config.validate import to_config, to_plain
 from vit.errors import ConfigError
 
-FACTS = DataFacts(classes=7, train=1000, images=1200, in_files=True)
+FACTS = DataFacts(classes=7, train=1000, images=1200, side=375)
 BROUGHT = {
     "data.image_size": [16, 24], "data.mean": [0.4], "data.std": [0.2], "model.dim": 48,
     "model.depth": 3, "model.heads": 6, "model.mlp_ratio": 2.0, "model.mlp": "swiglu",
@@ -29,9 +29,10 @@ def final(
     saved: dict[str, Any] | None = None,
     facts: DataFacts = FACTS,
     bf16: bool = False,
+    gpu: bool = False,
 ) -> FinalConfig:
     settings = to_config(plain, complete=False)
-    return final_config(settings, frozenset(user_keys), weights, saved, facts, bf16=bf16)
+    return final_config(settings, frozenset(user_keys), weights, saved, facts, bf16=bf16, gpu=gpu)
 
 
 def flat(made: FinalConfig) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def test_what_the_user_gave_stays() -> None:
     assert (made.config.model.depth, made.config.data.image_size) == (5, 32)
     assert made.config.model.dim == 48
     made = final(plain, "model", weights=BROUGHT)  # a group decides all of the shape
-    assert (made.config.model.dim, made.config.data.image_size) == (plain["model"]["dim"], [16, 24])
+    assert (made.config.model.dim, made.config.data.image_size) == (MICRO[0], [16, 24])
 
 
 def test_heads_must_come_from_somewhere() -> None:

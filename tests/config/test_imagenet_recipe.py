@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from composing import composed
+from composing import composed, sized
 
 from vit.config.resolve import plan, resolve, vit_config
-from vit.config.validate import to_config
 from vit.data.augment import batch as augment
 from vit.model.vit import VisionTransformer
 from vit.optim.build import parameter_groups
@@ -22,7 +21,7 @@ def recipe(*overrides):
     plain = composed(
         "experiment=imagenet_vit_s16", "data.root=/data", "data.val_fraction=0", *overrides
     )
-    return resolve(to_config(plain), bf16=True)
+    return resolve(sized(plain), bf16=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,11 @@ from dataclasses import MISSING, fields, replace
 
 import pytest
 import yaml
-from composing import changed, composed, problems
+from composing import changed, composed, problems, sized
 
 from vit.config.model import ARCH_KEYS, WEIGHT_KEYS, ModelOptions, ViTConfig
-from vit.config.resolve import resolve, vit_config
+from vit.config.resolve import MICRO, resolve, vit_config
 from vit.config.schema import ModelConfig, RunConfig
-from vit.config.validate import to_config
 from vit.model.vit import SIZES, VisionTransformer
 
 OTHER = {
@@ -21,24 +20,27 @@ OTHER = {
 }  # fmt: skip
 """Of every option a value that is neither its default nor that of the default run."""
 
+SHAPE = ("dim", "depth", "heads")
+
 
 def configured(**options: object) -> RunConfig:
     plain = changed(**{f"model__{name}": value for name, value in options.items()})
     if options.get("distillation_token"):
         plain["distill"]["teacher"] = "outputs/teacher"
-    return resolve(to_config(plain), bf16=False)
+    return resolve(sized(plain), bf16=False)
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_every_option_comes_from_its_setting(name: str) -> None:
     before, after = (vit_config(configured(**values), 7) for values in ({}, {name: OTHER[name]}))
-    assert getattr(before, name) == composed()["model"][name]
+    sizes = dict(zip(SHAPE, MICRO, strict=True))  # auto, of small images
+    assert getattr(before, name) == sizes.get(name, composed()["model"][name])
     assert getattr(after, name) == OTHER[name] != getattr(before, name)
     assert OTHER[name] != getattr(ViTConfig(), name)
 
 
 def test_no_option_is_forgotten() -> None:
-    assert OTHER.keys() == {option.name for option in fields(ModelOptions)}
+    assert OTHER.keys() == {*SHAPE, *(option.name for option in fields(ModelOptions))}
 
 
 @pytest.mark.parametrize("name", [option.name for option in fields(ModelConfig)])
@@ -52,7 +54,7 @@ def test_defaults_serve_python_alone(name: str) -> None:
 
 
 def test_sizes_come_from_data_and_ratio() -> None:
-    run = resolve(to_config(changed(data__image_size=[8, 16], model__mlp_ratio=2.7)), bf16=False)
+    run = resolve(sized(changed(data__image_size=[8, 16], model__mlp_ratio=2.7)), bf16=False)
     config = vit_config(run, 7)
     assert (config.image_size, config.num_classes, config.channels) == ((8, 16), 7, 1)
     assert config.patch_size == run.model.patch_size
@@ -76,7 +78,7 @@ def test_what_is_left_open_is_filled_in() -> None:
 
 
 def test_what_weights_decide() -> None:
-    """In the first a model must be as its weights, to the others these are fitted."""
+    """In the first a model must be as its weights, to the others these are sized."""
     assert set(ARCH_KEYS) == {
         "dim", "depth", "heads", "mlp_dim", "mlp", "norm", "layer_scale", "qkv_bias", "qk_norm",
         "attention", "positions", "norm_eps", "pre_norm", "pooled_norm",

@@ -4,12 +4,12 @@ import math
 from fractions import Fraction
 
 import pytest
-from composing import KEYS, UNHURRIED, changed, composed, outcome
+from composing import KEYS, UNHURRIED, changed, composed, outcome, sized
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vit.config.checks import auto_patch_size
-from vit.config.resolve import MEMORY_LIMIT, plan, resolve, resolve_memory
+from vit.config.resolve import MEMORY_LIMIT, fit_to_data, plan, resolve, resolve_memory
 from vit.config.validate import flatten, to_config, to_plain
 from vit.errors import ConfigError
 
@@ -18,7 +18,7 @@ from vit.errors import ConfigError
     ("size", "patch"), [(32, 4), (64, 8), (96, 12), (128, 16), (224, 16), (256, 16), (384, 16)]
 )
 def test_automatic_patch_size(size, patch):
-    config = resolve(to_config(changed(data__image_size=size)), bf16=False)
+    config = resolve(sized(changed(data__image_size=size)), bf16=False)
     assert config.model.patch_size == patch
 
 
@@ -42,34 +42,73 @@ def test_an_automatic_patch_size_that_is_accepted_gives_a_sensible_number_of_tok
     if config is None:
         assert f"data.image_size={size} has no good patch size" in found[0]
     else:
-        patch = resolve(config, bf16=False).model.patch_size
+        patch = resolve(sized(to_plain(config)), bf16=False).model.patch_size
         assert 4 <= (size // patch) ** 2 <= max(32, size / 8) ** 2
 
 
 @pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("flip", ["auto", 0, 0.5, 1])
 def test_automatic_mirroring_follows_the_data(mirror, flip):
-    config = resolve(to_config(changed(data__mirror=mirror, augment__flip=flip)), bf16=False)
+    config = resolve(sized(changed(data__mirror=mirror, augment__flip=flip)), bf16=False)
     assert config.augment.flip == (0.5 * mirror if flip == "auto" else flip)
 
 
 @pytest.mark.parametrize("bf16", [True, False])
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
 def test_automatic_precision_follows_the_hardware(bf16, precision):
-    config = resolve(to_config(changed(trainer__precision=precision)), bf16=bf16)
+    config = resolve(sized(changed(trainer__precision=precision)), bf16=bf16)
     expected = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
     assert config.trainer.precision == expected
 
 
 def test_resolving_changes_nothing_but_auto_and_only_once():
     before = to_config(composed())
-    after = resolve(before, bf16=True)
+    after = resolve(sized(composed()), bf16=True)
     old, new = flatten(to_plain(before)), flatten(to_plain(after))
     assert all(old[key] == "auto" for key in KEYS if old[key] != new[key])
-    later = {"trainer.device", "data.workers", "data.memory", "data.verify"}
+    later = {"trainer.device", "data.workers", "data.memory", "data.verify", "model.name"}
     assert {key for key in KEYS if new[key] == "auto"} == later
     assert resolve(after, bf16=False) == after
     assert to_config(to_plain(after)) == after
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "gpu", "expected"),
+    [
+        (200, 375, False, (64, 64, 4, 4, 100)),
+        (200, 375, True, (224, 192, 12, 3, 300)),
+        (200, 50, True, (48, 192, 12, 3, 300)),
+        (50_000, 32, False, (32, 128, 6, 4, 10)),
+        (8_000, 9, False, (16, 128, 6, 4, 62)),
+        (1_300_000, 400, True, (224, 192, 12, 3, 30)),
+        (1_500, None, True, (8, 64, 4, 4, 160)),
+    ],
+)  # fmt: skip
+def test_size_model_and_length_fit_the_images_and_the_device(images, side, gpu, expected):
+    plain = changed() if side is None else composed("data=folder", "data.root=x")
+    made = fit_to_data(to_config(plain), images, side, gpu=gpu)
+    shape = made.model.dim, made.model.depth, made.model.heads
+    assert (made.data.image_size, *shape, made.trainer.epochs) == expected
+    assert to_config(to_plain(made)) == made
+
+
+@given(images=st.integers(1, 10**7), side=st.integers(1, 5000), gpu=st.booleans(),
+       heads=st.sampled_from(["auto", 1, 2, 3, 5, 7, 16]))  # fmt: skip
+@UNHURRIED
+def test_what_is_chosen_for_files_is_always_legal(images, side, gpu, heads):
+    plain = composed("data=folder", "data.root=x")
+    plain["model"]["heads"] = heads
+    made = to_config(to_plain(fit_to_data(to_config(plain), images, side, gpu=gpu)))
+    assert min(made.data.size) <= max(16, side)
+    assert heads in ("auto", made.model.heads)
+
+
+def test_what_is_given_is_not_chosen():
+    given = {"data__image_size": [32, 48], "model__dim": 90, "trainer__epochs": 7}
+    made = sized(changed(**given))
+    assert (made.data.size, made.model.dim, made.trainer.epochs) == ((32, 48), 90, 7)
+    assert (made.model.depth, made.model.heads) == (4, 3)
+    assert sized(changed(trainer__steps=5)).trainer.epochs is None
 
 
 LIMIT = MEMORY_LIMIT // (3 * 64 * 64)
@@ -86,7 +125,7 @@ LIMIT = MEMORY_LIMIT // (3 * 64 * 64)
 )
 def test_where_images_are_held(images, in_files, crop, memory):
     changes = {"data__image_size": 64, "data__mean": [0.5] * 3, "data__std": [0.5] * 3}
-    config = resolve(to_config(changed(**changes, augment__crop=crop)), bf16=False)
+    config = resolve(sized(changed(**changes, augment__crop=crop)), bf16=False)
     held = resolve_memory(config, images, in_files=in_files)
     assert held.data.memory == memory
     assert resolve_memory(held, images, in_files=in_files) == held
@@ -94,7 +133,7 @@ def test_where_images_are_held(images, in_files, crop, memory):
 
 def test_data_sets_are_measured_before_they_are_decoded():
     plain = changed(data__memory="device", data__mean=[0.5], data__std=[0.5])
-    config = resolve(to_config(plain), bf16=False)
+    config = resolve(sized(plain), bf16=False)
     fits = MEMORY_LIMIT // (config.data.size[0] * config.data.size[1])
     assert resolve_memory(config, fits, in_files=True) == config
     with pytest.raises(ConfigError, match=r"8\.0 GiB.*try data\.memory=stream"):
@@ -105,12 +144,12 @@ def test_data_sets_are_measured_before_they_are_decoded():
     ("size", "crop"), [(127, "padded"), (128, "resized"), ([96, 256], "padded")]
 )
 def test_photos_are_cropped_and_resized(size, crop):
-    config = resolve(to_config(changed(data__image_size=size, model__patch_size=1)), bf16=False)
+    config = resolve(sized(changed(data__image_size=size, model__patch_size=1)), bf16=False)
     assert config.augment.crop == crop
 
 
 def test_sizes_may_differ_in_height_and_width():
-    config = resolve(to_config(changed(data__image_size=[224, 288])), bf16=False)
+    config = resolve(sized(changed(data__image_size=[224, 288])), bf16=False)
     assert config.data.size == (224, 288)
     assert config.model.patch_size == 16
     wrong = outcome(changed(data__image_size=[224, 288], model__patch_size=20))[1]
@@ -123,7 +162,7 @@ def test_sizes_may_differ_in_height_and_width():
 @given(epochs=st.integers(1, 3000), n=st.integers(1, 10**6), batch=st.integers(1, 5000))
 def test_the_length_of_a_run(epochs, n, batch):
     plain = changed(trainer__epochs=epochs / 10, trainer__batch_size=batch, augment__mixup=0.0)
-    made = plan(to_config(plain), n)
+    made = plan(sized(plain), n)
     assert made.steps == math.ceil(Fraction(epochs * n, 10 * batch))
     assert made.steps_per_epoch == Fraction(n, batch)
     assert made.epoch_at(made.steps) >= Fraction(epochs, 10)
@@ -136,7 +175,7 @@ def test_durations_of_a_plan_by_hand():
         trainer__epochs=10, trainer__batch_size=40, trainer__eval_every="2ep",
         trainer__log_every=7, trainer__save_every="5%", schedule__warmup="0.5ep", trainer__ema=2,
     )  # fmt: skip
-    made = plan(to_config(plain), 1010)
+    made = plan(sized(plain), 1010)
     assert made.steps == 253  # 10 x 25.25, rounded up
     assert made.eval_every == Fraction(101, 2)
     assert made.log_every == 7
@@ -148,7 +187,7 @@ def test_durations_of_a_plan_by_hand():
 
 def test_steps_are_taken_as_they_are():
     plain = changed(trainer__epochs=None, trainer__steps=17, schedule__warmup="1ep")
-    made = plan(to_config(plain), 640)
+    made = plan(sized(plain), 640)
     assert (made.steps, made.warmup, made.ema_decay) == (17, 10, None)
 
 
@@ -158,7 +197,7 @@ def test_steps_are_taken_as_they_are():
 )
 def test_a_warm_up_fits_into_the_run(warmup, legal):
     """Of 40 steps, which are two epochs of 20."""
-    config = to_config(changed(trainer__epochs=2, schedule__warmup=warmup))
+    config = sized(changed(trainer__epochs=2, schedule__warmup=warmup))
     if legal:
         assert plan(config, 20 * 64).warmup <= 40
         return

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from composing import KEYS, UNHURRIED, changed, composed, problems, put
+from composing import KEYS, UNHURRIED, changed, composed, problems, put, sized
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from vit.config.resume import MAY_CHANGE, changes, with_saved
 from vit.config.validate import dump_yaml, flatten, to_config, to_plain
 from vit.errors import ConfigError, NoCheckpointError
 
-SAVED = flatten(to_plain(resolve(to_config(composed()), bf16=True)))
+SAVED = flatten(to_plain(resolve(sized(composed()), bf16=True)))
 OTHER = {
     "trainer.epochs": 1000.0, "trainer.device": "cpu", "trainer.compile": True,
     "trainer.histograms": True,
@@ -59,7 +59,7 @@ def test_every_refusal_is_reported_at_once():
 
 
 def test_automatic_values_stay_what_they_became():
-    saved = to_plain(resolve(to_config(composed()), bf16=True))
+    saved = to_plain(resolve(sized(composed()), bf16=True))
     kept = with_saved(saved, composed())
     for key in ("model.patch_size", "augment.flip", "augment.crop", "trainer.precision"):
         assert flatten(kept)[key] == SAVED[key] != "auto"
@@ -71,7 +71,7 @@ def test_a_value_that_was_given_is_kept(key):
     wanted = composed()
     value = {"trainer.precision": "fp32"}.get(key, 1)
     put(wanted, key, value)
-    assert flatten(with_saved(to_plain(to_config(composed())), wanted))[key] == value
+    assert flatten(with_saved(to_plain(sized(composed())), wanted))[key] == value
 
 
 @pytest.mark.parametrize(("key", "saved"), [("trainer.device", "cpu"), ("data.workers", 3)])
@@ -152,3 +152,20 @@ def test_a_damaged_config_is_named(folder):
     (folder / "config.yaml").write_text("model: [", encoding="utf-8")
     with pytest.raises(ConfigError, match=re.escape(str(folder / "config.yaml"))):
         saved_settings(folder, Overrides([]))
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted", "expected"),
+    [
+        ((30.0, None), ("auto", None), (30.0, None)),
+        ((None, 500), ("auto", None), (None, 500)),
+        ((None, 500), ("auto", 800), (None, 800)),
+        ((30.0, None), (40.0, None), (40.0, None)),
+    ],
+)
+def test_a_length_that_is_not_given_stays(saved, wanted, expected):
+    def lengths(pair):
+        return changed(trainer__epochs=pair[0], trainer__steps=pair[1])
+
+    trainer = with_saved(lengths(saved), lengths(wanted))["trainer"]
+    assert (trainer["epochs"], trainer["steps"]) == expected

@@ -16,7 +16,9 @@ from vit.errors import ConfigError, nearest
 
 
 def test_all_mistakes_are_reported_at_once():
-    plain = changed(trainer__epoch=10, optm={"lr": 1}, optim__weight_decay="much", model__heads=3)
+    plain = changed(
+        trainer__epoch=10, optm={"lr": 1}, optim__weight_decay="much", model__dim=64, model__heads=3
+    )
     del plain["data"]["mirror"]
     found = problems(plain)
     for words in (
@@ -83,7 +85,7 @@ def test_a_section_is_no_value(section):
         ("trainer.compile", 1, "must be true or false"),
         ("trainer.compile", "yes", "must be true or false"),
         ("trainer.keep", 1, "must be 2 or more"),
-        ("trainer.epochs", "many", "must be a number or null"),
+        ("trainer.epochs", "many", "must be a number or auto or null"),
         ("trainer.precision", "fp16", "must be one of auto, bf16, fp32"),
         ("data.val_fraction", 1, "must lie in [0, 1)"),
         ("data.workers", -1, "must be 0 or more or auto"),
@@ -136,7 +138,7 @@ def test_complaints_about_optional_values_are_english(key, value):
         ({"data__image_size": 32, "model__patch_size": 5}, "try 2 or 4"),
         ({"data__image_size": 131}, "try data.image_size=128"),
         ({"trainer__epochs": None}, "e.g. trainer.epochs=10"),
-        ({"trainer__steps": 5}, "give only one"),
+        ({"trainer__epochs": 3, "trainer__steps": 5}, "give only one"),
         ({"trainer__accumulate": 3}, "try 63 or 66"),
         ({"trainer__batch_size": 63, "augment__mixup": 0.2}, "try 62 or 64"),
         ({"trainer__batch_size": 1, "augment__cutmix": 1}, "try 2"),

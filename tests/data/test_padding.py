@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composing import changed
+from composing import changed, sized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import augmentation, data_config, noise, reader, save
@@ -309,13 +309,13 @@ def native(**values: Any) -> dict[str, Any]:
 
 
 def test_whole_images_are_not_cropped():
-    config = resolve(to_config(native()), bf16=False)
+    config = resolve(sized(native()), bf16=False)
     assert config.augment.crop == "none"
-    assert resolve(to_config(native(data__aspect="crop")), bf16=False).augment.crop == "resized"
+    assert resolve(sized(native(data__aspect="crop")), bf16=False).augment.crop == "resized"
 
 
 def test_the_padding_needs_memory_too():
-    config = resolve(to_config(native()), bf16=False)
+    config = resolve(sized(native()), bf16=False)
     most = MEMORY_LIMIT // (4 * 128 * 128)
     for count, memory in ((most, "device"), (most + 1, "stream")):
         assert resolve_memory(config, count, in_files=True).data.memory == memory

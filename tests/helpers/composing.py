@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import OmegaConf
 
+from vit.config.resolve import fit_to_data
 from vit.config.validate import config_dir, legal_keys, to_config
 from vit.errors import ConfigError
 
@@ -26,6 +27,11 @@ def _composed(*overrides):
 def composed(*overrides):
     """What Hydra makes of the YAML files and `overrides`: plain values, of the caller's own."""
     return copy.deepcopy(_composed(*overrides))
+
+
+def sized(plain):
+    """The config of `plain`, at the size of small images where it waits for the images."""
+    return fit_to_data(to_config(plain), 1000, None, gpu=False)
 
 
 def put(plain, key, value):

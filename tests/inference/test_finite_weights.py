@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from composing import changed
+from composing import changed, sized
 from pictures import CPU, noise, save
 from safetensors.torch import save_file
 
@@ -19,7 +19,6 @@ from vit.artifacts.run_dir import RunDir
 from vit.cli import eval as eval_command
 from vit.cli import explain, export, front, predict
 from vit.config.resolve import resolve
-from vit.config.validate import to_config
 from vit.errors import ConfigError
 from vit.training.distill import load_teacher
 from vit.training.weight_files import load_pretrained
@@ -92,7 +91,7 @@ def test_a_teacher_is_finite(spoiled, tmp_path):
         {"distill__teacher": str(spoiled["weights"])},
         {"distill__teacher": "timm/test_vit", "distill__weights": str(tmp_path / "t.pth")},
     ):
-        config = resolve(to_config(changed(**settings)), bf16=False)
+        config = resolve(sized(changed(**settings)), bf16=False)
         with pytest.raises(ConfigError, match=r"^distill\..*not finite \(.*; give") as e:
             load_teacher(config, list("0123456789"), CPU)
         assert e.value.exit_code == 2

@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from commands import SMALL, run
-from composing import changed, problems
+from composing import changed, problems, sized
 from kill_resume import differences
 from pictures import CPU
 from safetensors.torch import save_file
@@ -22,7 +22,6 @@ from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
 from vit.config.resolve import resolve
 from vit.config.schema import DistillConfig
-from vit.config.validate import to_config
 from vit.errors import ConfigError
 from vit.model.vit import VisionTransformer
 from vit.model.weights import load_matching, timm_kwargs
@@ -113,7 +112,7 @@ def test_timms_distilled_model_is_ours():
 
 def test_the_teacher_sees_the_pixels_in_its_own_terms():
     """Its own mean and deviation, and its own size."""
-    config = resolve(to_config(changed()), bf16=False)
+    config = resolve(sized(changed()), bf16=False)
     seen = []
 
     class Eye(torch.nn.Module):
@@ -140,12 +139,12 @@ def test_a_timm_teacher_with_its_weights(tmp_path):
         distill__weights=str(tmp_path / "weights.safetensors"), trainer__precision="fp32",
         data__name="cifar10", data__mean=[0.5] * 3, data__std=[0.5] * 3, data__image_size=224,
     )  # fmt: skip
-    teacher = load_teacher(resolve(to_config(config), bf16=False), list("abcdefghij"), CPU)
+    teacher = load_teacher(resolve(sized(config), bf16=False), list("abcdefghij"), CPU)
     assert teacher is not None
     images = torch.randn(2, 3, 224, 224)
     torch.testing.assert_close(teacher(images), theirs(images).detach())
     with pytest.raises(ConfigError, match=r"holds no weights of timm/vit_tiny.* for 3 classes"):
-        load_teacher(resolve(to_config(config), bf16=False), list("abc"), CPU)
+        load_teacher(resolve(sized(config), bf16=False), list("abc"), CPU)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +180,7 @@ def test_a_teacher_that_is_not_there(tmp_path, changes, error, words):
 
 
 def test_a_teacher_of_other_classes_is_refused(finished: Path):
-    config = resolve(to_config(changed(distill__teacher=str(finished))), bf16=False)
+    config = resolve(sized(changed(distill__teacher=str(finished))), bf16=False)
     with pytest.raises(ConfigError, match="is no teacher for it"):
         load_teacher(config, ["cat", "dog"], CPU)
 

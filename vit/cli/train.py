@@ -143,7 +143,8 @@ def open_run(config: RunConfig) -> tuple[RunDir, bool]:
     elif config.resume == "auto" and (outputs / str(config.name)).is_dir():
         run, is_new = RunDir(outputs / str(config.name)), False
     else:
-        default = f"{config.data.name}-{config.model.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        parts = [config.data.name, config.model.name, f"{datetime.now():%Y%m%d-%H%M%S}"]
+        default = "-".join(part for part in parts if part != "auto")
         run = RunDir.create(outputs, config.name or default, unique=config.name is not None)
         is_new = True
     run.lock()

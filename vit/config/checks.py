@@ -31,6 +31,10 @@ SETTING_OF = {
 """The setting by which the user decides an option of `ViTConfig` that weights may bring."""
 FROM_WEIGHTS = (*SETTING_OF.values(), "data.mean", "data.std")
 """Settings that `model.weights` may bring with it."""
+FITTED_TO_DATA = (
+    "data.image_size", "model.dim", "model.depth", "model.heads", "trainer.epochs",
+)  # fmt: skip
+"""Settings whose `auto` waits for the training images (`resolve.fit_to_data`)."""
 PHOTO_SIZE = 128
 """From this side on, images are taken for photos."""
 

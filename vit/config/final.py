@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vit.config.checks import FROM_WEIGHTS
 from vit.config.model import ViTConfig
-from vit.config.resolve import Plan, plan, resolve, resolve_memory, vit_config
+from vit.config.resolve import Plan, fit_to_data, plan, resolve, resolve_memory, vit_config
 from vit.config.resume import with_saved
 from vit.config.schema import RunConfig
 from vit.config.validate import flatten, to_config, to_plain
@@ -23,13 +23,13 @@ class DataFacts(NamedTuple):
         classes: how many there are.
         train: number of training images.
         images: number of images of all splits.
-        in_files: they are files.
+        side: typical shorter side of files in pixels; None: the images are no files.
     """
 
     classes: int
     train: int
     images: int
-    in_files: bool
+    side: int | None
 
 
 class FinalConfig(NamedTuple):
@@ -48,6 +48,7 @@ def final_config(
     data: DataFacts,
     *,
     bf16: bool,
+    gpu: bool,
 ) -> FinalConfig:
     """Resolve a run.
 
@@ -59,6 +60,7 @@ def final_config(
         saved: settings (nested) of the run that goes on; None: it is new.
         data: of its images.
         bf16: the device multiplies bfloat16 matrices in hardware.
+        gpu: it is one.
 
     Raises:
         ConfigError: contradictions with what the weights bring, images that are too many to be
@@ -70,8 +72,9 @@ def final_config(
         settings = _with_weights(settings, user_keys, weights)
     if saved is not None:
         settings = to_config(with_saved(saved, to_plain(settings)))
+    settings = to_config(to_plain(fit_to_data(settings, data.train, data.side, gpu=gpu)))
     config = resolve(settings, bf16=bf16)
-    config = resolve_memory(config, data.images, in_files=data.in_files)
+    config = resolve_memory(config, data.images, in_files=data.side is not None)
     return FinalConfig(config, vit_config(config, data.classes), plan(config, data.train))
 
 

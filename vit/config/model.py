@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
-from vit.config.rules import Count, Fraction, Positive, Registered, Whole
+from vit.config.rules import Fraction, Positive, Registered, Whole
 
 SAME: Mapping[str, str] = {"weights": "same"}
 """Marks an option in which weights to start from must agree with the model, and bring it along."""
@@ -21,9 +21,6 @@ class ModelOptions:
     A new one is a line here, one in `configs/model/_base.yaml`, and the module that reads it.
     """
 
-    dim: Count = field(default=384, metadata=SAME)  # width of the tokens; a multiple of heads
-    depth: Count = field(default=12, metadata=SAME)  # number of blocks
-    heads: Count = field(default=6, metadata=SAME)  # attention heads of a block
     positions: Annotated[str, Registered("model/positions.py", "POSITIONS")] = field(
         default="learned", metadata=SAME
     )
@@ -69,6 +66,12 @@ class ViTConfig(ModelOptions):
         (8, 8)
     """
 
+    dim: int = field(default=384, metadata=SAME)
+    """Width of the tokens; a multiple of `heads`."""
+    depth: int = field(default=12, metadata=SAME)
+    """Number of blocks."""
+    heads: int = field(default=6, metadata=SAME)
+    """Attention heads of a block."""
     image_size: tuple[int, int] = field(default=(224, 224), metadata=FITTED)
     """Height and width in pixels; one number, or a list, becomes a tuple."""
     patch_size: int = field(default=16, metadata=FITTED)

@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from typing import Any
 
 from vit.config.checks import PHOTO_SIZE, auto_patch_size
 from vit.config.durations import duration_in_steps, epochs_in_steps
@@ -13,6 +14,10 @@ from vit.config.model import ModelOptions, ViTConfig
 from vit.config.schema import RunConfig
 from vit.errors import ConfigError
 
+MICRO, MINI, TINY = (64, 4, 4), (128, 6, 4), (192, 12, 3)
+"""Width, depth and heads of models that are chosen for the images."""
+MANY = 5000
+"""From so many images in files on, a CPU trains MINI."""
 MEMORY_LIMIT = 4 * 2**30
 """Data sets up to this many bytes of decoded pixels are held on the device."""
 
@@ -46,6 +51,42 @@ def auto_lr(dim: int, batch_size: int) -> float:
     return float(f"{0.1 / dim * math.sqrt(batch_size / 64):.3g}")
 
 
+def fit_to_data(config: RunConfig, images: int, side: int | None, *, gpu: bool) -> RunConfig:
+    """Replace `auto` in image size, shape of the model and length by what suits the images.
+
+    Args:
+        config: settings in which these may be `auto`; others stay.
+        images: number of training images.
+        side: typical shorter side of the files in pixels; None: they are no files, but small.
+        gpu: there is one; a CPU gets a size, a model and a length that it can train in minutes.
+    """
+    data, model, trainer = config.data, config.model, config.trainer
+    if side is None:
+        size, (dim, depth, heads), epochs = 16, MICRO, 160.0
+    elif gpu:
+        size, (dim, depth, heads), epochs = 224, TINY, min(300, max(30, 3e7 // images))
+    else:
+        size, (dim, depth, heads) = 64, MICRO if images < MANY else MINI
+        epochs = min(100, max(10, 5e5 // images))
+    if side is not None:
+        size = max(16, min(size, side) // 16 * 16)
+    if model.heads != "auto":  # a width that they divide
+        dim = max(1, round(dim / model.heads / 4)) * 4 * model.heads
+    if model.dim != "auto":
+        heads = next(h for h in range(heads, 0, -1) if model.dim % h == 0)
+
+    def fitted(section: Any, **values: Any) -> Any:
+        waiting = {key: new for key, new in values.items() if getattr(section, key) == "auto"}
+        return replace(section, **waiting)
+
+    return replace(
+        config,
+        data=fitted(data, image_size=size),
+        model=fitted(model, dim=dim, depth=depth, heads=heads),
+        trainer=fitted(trainer, epochs=None if trainer.steps else epochs),
+    )
+
+
 def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
     """Replace `auto` in patch size, crop, flip, lr and precision; the device stays `auto`.
 
@@ -69,6 +110,7 @@ def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
     precision = config.trainer.precision
     if precision == "auto":
         precision = "bf16" if bf16 else "fp32"
+    assert isinstance(config.model.dim, int)
     adams = auto_lr(config.model.dim, config.trainer.batch_size)
     lr, other_lr = config.optim.lr, config.optim.other_lr
     if lr == "auto":
@@ -116,9 +158,15 @@ def resolve_memory(config: RunConfig, images: int, *, in_files: bool) -> RunConf
 def vit_config(config: RunConfig, num_classes: int) -> ViTConfig:
     """The architecture that resolved settings say."""
     model = config.model
-    assert not isinstance(model.patch_size, str)
+    assert isinstance(model.patch_size, int)
+    assert isinstance(model.dim, int)
+    assert isinstance(model.depth, int)
+    assert isinstance(model.heads, int)
     return ViTConfig(
         **{option.name: getattr(model, option.name) for option in fields(ModelOptions)},
+        dim=model.dim,
+        depth=model.depth,
+        heads=model.heads,
         image_size=config.data.size,
         patch_size=model.patch_size,
         num_classes=num_classes,
@@ -139,7 +187,7 @@ def plan(config: RunConfig, train_samples: int) -> Plan:
     if trainer.steps is not None:
         steps = trainer.steps
     else:
-        assert trainer.epochs is not None
+        assert isinstance(trainer.epochs, float)
         steps = epochs_in_steps(trainer.epochs, train_samples, trainer.batch_size)
 
     def in_steps(text: int | str) -> Fraction:

@@ -112,15 +112,18 @@ def with_saved(
 ) -> dict[str, Any]:
     """`wanted` (nested) with every `auto` replaced by what `saved` (nested) resolved it to.
 
-    Keys in MAY_CHANGE keep their `auto`.
+    Keys in MAY_CHANGE keep their `auto`, but for the length: that of the run, if none is given.
     """
-    merged = {}
+    merged: dict[str, Any] = {}
     for name, value in wanted.items():
         key = prefix + name
         if isinstance(value, Mapping):
             merged[name] = with_saved(saved.get(name, {}), value, f"{key}.")
         else:
             merged[name] = saved.get(name, value) if _was_resolved(key, value) else value
+    if merged.get("epochs") == "auto":
+        lengths = {name: saved.get(name) for name in ("epochs", "steps")}
+        merged |= lengths if merged["steps"] is None else {"epochs": None}
     return merged
 
 

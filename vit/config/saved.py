@@ -28,6 +28,9 @@ Weights = Annotated[dict[str, Any], _tensors]
 class SavedModel(ModelOptions):
     """The architecture: what `ViTConfig` takes."""
 
+    dim: Count
+    depth: Count
+    heads: Count
     image_size: Annotated[list[Count], Length(2)]
     patch_size: Count
     num_classes: Count

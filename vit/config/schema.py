@@ -43,7 +43,7 @@ def height_width(image_size: int | list[int]) -> tuple[int, int]:
 class ReadConfig:
     """Of group `data`: how images are read, whichever they are; `Reader` needs no more."""
 
-    image_size: Side | Annotated[list[Side], Length(2)]
+    image_size: Side | Annotated[list[Side], Length(2)] | Literal["auto"]
     aspect: Literal["crop", "native"]
     center_crop: Annotated[float, Range(0.1, 1)]
     mean: RGB
@@ -60,7 +60,8 @@ class ReadConfig:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Height and width in pixels, once they are known."""
+        assert self.image_size != "auto"
         return height_width(self.image_size)
 
 
@@ -85,6 +86,9 @@ class ModelConfig(ModelOptions):
     """Group `model`: the Vision Transformer's shape; the other settings are its options."""
 
     name: Name
+    dim: Count | Literal["auto"]
+    depth: Count | Literal["auto"]
+    heads: Count | Literal["auto"]
     patch_size: Count | Literal["auto"]
     mlp_ratio: Positive
     weights: Place | None
@@ -141,7 +145,7 @@ class ScheduleConfig:
 class TrainerConfig:
     """Group `trainer`: how long, how big, how often."""
 
-    epochs: Positive | None
+    epochs: Positive | Literal["auto"] | None
     steps: Count | None
     batch_size: Count
     eval_batch_size: Count

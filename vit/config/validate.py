@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from vit.config.checks import FROM_WEIGHTS, Check
+from vit.config.checks import FITTED_TO_DATA, FROM_WEIGHTS, Check
 from vit.config.rules import DurationRule, none_of
 from vit.config.run_checks import CHECKS
 from vit.config.schema import ReadConfig, RunConfig
@@ -78,7 +78,9 @@ def checked(
     problems = [_unknown(key, schema) for key in flatten(plain) if key not in known]
     config: Config = _collect(schema, plain, "", values, problems)
     for check in checks:
-        if all(key in values for key in check.keys):
+        # What waits for the data is checked when it is known.
+        if all(key in values and not (key in FITTED_TO_DATA and values[key] == "auto")
+               for key in check.keys):  # fmt: skip
             remedy = check.rule(*(values[key] for key in check.keys))
             if remedy:
                 problems.append(remedy)

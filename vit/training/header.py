@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vit.config.checks import FITTED_TO_DATA, OF_FILES
 from vit.config.schema import RunConfig
+from vit.config.validate import flatten, to_plain
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import shortened
 from vit.runtime import console
@@ -57,6 +59,15 @@ def announce(parts: Components, data: DataSet, start: list[str]) -> None:
     console.say("\n".join(lines))
 
 
+def chosen(asked: RunConfig, config: RunConfig) -> list[str]:
+    """A line on what was chosen for the images, where their files may be of any size."""
+    before, after = flatten(to_plain(asked)), flatten(to_plain(config))
+    values = [f"{key}={after[key]}" for key in FITTED_TO_DATA if before[key] == "auto"]
+    if config.data.name not in OF_FILES or not values:
+        return []
+    return [f"chosen   {' '.join(values)}, for these images and this device; what you give wins"]
+
+
 def doubts(config: RunConfig, data: DataSet) -> list[str]:
     """What a person would want to know of the data before training, each with the remedy."""
     counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes))
@@ -85,7 +96,7 @@ def _about(config: RunConfig, data: DataSet) -> list[str]:
     lines = [f"classes  {shortened(named)}"]
     if isinstance(data.splits["train"].images, FileImages):
         held = "held decoded" if config.data.memory == "device" else "streamed"
-        lines.append(f"files    {_sizes(data.splits['train'])}; {held}")
+        lines.append(f"files    {_described(sizes_of(data.splits['train']))}; {held}")
         if config.model.weights is None and counts.mean() < FEW:
             lines.append(
                 f"note     {counts.mean():.0f} images a class are few to start from nothing; "
@@ -101,18 +112,23 @@ def _about(config: RunConfig, data: DataSet) -> list[str]:
     return lines
 
 
-def _sizes(samples: Samples) -> str:
-    """How large the files are, of some of them, whose headers are read."""
+def sizes_of(samples: Samples) -> np.ndarray:
+    """Height and width of some of the files, whose headers are read, in pixels: int64 (n, 2)."""
+    if not isinstance(samples.images, FileImages):
+        return np.empty((0, 2), np.int64)
     sizes = []
-    assert isinstance(samples.images, FileImages)
     for i in samples.index[:: -(-len(samples) // _LOOKED_AT)]:
         with contextlib.suppress(Exception), Image.open(samples.images.path(int(i))) as image:
-            sizes.append(image.size)
-    if not sizes:
+            sizes.append(image.size[::-1])
+    return np.array(sizes, np.int64).reshape(-1, 2)
+
+
+def _described(sizes: np.ndarray) -> str:
+    if not len(sizes):
         return "of unknown size"
-    low, middle, high = (np.sort(np.array(sizes), axis=0)[at] for at in (0, len(sizes) // 2, -1))
-    spread = "" if (low == high).all() else f" ({low[1]}x{low[0]} to {high[1]}x{high[0]})"
-    return f"{middle[1]}x{middle[0]} px{spread}"
+    low, middle, high = (np.sort(sizes, axis=0)[at] for at in (0, len(sizes) // 2, -1))
+    spread = "" if (low == high).all() else f" ({low[0]}x{low[1]} to {high[0]}x{high[1]})"
+    return f"{middle[0]}x{middle[1]} px{spread}"
 
 
 def _relative(path: Path) -> Path:

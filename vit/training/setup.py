@@ -6,12 +6,14 @@ import shutil
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vit.artifacts import checkpoint
 from vit.artifacts.logger import Logger, RunLogger
 from vit.artifacts.run_dir import RunDir
+from vit.config.checks import PHOTO_SIZE
 from vit.config.final import DataFacts, FinalConfig, final_config
 from vit.config.resolve import Plan, plan, with_absolute_paths
 from vit.config.resume import changes
@@ -34,7 +36,7 @@ from vit.runtime.seeding import reseed
 from vit.runtime.signals import StopRequest
 from vit.training.components import Components, ShouldPrune, schedule_lr
 from vit.training.distill import load_teacher
-from vit.training.header import announce, doubts
+from vit.training.header import announce, chosen, doubts, sizes_of
 from vit.training.loss import Loss
 from vit.training.pretrained import Pretrained, describe
 from vit.training.run_images import images_of_new, images_of_resumed
@@ -88,6 +90,7 @@ def set_up(
         None if saved is None else saved["config"],
         _facts(data),
         bf16=runtime_device.has_fast_bf16(device),
+        gpu=device.type == "cuda",
     )
     config = final.config
     teacher = load_teacher(config, data.classes, device)
@@ -104,7 +107,7 @@ def set_up(
             console.say(f"{run.path} is finished; more with trainer.epochs=<more>")
             return None
 
-    state, told = _state(final, data.classes, weights, saved, world, device)
+    state, start = _state(final, data.classes, weights, saved, world, device)
     if world.is_main:
         _check_space(run, state, config.trainer.keep)
     train, val, test = _loaders(config, final.plan, data, state.model, world)
@@ -124,7 +127,7 @@ def set_up(
         data.classes, images.digest, run, _logger(run, state, saved, world), stop, device, world,
         should_prune, fingerprint,
     )  # fmt: skip
-    announce(parts, data, told)
+    announce(parts, data, [*chosen(settings, config), *start])
     for problem in doubts(config, data) if saved is None else []:
         console.warn(problem)
     return parts
@@ -146,11 +149,13 @@ def _saved(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
 
 
 def _facts(data: DataSet) -> DataFacts:
+    sides = sizes_of(data.splits["train"]).min(axis=1)
+    in_files = isinstance(data.splits["train"].images, FileImages)
     return DataFacts(
         classes=len(data.classes),
         train=len(data.splits["train"]),
         images=sum(map(len, data.splits.values())),
-        in_files=isinstance(data.splits["train"].images, FileImages),
+        side=int(np.median(sides)) if len(sides) else PHOTO_SIZE if in_files else None,
     )
 
 
