@@ -185,7 +185,7 @@ def test_versions_and_strangers(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpointError, match="no checkpoint of vit-train"):
         checkpoint.load(path)
     torch.save({"format_version": 1, "spec": {}}, path)
-    with pytest.raises(BadCheckpointError, match=r"spec\.image_size is missing, .* and 8 more"):
+    with pytest.raises(BadCheckpointError, match=r"spec\.dim is missing, .* and 11 more"):
         checkpoint.load(path)
     with pytest.raises(BadCheckpointError, match="does not exist"):
         checkpoint.load(tmp_path / "none.pt")
