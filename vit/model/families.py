@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ _HEADS = (
     (r"^distillation_classifier\.", "head_dist."),
 )
 _HUGGING_FACE = (
-    (r"^embeddings\.patch_embeddings\.(?:projection\.)?", "patch_embed.proj."),
     (r"^embeddings\.register_tokens", "reg_token"),
     (r"^embeddings\.distillation_token", "dist_token"),
     (r"^embeddings\.position_embeddings", "pos_embed"),
@@ -32,9 +32,8 @@ _HUGGING_FACE = (
     (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.(?:intermediate\.dense|mlp\.weights_in)\.", ".mlp.fc1."),
     (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
     (r"\.mlp\.(?:weights_out|down_proj)\.", ".mlp.fc2."),
     (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
     (r"\.mlp\.up_proj\.", ".mlp.fc1_x."),
@@ -42,6 +41,12 @@ _HUGGING_FACE = (
     (r"^layernorm\.", "norm."),
     *_HEADS,
 )
+_FUSED = (
+    (r"\.(?:ln_|layer_norm)(\d)\.", r".norm\1."),
+    (r"\.(?:attn|self_attention)\.in_proj_", ".attn.qkv."),
+    (r"\.(?:attn|self_attn|self_attention)\.out_proj\.", ".attn.proj."),
+)
+"""Of a block with `torch.nn.MultiheadAttention`, and what is named after it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Family:
     Attributes:
         name: whose names they are.
         patches: name of the patch embedding's weight.
-        names: patterns, and what takes their place, one after another.
+        names: patterns of all other names, and what takes their place, one after another.
         facts: options of `ViTConfig` that its tensors do not show.
     """
 
@@ -62,106 +67,76 @@ class Family:
 
 
 FAMILIES = (
-    Family(
-        "timm, DINO, DINOv2, DINOv3 or MAE",
-        "patch_embed.proj.weight",
-        (
-            (r"^(?:register_tokens|storage_tokens)$", "reg_token"),
-            (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # in chunks, as DINOv2 trains
-            (r"\.gamma_(\d)$", r".ls\1.gamma"),
-            (r"\.attn\.([qkv])_(?:proj\.)?(weight|bias)$", r".attn.\1.\2"),
-            (r"\.attn\.(lambda_\w+|sub_norm\.weight)$", r".attn.score.\1"),
-            (r"\.mlp\.w12\.", ".mlp.fc1."),
-            (r"\.mlp\.w1\.", ".mlp.fc1_g."),
-            (r"\.mlp\.w2\.", ".mlp.fc1_x."),
-            (r"\.mlp\.w3\.", ".mlp.fc2."),
-            (r"^attn_pool\.latent$", "pool.query"),
-            (r"^attn_pool\.(q|kv|proj)\.", r"pool.attention.\1."),
-            (r"^attn_pool\.", "pool."),
-        ),
-    ),
+    Family("timm, DINO, DINOv2, DINOv3 or MAE", "patch_embed.proj.weight", (
+        (r"^(?:register_tokens|storage_tokens)$", "reg_token"),
+        (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # in chunks, as DINOv2 trains
+        (r"\.gamma_(\d)$", r".ls\1.gamma"),
+        (r"\.attn\.([qkv])_(?:proj\.)?(weight|bias)$", r".attn.\1.\2"),
+        (r"\.attn\.(lambda_\w+|sub_norm\.weight)$", r".attn.score.\1"),
+        (r"\.mlp\.w12\.", ".mlp.fc1."),
+        (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+        (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+        (r"\.mlp\.w3\.", ".mlp.fc2."),
+        (r"^attn_pool\.latent$", "pool.query"),
+        (r"^attn_pool\.(q|kv|proj)\.", r"pool.attention.\1."),
+        (r"^attn_pool\.", "pool."),
+    )),
     Family(
         "ViT, DeiT, DINOv2 or ViT-MAE of Hugging Face",
-        "embeddings.patch_embeddings.projection.weight",
-        _HUGGING_FACE,
+        "embeddings.patch_embeddings.projection.weight", _HUGGING_FACE,
     ),
     Family(
         "DINOv3 of Hugging Face", "embeddings.patch_embeddings.weight", _HUGGING_FACE,
         {"positions": "rope2d_dinov3", "norm_eps": 1e-5},
     ),
-    Family(
-        "CLIP or SigLIP of Hugging Face",
-        "embeddings.patch_embedding.weight",
-        (
-            (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
-            (r"^embeddings\.class_embedding", "cls_token"),
-            (r"^embeddings\.position_embedding\.weight", "pos_embed"),
-            (r"^encoder\.layers\.", "blocks."),
-            (r"\.layer_norm(\d)\.", r".norm\1."),
-            (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
-            (r"\.self_attn\.out_proj\.", ".attn.proj."),
-            (r"^pre_layrnorm\.", "norm_pre."),
-            (r"^post_layernorm\.", "norm."),
-            (r"^head\.probe", "pool.query"),
-            (r"^head\.attention\.in_proj_", "pool.attention.qkv."),
-            (r"^head\.attention\.out_proj\.", "pool.attention.proj."),
-            (r"^head\.layernorm\.", "pool.norm."),
-            (r"^head\.mlp\.", "pool.mlp."),
-            *_HEADS,
-        ),
-    ),
-    Family(
-        "CLIP or OpenCLIP",
-        "conv1.weight",
-        (
-            (r"^conv1\.", "patch_embed.proj."),
-            (r"^class_embedding", "cls_token"),
-            (r"^positional_embedding", "pos_embed"),
-            (r"^transformer\.resblocks\.", "blocks."),
-            (r"\.ln_(\d)\.", r".norm\1."),
-            (r"\.attn\.in_proj_", ".attn.qkv."),
-            (r"\.attn\.out_proj\.", ".attn.proj."),
-            (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-            (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-            (r"^ln_pre\.", "norm_pre."),
-            (r"^ln_post\.", "norm."),
-        ),
-    ),
-    Family(
-        "the original ViT and AugReg",  # of Flax
-        "embedding.kernel",
-        (
-            (r"^embedding\.", "patch_embed.proj."),
-            (r"^cls$", "cls_token"),
-            (r"^Transformer\.posembed_input\.pos_embedding", "pos_embed"),
-            (r"^Transformer\.encoderblock_", "blocks."),
-            (r"^Transformer\.encoder_norm\.", "norm."),
-            (r"\.LayerNorm_0\.", ".norm1."),
-            (r"\.LayerNorm_2\.", ".norm2."),
-            (r"\.MlpBlock_3\.Dense_0\.", ".mlp.fc1."),
-            (r"\.MlpBlock_3\.Dense_1\.", ".mlp.fc2."),
-            (r"\.MultiHeadDotProductAttention_1\.([qkv])(?:uery|ey|alue)\.", r".attn.\1."),
-            (r"\.MultiHeadDotProductAttention_1\.out\.", ".attn.proj."),
-            (r"\.(?:kernel|scale)$", ".weight"),
-        ),
-    ),
-    Family(
-        "torchvision",
-        "conv_proj.weight",
-        (
-            (r"^conv_proj\.", "patch_embed.proj."),
-            (r"^class_token", "cls_token"),
-            (r"^encoder\.pos_embedding", "pos_embed"),
-            (r"^encoder\.layers\.encoder_layer_", "blocks."),
-            (r"\.ln_(\d)\.", r".norm\1."),
-            (r"\.self_attention\.in_proj_", ".attn.qkv."),
-            (r"\.self_attention\.out_proj\.", ".attn.proj."),
-            (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
-            (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
-            (r"^encoder\.ln\.", "norm."),
-            (r"^heads\.head\.", "head."),
-        ),
-    ),
+    Family("CLIP or SigLIP of Hugging Face", "embeddings.patch_embedding.weight", (
+        (r"^embeddings\.class_embedding", "cls_token"),
+        (r"^embeddings\.position_embedding\.weight", "pos_embed"),
+        (r"^encoder\.layers\.", "blocks."),
+        (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
+        *_FUSED,
+        (r"^pre_layrnorm\.", "norm_pre."),
+        (r"^post_layernorm\.", "norm."),
+        (r"^head\.probe", "pool.query"),
+        (r"^head\.attention\.in_proj_", "pool.attention.qkv."),
+        (r"^head\.attention\.out_proj\.", "pool.attention.proj."),
+        (r"^head\.layernorm\.", "pool.norm."),
+        (r"^head\.mlp\.", "pool.mlp."),
+        *_HEADS,
+    )),
+    Family("CLIP or OpenCLIP", "conv1.weight", (
+        (r"^class_embedding", "cls_token"),
+        (r"^positional_embedding", "pos_embed"),
+        (r"^transformer\.resblocks\.", "blocks."),
+        *_FUSED,
+        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+        (r"^ln_pre\.", "norm_pre."),
+        (r"^ln_post\.", "norm."),
+    )),
+    Family("the original ViT and AugReg", "embedding.kernel", (  # of Flax
+        (r"^cls$", "cls_token"),
+        (r"^Transformer\.posembed_input\.pos_embedding", "pos_embed"),
+        (r"^Transformer\.encoderblock_", "blocks."),
+        (r"^Transformer\.encoder_norm\.", "norm."),
+        (r"\.LayerNorm_0\.", ".norm1."),
+        (r"\.LayerNorm_2\.", ".norm2."),
+        (r"\.MlpBlock_3\.Dense_0\.", ".mlp.fc1."),
+        (r"\.MlpBlock_3\.Dense_1\.", ".mlp.fc2."),
+        (r"\.MultiHeadDotProductAttention_1\.([qkv])(?:uery|ey|alue)\.", r".attn.\1."),
+        (r"\.MultiHeadDotProductAttention_1\.out\.", ".attn.proj."),
+        (r"\.(?:kernel|scale)$", ".weight"),
+    )),
+    Family("torchvision", "conv_proj.weight", (
+        (r"^class_token", "cls_token"),
+        (r"^encoder\.pos_embedding", "pos_embed"),
+        (r"^encoder\.layers\.encoder_layer_", "blocks."),
+        *_FUSED,
+        (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
+        (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
+        (r"^encoder\.ln\.", "norm."),
+        (r"^heads\.head\.", "head."),
+    )),
 )  # fmt: skip
 LEFT_OUT: tuple[tuple[str, str], ...] = (
     (r"(?:^|\.)decoder", "the decoder of a masked autoencoder"),
@@ -218,24 +193,21 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
         raise ValueError("its rotary frequencies are learned (RoPE-Mixed), ours are fixed")
     # of several models in a file the average, else the teacher, else the one that is least deep
     prefix, family = min(found, key=lambda f: ("ema" not in f[0], "teacher" not in f[0], len(f[0])))
-    rooms = [
-        prefix[:end] for end in range(len(prefix), -1, -1) if not end or prefix[end - 1] == "."
-    ]
+    layer = re.escape(family.patches.rpartition(".")[0])
+    names = ((rf"^{layer}\.", "patch_embed.proj."), *family.names)
+    rooms = [*accumulate(re.findall(r"[^.]*\.", prefix), initial="")][::-1]
     weights: dict[str, Tensor] = {}
     left_out: Counter[str] = Counter()
     for name, tensor in tensors.items():
-        room = next(room for room in rooms if name.startswith(room))
-        inner = name.removeprefix(room)
-        names, patterns = (
-            (family.names, LEFT_OUT) if room == prefix else (_HEADS, LEFT_OUT + OUTSIDE)
-        )
-        words = next((words for pattern, words in patterns if re.search(pattern, inner)), None)
-        for pattern, ours in names:
-            inner = re.sub(pattern, ours, inner)
-        if words is None:
-            weights[inner] = tensor
-        else:
+        is_inside = name.startswith(prefix)
+        inner = name.removeprefix(next(room for room in rooms if name.startswith(room)))
+        known = LEFT_OUT if is_inside else LEFT_OUT + OUTSIDE
+        if words := next((words for pattern, words in known if re.search(pattern, inner)), None):
             left_out[words] += 1
+            continue
+        for pattern, ours in names if is_inside else _HEADS:
+            inner = re.sub(pattern, ours, inner)
+        weights[inner] = tensor
     facts = {**family.facts, **_told_by(tensors, weights)}
     return Recognised(family.name, _in_our_layout(weights), facts, dict(left_out))
 
@@ -275,12 +247,11 @@ def _in_our_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             nothing = torch.zeros_like(out[some])  # the keys of some have no bias
             rows = [out.pop(f"{block}.{part}.{kind}", nothing) for part in "qkv"]
             out[f"{block}.qkv.{kind}"] = torch.cat(rows)
-    for name in [
-        name for name in out if name.startswith(("pool.attention.qkv", "pool.attention.kv"))
-    ]:
-        joined, kind = name.split(".")[2:]
-        parted = zip(joined, out.pop(name).chunk(len(joined)), strict=True)
-        out |= {f"pool.attention.{part}.{kind}": row for part, row in parted}
+    for joined in ("qkv", "kv"):
+        for name in [name for name in out if name.startswith(f"pool.attention.{joined}.")]:
+            kind = name.rpartition(".")[2]
+            for part, row in zip(joined, out.pop(name).chunk(len(joined)), strict=True):
+                out[f"pool.attention.{part}.{kind}"] = row
     for name in [name for name in out if re.search(r"\.mlp\.fc1(_x)?\.", name)]:
         mlp, layer, kind = name.rsplit(".", 2)
         narrow = out.get(f"{mlp}.fc2.weight")
