@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit.config.model import ARCH_KEYS, ViTConfig
 from vit.errors import shortened
@@ -76,10 +76,10 @@ def timm_kwargs(config: ViTConfig) -> dict[str, Any]:
     }.items():
         if (value := getattr(config, key)) not in names:
             raise ValueError(f"timm's VisionTransformer has no {key}={value}")
-    from timm.layers.activations import GELUTanh, QuickGELU
+    from timm.layers.create_norm import get_norm_layer
     from timm.layers.mlp import Mlp, SwiGLU
-    from timm.layers.norm import LayerNorm, RmsNorm
 
+    norm = get_norm_layer(config.norm)  # type: ignore[no-untyped-call]
     return {
         "img_size": config.image_size,
         "patch_size": config.patch_size,
@@ -99,16 +99,9 @@ def timm_kwargs(config: ViTConfig) -> dict[str, Any]:
         "qkv_bias": config.qkv_bias,
         "qk_norm": config.qk_norm,
         "init_values": config.layer_scale,
-        "norm_layer": partial(
-            {"layernorm": LayerNorm, "rmsnorm": RmsNorm}[config.norm], eps=config.norm_eps
-        ),
+        "norm_layer": partial(norm, eps=config.norm_eps),
         "mlp_layer": SwiGLU if config.mlp == "swiglu" else Mlp,
-        "act_layer": {
-            "gelu": nn.GELU,
-            "gelu_tanh": GELUTanh,
-            "quick_gelu": QuickGELU,
-            "swiglu": nn.SiLU,
-        }[config.mlp],
+        "act_layer": "silu" if config.mlp == "swiglu" else config.mlp,
     }
 
 
