@@ -36,11 +36,11 @@ OPTIONAL_KEYS = (
 
 
 class MismatchError(ValueError):
-    """Weights of a model of another shape; `spec` says of which, as far as the weights show it."""
+    """Weights of a model of another shape, `spec`; in the options `keys` it is another."""
 
-    def __init__(self, reason: str, spec: Mapping[str, Any]) -> None:
-        super().__init__(reason)
-        self.spec = dict(spec)
+    def __init__(self, spec: Mapping[str, Any], keys: list[str]) -> None:
+        super().__init__("a model of another shape")
+        self.spec, self.keys = spec, keys
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,8 @@ def load_matching(
     if "mlp" not in known and "gelu" in model.config.mlp and theirs["mlp"] == "gelu":
         theirs["mlp"] = model.config.mlp  # whose approximation weights do not show
     state = {name: tensor for name, tensor in state.items() if tensor is not None}
-    if any(key in theirs and differs(key, theirs[key], model.config) for key in ARCH_KEYS):
-        raise MismatchError("a model of another shape", theirs)
+    if others := [key for key in ARCH_KEYS if key in theirs and _differs(key, theirs, model)]:
+        raise MismatchError(theirs, others)
     resized: list[str] = []
     state = _fit_tokens(_fit_positions(state, theirs, model, resized), model)
     state = _fit_patches(state, model, resized)
@@ -317,9 +317,9 @@ def _fit_patches(
     return {**state, PATCHES: patches}
 
 
-def differs(key: str, value: Any, config: ViTConfig) -> bool:
-    """Whether an option of `config` is not `value`; of LayerScale only whether there is one."""
-    ours = getattr(config, key)
+def _differs(key: str, theirs: Mapping[str, Any], model: VisionTransformer) -> bool:
+    """Whether an option of `model` is not theirs; of LayerScale only whether there is one."""
+    value, ours = theirs[key], getattr(model.config, key)
     if key == "layer_scale":
         return (value is None) != (ours is None)
     return bool(value != ours)

@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from vit.config.checks import OF_FILES, SETTING_OF
-from vit.config.model import ARCH_KEYS
 from vit.config.schema import RunConfig
 from vit.config.validate import flatten, to_plain
 from vit.data.manifest import Manifest
@@ -21,7 +20,6 @@ from vit.model.vit import VisionTransformer
 from vit.model.weights import (
     LoadReport,
     MismatchError,
-    differs,
     load_matching,
     not_finite,
     registers_for,
@@ -154,11 +152,7 @@ class Pretrained:
                 weights = rotated_as_ours(weights, model.config.heads, positions)
             return load_matching(model, weights, self.spec, same_classes=same)
         except MismatchError as error:
-            wanted = " ".join(
-                setting(key, error.spec)
-                for key in ARCH_KEYS
-                if key in error.spec and differs(key, error.spec[key], model.config)
-            )
+            wanted = " ".join(_setting(key, error.spec) for key in error.keys)
             raise ConfigError(
                 f"model.weights={self.place} is of a model of another shape; give {wanted}"
             ) from None
@@ -204,7 +198,7 @@ def describe(weights: Pretrained, report: LoadReport, config: RunConfig) -> list
     return lines
 
 
-def setting(key: str, spec: dict[str, Any]) -> str:
+def _setting(key: str, spec: Mapping[str, Any]) -> str:
     """A value of a spec as the user would give it."""
     if key == "mlp_dim":
         return f"model.mlp_ratio={ratio(spec['mlp_dim'], spec['dim']):.6g}"
