@@ -53,10 +53,9 @@ class LoadReport:
     unused: list[str]
 
 
-def not_finite(weights: Mapping[str, Any]) -> str | None:
+def not_finite(weights: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds a number that is not finite; None: all are finite."""
-    tensors = ((name, w) for name, w in weights.items() if isinstance(w, Tensor))
-    return next((name for name, w in tensors if not w.isfinite().all()), None)
+    return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
 
 
 def timm_kwargs(config: ViTConfig) -> dict[str, Any]:
@@ -105,23 +104,6 @@ def timm_kwargs(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def _of_patches_alone(state: Mapping[str, Tensor], patches: int) -> dict[str, Tensor]:
-    """`state` with the positions of tokens before the patches folded into these tokens.
-
-    timm's default gives the class token a position of its own (row 0 of `pos_embed`, (1, 1+N, D)),
-    the distillation token another, and some models their registers; they are constant.
-    """
-    state = dict(state)
-    table, row = state["pos_embed"], 0
-    for token in PREFIX_TOKENS:
-        if token in state and row < table.shape[1] - patches:
-            count = state[token].shape[1]
-            state[token] = state[token] + table[:, row : row + count]
-            row += count
-    state["pos_embed"] = table[:, row:]
-    return state
-
-
 def _fit_tokens(state: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
     """Tokens that `model` has no place of its own for as registers, if they are as many as it has.
 
@@ -155,12 +137,12 @@ def resized(
     """
     other = replace(config, image_size=size)
     state = dict(state)
-    if state.get("pos_embed") is not None:
-        state["pos_embed"] = resized_positions(state["pos_embed"], config.grid, other.grid)
+    if "pos_embed" in state:
+        state["pos_embed"] = _resampled(state["pos_embed"], config.grid, other.grid)
     return state, other
 
 
-def resized_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def _resampled(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Positions (1, rows * columns, D) of a grid `old` for a grid `new`; see `resized`."""
     if new == old:
         return table
@@ -178,7 +160,7 @@ def spec_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         ValueError: these are no weights of a Vision Transformer with timm's names.
     """
     norm = next((norm for norm in ("norm", "fc_norm") if f"{norm}.weight" in state), None)
-    if state.get(PATCHES) is None or state[PATCHES].ndim != 4 or norm is None:
+    if PATCHES not in state or state[PATCHES].ndim != 4 or norm is None:
         raise ValueError("no weights of a Vision Transformer with timm's names")
     pool = "cls" if "cls_token" in state and norm == "norm" else "mean"
     if "pool.query" in state:
@@ -212,8 +194,7 @@ def spec_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
     if "pos_embed" in state:
         spec["positions"] = "learned"
-        size = _image_size(state, patch, (0, 0))
-        if size is not None:
+        if size := _image_size(state, patch, (0, 0)):
             spec["image_size"] = list(size)
     return spec
 
@@ -254,7 +235,6 @@ def load_matching(
     theirs = {**spec_of(state), **known}
     if "mlp" not in known and "gelu" in model.config.mlp and theirs["mlp"] == "gelu":
         theirs["mlp"] = model.config.mlp  # whose approximation weights do not show
-    state = {name: tensor for name, tensor in state.items() if tensor is not None}
     if others := [key for key in ARCH_KEYS if key in theirs and _differs(key, theirs, model)]:
         raise MismatchError(theirs, others)
     resized: list[str] = []
@@ -284,20 +264,29 @@ def _fit_positions(
     state: Mapping[str, Tensor], theirs: Mapping[str, Any], model: VisionTransformer,
     resized: list[str],
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Positions of patches alone, for the grid of `model`; if it is another, `resized` says so."""
-    if state.get("pos_embed") is None:
-        return dict(state)
-    grid = model.config.grid
+    """Positions of patches alone, for the grid of `model`; if it is another, `resized` says so.
+
+    timm's default gives the class token a position of its own (row 0 of `pos_embed`, (1, 1+N, D)),
+    the distillation token another, and some models their registers. They are constant, so they
+    are added to these tokens.
+    """
+    state, grid = dict(state), model.config.grid
+    if "pos_embed" not in state:
+        return state
+    table, row = state["pos_embed"], 0
     size = theirs.get("image_size") or _image_size(state, theirs["patch_size"], grid)
     if size is None:
-        count = state["pos_embed"].shape[1]
-        raise ValueError(f"its {count} positions are of no square image")
+        raise ValueError(f"its {table.shape[1]} positions are of no square image")
     rows, columns = (side // theirs["patch_size"] for side in size)
     if (rows, columns) != grid:
         resized.append(f"positions {rows}x{columns} -> {grid[0]}x{grid[1]}")
-    alone = _of_patches_alone(state, rows * columns)
-    alone["pos_embed"] = resized_positions(alone["pos_embed"], (rows, columns), grid)
-    return alone
+    for token in PREFIX_TOKENS:
+        if token in state and row < table.shape[1] - rows * columns:
+            count = state[token].shape[1]
+            state[token] = state[token] + table[:, row : row + count]
+            row += count
+    state["pos_embed"] = _resampled(table[:, row:], (rows, columns), grid)
+    return state
 
 
 def _fit_patches(
