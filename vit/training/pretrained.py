@@ -34,32 +34,29 @@ class Recipe:
     Attributes:
         lr: learning rate of the head ...
         batch_size: ... for batches of so many images; for others by the root of the ratio.
-        layer_decay, freeze, mixup, cutmix: settings.
+        others: the other settings.
         source: where they are from.
     """
 
     lr: float
     batch_size: int
-    layer_decay: float
-    freeze: str
-    mixup: float
-    cutmix: float
+    others: dict[str, Any]
     source: str
 
     def settings(self, batch_size: int) -> dict[str, Any]:
         """The settings for batches of so many images."""
-        return {
-            "optim.lr": float(f"{self.lr * (batch_size / self.batch_size) ** 0.5:.3g}"),
-            "optim.layer_decay": self.layer_decay,
-            "trainer.freeze": self.freeze,
-            "augment.mixup": self.mixup,
-            "augment.cutmix": self.cutmix,
-        }
+        lr = self.lr * (batch_size / self.batch_size) ** 0.5
+        return {"optim.lr": float(f"{lr:.3g}"), **self.others}
 
 
-MAE = Recipe(2e-3, 1024, 0.65, "none", 0.8, 1.0, "He et al. 2022, arXiv 2111.06377, ViT-B/16")
+MAE = Recipe(
+    2e-3, 1024, {"optim.layer_decay": 0.65, "trainer.freeze": "none", "augment.mixup": 0.8,
+                 "augment.cutmix": 1.0},
+    "He et al. 2022, arXiv 2111.06377, ViT-B/16",
+)  # fmt: skip
 CLIP = Recipe(
-    6e-4, 2048, 0.6, "blocks:0", 0.0, 0.0,
+    6e-4, 2048, {"optim.layer_decay": 0.6, "trainer.freeze": "blocks:0", "augment.mixup": 0.0,
+                 "augment.cutmix": 0.0},
     "as CLIP's ViT-B/16, Dong et al. 2022, arXiv 2212.06138; embedding frozen, Kumar et al. 2022, "
     "arXiv 2211.09359",
 )  # fmt: skip
@@ -126,12 +123,14 @@ class Pretrained:
         if config.data.name not in OF_FILES:
             found["data.image_size"] = None
         kept = {key: value for key, value in found.items() if value is not None}
-        if (recipe := self.recipe()) is not None and config.trainer.recipe == "weights":
+        if recipe := self.recipe(config):
             kept |= recipe.settings(config.trainer.batch_size)
         return {**kept, "model.layer_scale": spec["layer_scale"]}
 
-    def recipe(self) -> Recipe | None:
-        """How weights like these are fine-tuned; None: as they are by default."""
+    def recipe(self, config: RunConfig) -> Recipe | None:
+        """How weights like these are fine-tuned in the run `config`; None: as it says itself."""
+        if config.trainer.recipe != "weights":
+            return None
         words = " ".join([Path(self.place).name, *self.left_out]).lower()
         if re.search(r"masked autoencoder|(^|[._-])mae([._-]|$)", words):
             return MAE
@@ -187,10 +186,9 @@ def describe(weights: Pretrained, report: LoadReport, config: RunConfig) -> list
     }  # fmt: skip
     if guessed := [words for words, so in silent.items() if so]:
         lines.append(f"         the file does not say, so it is taken: {'; '.join(guessed)}")
-    recipe = weights.recipe() if config.trainer.recipe == "weights" else None
-    if recipe is not None:
-        took = recipe.settings(config.trainer.batch_size).keys()
+    if recipe := weights.recipe(config):
         plain = flatten(to_plain(config))
+        took = recipe.settings(config.trainer.batch_size)
         values = ", ".join(f"{key}={plain[key]}" for key in took)
         lines.append(f"         fine-tuned with {values} ({recipe.source})")
     elif config.trainer.freeze != "none":
