@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -52,10 +53,7 @@ def load_pretrained(place: str) -> Pretrained:
         raise ConfigError(
             f"model.weights={place} does not exist; give a run folder, a file or timm/<model>"
         )
-    read = READERS.get(path.suffix.lower())
-    if path.is_dir():
-        files = sorted(file for name in IN_FOLDERS for file in path.glob(name))
-        read = _of_folder if files else _of_run
+    read = _of_folder if path.is_dir() else READERS.get(path.suffix.lower())
     if read is None:
         raise ConfigError(
             f"model.weights={place} is of no known kind; give a run folder, one of "
@@ -105,14 +103,16 @@ def _of_safetensors(path: Path, place: str) -> Pretrained:
 
 
 def _of_folder(path: Path, place: str) -> Pretrained:
-    """A model as the Hugging Face hub has it, of timm or transformers, in one file or several."""
+    """A run, or what the Hugging Face hub has of timm or transformers, in one file or several."""
     from safetensors.torch import load_file
 
+    files = next(filter(None, (sorted(path.glob(name)) for name in IN_FOLDERS)), None)
+    if files is None:
+        return _of_run(path, place)
     tensors: dict[str, Tensor] = {}
-    for name in IN_FOLDERS:
-        for file in sorted(path.glob(name)) if not tensors else []:
-            safe = file.suffix == ".safetensors"
-            tensors |= load_file(file) if safe else dict(_tensors(checkpoint.foreign(file)))
+    for file in files:
+        safe = file.suffix == ".safetensors"
+        tensors |= load_file(file) if safe else dict(_tensors(checkpoint.foreign(file)))
 
     def beside(name: str) -> dict[str, Any]:
         file = path / name
@@ -189,26 +189,23 @@ def _facts_of_timm(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What timm knows of its model `name`; of others nothing but what `arguments` say."""
     import timm
 
-    known = {"heads": arguments.get("num_heads")}
-    if not isinstance(name, str) or not timm.is_model(name):
-        return known
-    try:
-        with torch.device("meta"):
+    if isinstance(name, str) and timm.is_model(name):
+        # it may be no Vision Transformer, or this timm has not its arguments
+        with contextlib.suppress(Exception), torch.device("meta"):
             return _facts_of(timm.create_model(name, **arguments))
-    except Exception:  # arguments that this timm has not, or no Vision Transformer
-        return known
+    return {"heads": arguments.get("num_heads")}
 
 
 def _facts_of(model: Any) -> dict[str, Any]:
     """What a timm model says of itself that its weights do not show, by options of `ViTConfig`."""
     block, rope = model.blocks[0], getattr(model, "rope", None)
+    act = type(getattr(block.mlp, "act", None)).__name__
     facts = {
         "dim": model.embed_dim,
         "heads": block.attn.num_heads,
         "norm_eps": block.norm1.eps,
+        "mlp": GELUS.get(act, act),
     }
-    act = type(getattr(block.mlp, "act", None)).__name__
-    facts["mlp"] = GELUS.get(act, act)
     if rope is not None and type(rope).__name__ == "RotaryEmbeddingDinoV3":
         facts["positions"] = "rope2d_dinov3"
     elif rope is not None:
@@ -252,18 +249,15 @@ def _of_timm(place: str) -> Pretrained:
             f"give a file of it: model.weights=<.safetensors, .pth or .npz>"
         ) from None
     facts = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-    try:
+    with contextlib.suppress(Exception):  # a model of another kind fails in many ways
         known = {**_facts_of(model), "image_size": [*model.patch_embed.img_size]}
         found = _recognised(place, model.state_dict(), known, None, facts["mean"], facts["std"])
-        same = _agree(model, found)
-    except Exception:  # a model of another kind fails in many ways
-        same = False
-    if not same:
-        raise ConfigError(
-            f"model.weights={place} is a {type(model).__name__} of a kind that ours is not; "
-            f"try timm/vit_small_patch16_224"
-        )
-    return found
+        if _agree(model, found):
+            return found
+    raise ConfigError(
+        f"model.weights={place} is a {type(model).__name__} of a kind that ours is not; "
+        f"try timm/vit_small_patch16_224"
+    )
 
 
 @torch.no_grad()
@@ -311,11 +305,7 @@ IN_FOLDERS = (
 )  # fmt: skip
 """Patterns of the files of weights of a folder: the first that is there."""
 READERS: dict[str, Callable[[Path, str], Pretrained]] = {
-    ".pt": _of_torch,
-    ".pth": _of_torch,
-    ".ckpt": _of_torch,
-    ".tar": _of_torch,
-    ".bin": _of_torch,
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".tar", ".bin"), _of_torch),
     ".safetensors": _of_safetensors,
     ".npz": _of_npz,
 }
