@@ -33,16 +33,29 @@ class Logger:
         """Write one line down."""
 
     def images(self, tag: str, grid: Tensor, step: int) -> None:
-        """Show a picture (C, height, width) with values in [0, 1]."""
+        """Show a picture (C, height, width) with values in [0, 1] in TensorBoard."""
+        self._draw(lambda board: board.add_image(tag, grid.expand(3, -1, -1), step))
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Draw one point of each curve {tag: value}."""
+        """Draw one point of each curve {tag: value} in TensorBoard, beside metrics.jsonl."""
+
+        def draw(board: SummaryWriter) -> None:
+            for tag, value in values.items():
+                board.add_scalar(tag, value, step)
+
+        self._draw(draw)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        """Draw the distribution of `values`, of any shape."""
+        """Draw the distribution of `values`, of any shape, in TensorBoard."""
+        self._draw(lambda board: board.add_histogram(tag, values, step))
 
     def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
-        """Show a run's settings beside its final scores."""
+        """Fill TensorBoard's HPARAMS page with a run's settings and its final scores."""
+        plain = {
+            key: value if isinstance(value, (bool, int, float)) else printable(str(value))
+            for key, value in settings.items()
+        }
+        self._draw(lambda board: board.add_hparams(plain, scores, run_name=".", global_step=step))
 
     def durable(self) -> tuple[int, str]:
         """Length and digest of metrics.jsonl, all of which has reached the disk."""
@@ -50,6 +63,9 @@ class Logger:
 
     def close(self) -> None:
         """Write out what is buffered."""
+
+    def _draw(self, draw: Callable[[SummaryWriter], object]) -> None:
+        """Have TensorBoard draw something."""
 
 
 class RunLogger(Logger):
@@ -91,31 +107,6 @@ class RunLogger(Logger):
             self._digest.update(text)
         numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
         self.scalars({tag: v for tag, v in numbers.items() if math.isfinite(v)}, step)
-
-    def images(self, tag: str, grid: Tensor, step: int) -> None:
-        """Show a picture (C, height, width) with values in [0, 1] in TensorBoard."""
-        self._draw(lambda board: board.add_image(tag, grid.expand(3, -1, -1), step))
-
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        """Draw one point of each curve {tag: value} in TensorBoard, beside metrics.jsonl."""
-
-        def draw(board: SummaryWriter) -> None:
-            for tag, value in values.items():
-                board.add_scalar(tag, value, step)
-
-        self._draw(draw)
-
-    def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        """Draw the distribution of `values`, of any shape, in TensorBoard."""
-        self._draw(lambda board: board.add_histogram(tag, values, step))
-
-    def hparams(self, step: int, settings: dict[str, Any], scores: dict[str, float]) -> None:
-        """Fill TensorBoard's HPARAMS page with a run's settings and its final scores."""
-        plain = {
-            key: value if isinstance(value, (bool, int, float)) else printable(str(value))
-            for key, value in settings.items()
-        }
-        self._draw(lambda board: board.add_hparams(plain, scores, run_name=".", global_step=step))
 
     def durable(self) -> tuple[int, str]:
         """Length and digest of metrics.jsonl, after it has reached the disk."""
