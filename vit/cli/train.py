@@ -63,7 +63,8 @@ def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune
         with process_group(processes, lambda: _takes_cuda(config)):
             if not processes.is_main:
                 console.mute()
-            run, is_new = _run_of_all(config, processes)
+            run, is_new = processes.broadcast_from_main(lambda: run_folder(config))
+            processes.broadcast_from_main(run.lock)
             try:
                 _train(config, overrides.keys, run, stop, processes, should_prune)
             except Exception as error:
@@ -81,21 +82,6 @@ def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune
             finally:
                 run.unlock()
             return run.path
-
-
-def _run_of_all(config: RunConfig, processes: World) -> tuple[RunDir, bool]:
-    """The run's folder, which the leader opens and the others are told."""
-    if processes.size == 1:
-        return open_run(config)
-    opened: list[RunDir] = []
-
-    def lead() -> tuple[str, bool]:
-        run, is_new = open_run(config)
-        opened.append(run)
-        return str(run.path), is_new
-
-    path, is_new = processes.broadcast_from_main(lead)
-    return (opened[0] if opened else RunDir(Path(path))), is_new
 
 
 def _takes_cuda(config: RunConfig) -> bool:
@@ -131,24 +117,20 @@ def saved_settings(folder: Path, overrides: Overrides) -> dict[str, Any]:
     return {**plain, "resume": str(folder), "name": None}
 
 
-def open_run(config: RunConfig) -> tuple[RunDir, bool]:
-    """The run's folder, locked, and whether it is new.
+def run_folder(config: RunConfig) -> tuple[RunDir, bool]:
+    """The run's folder, and whether it is new.
 
     Raises:
-        ConfigError: the name is taken, the folder is in use or cannot be written.
+        ConfigError: the name is taken, or the folder cannot be made.
     """
     outputs = Path(config.outputs).expanduser()
     if config.resume not in (None, "auto"):
-        run, is_new = RunDir(Path(str(config.resume))), False
-    elif config.resume == "auto" and (outputs / str(config.name)).is_dir():
-        run, is_new = RunDir(outputs / str(config.name)), False
-    else:
-        parts = [config.data.name, config.model.name, f"{datetime.now():%Y%m%d-%H%M%S}"]
-        default = "-".join(part for part in parts if part != "auto")
-        run = RunDir.create(outputs, config.name or default, unique=config.name is not None)
-        is_new = True
-    run.lock()
-    return run, is_new
+        return RunDir(Path(str(config.resume))), False
+    if config.resume == "auto" and (outputs / str(config.name)).is_dir():
+        return RunDir(outputs / str(config.name)), False
+    parts = [config.data.name, config.model.name, f"{datetime.now():%Y%m%d-%H%M%S}"]
+    default = "-".join(part for part in parts if part != "auto")
+    return RunDir.create(outputs, config.name or default, unique=config.name is not None), True
 
 
 def _train(
@@ -189,11 +171,8 @@ def _print_result(parts: Components, scores: dict[str, float]) -> None:
     from vit.artifacts.runs import curve
     from vit.training.verdict import advice, judged
 
-    told = "  ".join(
-        f"{split} top-1 {scores[key]:.2f}"
-        for split, key in (("val", "val_top1"), ("test", "test_top1"))
-        if key in scores
-    )
+    tops = {split: scores.get(f"{split}_top1") for split in ("val", "test")}
+    told = "  ".join(f"{split} top-1 {top:.2f}" for split, top in tops.items() if top is not None)
     folder, train = parts.run.path, parts.train.labels.cpu().numpy()
     verdict: list[str] = []
     for split, loader in (("test", parts.test), ("val", parts.val)):
@@ -204,17 +183,14 @@ def _print_result(parts: Components, scores: dict[str, float]) -> None:
         curve(folder, key="loss"), parts.epoch, len(train) / len(parts.classes),
         started=parts.config.model.weights is not None or parts.config.data.name not in OF_FILES,
     )  # fmt: skip
-    console.say(
-        "\n".join(
-            [
-                f"\n{told or 'done'}  in {folder}",
-                *(f"  {line}" for line in verdict),
-                f"  vit-eval checkpoint={folder}",
-                f"  vit-predict checkpoint={folder} images=<folder>",
-                f"  tensorboard --logdir {folder}",
-            ]
-        )
-    )
+    lines = [
+        f"\n{told or 'done'}  in {folder}",
+        *verdict,
+        f"vit-eval checkpoint={folder}",
+        f"vit-predict checkpoint={folder} images=<folder>",
+        f"tensorboard --logdir {folder}",
+    ]
+    console.say("\n  ".join(lines))
 
 
 def _failure(error: Exception) -> dict[str, Any]:
