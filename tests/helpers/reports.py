@@ -37,8 +37,6 @@ def made_up(
         labels=labels, predicted=predicted, confidence=judged.confidence,
         scores=metrics.all_scores(top, labels, judged.loss, judged), compared={},
         versus=None, corruptions={},
-        table=metrics.per_class(labels, predicted, classes),
-        confusion=metrics.confusion(labels, predicted, classes),
         reliability={"as it is": metrics.calibration(judged.confidence, predicted == labels)},
         calibration="None.", loss={}, top1={}, epoch=None, settings={"a.key": None},
         command="vit-eval", chosen=choose(labels, predicted, judged.loss, judged.margin, classes),

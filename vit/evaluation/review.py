@@ -192,8 +192,6 @@ def page(
             name: dict(zip(SEVERITIES, row, strict=True))
             for name, row in result.corruptions.items()
         },
-        table=metrics.per_class(labels, predicted, len(classes)),
-        confusion=metrics.confusion(labels, predicted, len(classes)),
         reliability={f"{k} (ECE {b.error():.4f})": b for k, b in reliability.items()},
         calibration=_about(done),
         settings=flatten(trained.config),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from vit.report.figures import Points, chart, reliability
 from vit.report.gallery import FULL_MATRIX, Chosen, largest_pairs
-from vit.report.metrics import Bins, PerClass, Score
+from vit.report.metrics import Bins, Score, confusion, per_class
 from vit.report.render import rendered
 
 BUDGET = 12_000_000
@@ -71,8 +71,6 @@ class Report:
             of two, the second is compared with the first.
         versus: a second model on the same images; None without one.
         corruptions: top-1 in percent of images made worse, by name and severity; may be empty.
-        table: scores of each class.
-        confusion: (K, K), true classes are the rows.
         reliability: by caption.
         calibration: what was done about calibration, a sentence.
         loss, top1: learning curves by name, (epoch, value); empty without a run.
@@ -93,8 +91,6 @@ class Report:
     compared: Mapping[str, Mapping[str, float]]
     versus: Versus | None
     corruptions: Mapping[str, Mapping[int, float]]
-    table: PerClass
-    confusion: np.ndarray
     reliability: Mapping[str, Bins]
     calibration: str
     loss: Mapping[str, Points]
@@ -117,25 +113,29 @@ def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping
         thumbnails: images as data URIs, by number; what is not among them is not shown.
         overlays: where the model looked, likewise.
     """
-    columns = (report.table.precision, report.table.recall, report.table.f1, report.table.support)
-    rows = zip(report.classes, *(column.tolist() for column in columns), strict=True)
+    labels, predicted, classes = report.labels, report.predicted, report.classes
+    table, wrong = per_class(labels, predicted, len(classes)), labels != predicted
+    pairs = largest_pairs(labels[wrong], predicted[wrong], len(classes))
+    is_whole = len(classes) <= FULL_MATRIX
     return rendered(
         "report.html",
         report=report,
         scores=_cards(report),
         compared=_comparison(report.compared),
         versus=_versus(report, report.versus, thumbnails) if report.versus else None,
-        corruptions=_corruptions(report) if report.corruptions else None,
-        rows=list(rows),
-        matrix=_matrix(report) if len(report.classes) <= FULL_MATRIX else None,
-        pairs=_pairs(report) if len(report.classes) > FULL_MATRIX else None,
+        corruptions=_corruptions(report.corruptions) if report.corruptions else None,
+        rows=zip(classes, *(column.tolist() for column in vars(table).values()), strict=True),
+        matrix=confusion(labels, predicted, len(classes)).tolist() if is_whole else None,
+        pairs=[pair for pair in pairs if pair[:2] in report.chosen.cells],
+        support=table.support.tolist(),
         full_matrix=FULL_MATRIX,
         reliability={text: reliability(bins) for text, bins in report.reliability.items()},
         charts={
             "loss (nats)": chart(report.loss, report.epoch),
             "top-1 (%)": chart(report.top1, report.epoch),
         },
-        lists=_lists(report, thumbnails),
+        worst=_figures(report, report.chosen.worst, thumbnails),
+        uncertain=_figures(report, report.chosen.uncertain, thumbnails),
         overlays=overlays,
         data=_data(report, thumbnails, overlays),
     )
@@ -177,72 +177,30 @@ def _comparison(compared: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
 def _versus(report: Report, versus: Versus, thumbnails: Mapping[int, str]) -> dict[str, Any]:
     """Both models, and for each the images that it alone is right on, as the other took them."""
     both, first, second, none = versus.counts
-    sides = []
-    for turn, (numbers, predicted, count) in enumerate(
-        ((versus.first, versus.predicted, first), (versus.second, report.predicted, second))
-    ):
-        images = [
-            {"number": i, "name": str(report.names[i]), "label": report.classes[report.labels[i]],
-             "predicted": report.classes[predicted[i]]}
-            for i in numbers if i in thumbnails
-        ]  # fmt: skip
-        sides.append(
-            {"name": versus.names[turn], "top1": versus.top1[turn], "count": count,
-             "images": images}
-        )  # fmt: skip
-    return {"statement": versus.statement, "sides": sides, "cells": [[both, first], [second, none]]}
-
-
-def _corruptions(report: Report) -> dict[str, Any]:
-    """Rows of top-1 by severity, with their mean and its distance from the clean score."""
-    clean = report.scores["top1"].value
-    table = {name: list(row.values()) for name, row in report.corruptions.items()}
-    table["mean"] = np.mean(list(table.values()), axis=0).tolist()
-    return {
-        "clean": clean,
-        "severities": list(next(iter(report.corruptions.values()))),
-        "rows": [
-            {"name": _SPELT.get(name, name), "cells": cells, "mean": sum(cells) / len(cells),
-             "drop": clean - sum(cells) / len(cells)}
-            for name, cells in table.items()
-        ],
-    }  # fmt: skip
-
-
-def _matrix(report: Report) -> list[list[dict[str, Any]]]:
-    """Cells with their count and share of the row."""
-    totals = np.maximum(report.confusion.sum(axis=1), 1)
-    shares = report.confusion / totals[:, None]
-    return [
-        [
-            {"count": count, "percent": round(100 * share, 1), "key": f"{label},{guess}"}
-            for guess, (count, share) in enumerate(zip(counts, row, strict=True))
-        ]
-        for label, (counts, row) in enumerate(
-            zip(report.confusion.tolist(), shares.tolist(), strict=True)
-        )
+    by_second = replace(report, predicted=versus.predicted)
+    images = [
+        _figures(by_second, versus.first, thumbnails),
+        _figures(report, versus.second, thumbnails),
     ]
-
-
-def _pairs(report: Report) -> list[dict[str, Any]]:
-    """The most frequent confusions."""
-    wrong = report.labels != report.predicted
-    pairs = largest_pairs(report.labels[wrong], report.predicted[wrong], len(report.classes))
-    support = report.table.support
-    return [
-        {"label": report.classes[label], "predicted": report.classes[guess], "count": count,
-         "percent": 100 * count / int(support[label]), "key": f"{label},{guess}"}
-        for label, guess, count in pairs if (label, guess) in report.chosen.cells
-    ]  # fmt: skip
-
-
-def _lists(report: Report, thumbnails: Mapping[int, str]) -> dict[str, list[dict[str, Any]]]:
-    """The images that are always open."""
-    named = {"worst": report.chosen.worst, "uncertain": report.chosen.uncertain}
+    sides = zip(versus.names, versus.top1, (first, second), images, strict=True)
     return {
-        name: [{"number": i, **_caption(report, i)} for i in numbers if i in thumbnails]
-        for name, numbers in named.items()
+        "statement": versus.statement,
+        "sides": [dict(zip(("name", "top1", "count", "images"), s, strict=True)) for s in sides],
+        "cells": [[both, first], [second, none]],
     }
+
+
+def _corruptions(scores: Mapping[str, Mapping[int, float]]) -> dict[str, list[float]]:
+    """Top-1 at each severity: of each corruption, by what it is called, and of all in the mean."""
+    table = {_SPELT.get(name, name): list(row.values()) for name, row in scores.items()}
+    return {**table, "mean": np.mean(list(table.values()), axis=0).tolist()}
+
+
+def _figures(
+    report: Report, numbers: Sequence[int], thumbnails: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    """The images of these numbers, as far as they are shown."""
+    return [{"number": i, **_caption(report, i)} for i in numbers if i in thumbnails]
 
 
 def _caption(report: Report, number: int) -> dict[str, Any]:
