@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +55,13 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     """Write what came of an evaluation, and say it."""
     from vit.evaluation.review import page
 
-    trained, what, loader = done.trained, done.what, done.loader
-    result, metrics = done.result, done.metrics
-    predictions, temperature = result.predictions, result.temperature
+    trained, what, metrics = done.trained, done.what, done.metrics
+    predictions, temperature = done.predictions, done.temperature
     label = labelled(what, trained, config.merge)
-    folder = output_folder(config, trained.path, label, done.others)
-    names = [loader.names[i] for i in predictions.index]
+    other = done.comparison.models[1].path if done.comparison else None
+    folder = output_folder(config, trained.path, label, other)
     rows = zip(
-        names,
+        (done.loader.names[i] for i in predictions.index),
         (trained.classes[label] for label in predictions.labels.tolist()),
         (trained.classes[label] for label in predictions.top[:, 0].tolist()),
         predictions.probability.tolist(),
@@ -88,8 +86,8 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
         written.append(folder.parent / TEMPERATURE)
     lines = [
         f"{label}: top-1 {metrics['top1']:.2f}  top-5 {metrics['top5']:.2f}  loss "
-        f"{metrics['loss']:.4f}  ({len(names):,} images, step {trained.step})",
-        *([result.comparison.statement()] if result.comparison else []),
+        f"{metrics['loss']:.4f}  ({metrics['images']:,} images, step {trained.step})",
+        *([done.comparison.statement()] if done.comparison else []),
         *(str(file) for file in written if file.is_file()),
     ]
     console.say("\n  ".join(lines))
@@ -146,17 +144,17 @@ def facts(trained: Trained, metrics: dict[str, Any]) -> list[str]:
 
 
 def output_folder(
-    config: EvalConfig, checkpoint: Path, label: str = "", others: Sequence[Path] = ()
+    config: EvalConfig, checkpoint: Path, label: str = "", other: Path | None = None
 ) -> Path:
     """Where the results go: as asked, else into the run folder, else beside the file.
 
     Args:
         label: of what was evaluated.
-        others: checkpoints that it is compared with, which is another evaluation.
+        other: a checkpoint that it is compared with, which is another evaluation.
     """
     if config.output is not None:
         return Path(config.output)
-    for other in others:
+    if other is not None:
         label += f"-vs-{results_of(other).name}"
     run = RunDir.of(checkpoint)
     return run.eval_dir(label) if run else checkpoint.with_suffix("") / label

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from vit.config.commands import EvalConfig
 from vit.errors import ConfigError
 from vit.evaluation.comparison import Comparison, check_comparable
-from vit.evaluation.review import Evaluation, Temperature, fitted, review, under_corruptions
+from vit.evaluation.review import Evaluation, Temperature, fitted, under_corruptions
 from vit.inference.evaluator import Evaluator
 from vit.inference.predict import Predictions
 
@@ -31,16 +30,13 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
         check_comparable(job, other, samples)
         other.trained_on(samples)
     loader = job.open(samples, what)
-    without, predictions = job.predict(loader)
+    alone, predictions = job.predict(loader)
     temperature = _temperature(job, what, predictions)
-    result = review(predictions, temperature)
+    comparison = None
     for other in others:
         theirs = other.predict(other.open(samples, what))[-1]
         comparison = Comparison((trained, other.trained), (predictions, theirs))
-        result = replace(result, comparison=comparison)
-    if config.corruptions:
-        result = replace(result, corruptions=under_corruptions(job, loader))
-    metrics = {
+    about = {
         "checkpoint": str(trained.path),
         "step": trained.step,
         "data": what,
@@ -50,12 +46,14 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
         "bad_images": loader.corrupt.named(),
         "tta": config.tta,
         "merge": config.merge,
-        **result.as_json(trained.classes),
     }
-    if without is not predictions:
-        alone = review(without, temperature).scores
-        metrics["without_tta"] = {key: score.value for key, score in alone.items()}
-    return Evaluation(trained, what, loader, result, metrics, [o.trained.path for o in others])
+    return Evaluation(
+        trained, what, loader, about, predictions,
+        without_tta=None if alone is predictions else alone,
+        temperature=temperature,
+        corruptions=under_corruptions(job, loader) if config.corruptions else {},
+        comparison=comparison,
+    )  # fmt: skip
 
 
 def _temperature(job: Evaluator, what: str, predictions: Predictions) -> Temperature:

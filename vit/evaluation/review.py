@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from vit.inference.evaluator import Evaluator
 from vit.inference.explain import MOST_TOKENS, heat_of_each, pictures_of_each, rollout
 from vit.inference.load import Trained
 from vit.inference.predict import Predictions
-from vit.report import metrics
+from vit.report import metrics as scoring
 from vit.report.drawing import overlay
 from vit.report.gallery import choose, within
 from vit.report.page import BUDGET, Report, report_page
@@ -47,62 +46,6 @@ class Temperature:
 
 
 @dataclass(frozen=True)
-class Review:
-    """Scores of predictions.
-
-    Attributes:
-        predictions: with logits.
-        judged: what their probabilities are worth.
-        scores: by name; see `metrics.all_scores`.
-        calibrated: `judged`, with the temperature; None without one.
-        temperature: what came of fitting one.
-        corruptions: see `under_corruptions`; empty where it was not asked for.
-        comparison: with a second model; None without one.
-    """
-
-    predictions: Predictions
-    judged: metrics.ProbabilityScores
-    scores: dict[str, metrics.Score]
-    calibrated: metrics.ProbabilityScores | None
-    temperature: Temperature
-    corruptions: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    comparison: Comparison | None = None
-
-    def as_json(self, classes: Sequence[str]) -> dict[str, Any]:
-        """For metrics.json: scores, intervals, what the temperature makes of them, classes."""
-        table = metrics.per_class(self.predictions.labels, self.predictions.top[:, 0], len(classes))
-        columns = {key: column.tolist() for key, column in vars(table).items()}
-        rows = zip(classes, *columns.values(), strict=True)
-        values = {key: score.value for key, score in self.scores.items()}
-        calibrated = None
-        if self.calibrated is not None:
-            bins = metrics.calibration(self.calibrated.confidence, self.predictions.correct)
-            loss, brier = (float(x.mean()) for x in (self.calibrated.loss, self.calibrated.brier))
-            calibrated = {"loss": loss, "brier": brier, "ece": bins.error()}
-        return {
-            **self.predictions.scores(),
-            **{key: values[key] for key in ("macro_f1", "brier", "ece")},
-            "intervals": {key: [score.low, score.high] for key, score in self.scores.items()},
-            "temperature": self.temperature.value,
-            "calibrated": calibrated,
-            **self._corruptions(),
-            **({"compared_with": self.comparison.as_json()} if self.comparison else {}),
-            "per_class": [dict(zip(("class", *columns), row, strict=True)) for row in rows],
-        }
-
-    def _corruptions(self) -> dict[str, Any]:
-        """Top-1 under each, the mean of all, and how far it lies below the clean one."""
-        if not self.corruptions:
-            return {}
-        mean = float(np.mean(list(self.corruptions.values())))
-        return {
-            "corruptions": self.corruptions,
-            "corruption_mean": mean,
-            "corruption_drop": self.scores["top1"].value - mean,
-        }
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """What came of an evaluation.
 
@@ -110,34 +53,87 @@ class Evaluation:
         trained: the model.
         what: what the images are called.
         loader: of the images.
-        result: their scores.
-        metrics: the content of metrics.json.
-        others: checkpoints that it is compared with.
+        about: for metrics.json: the model, the images, and how they were seen.
+        predictions: with logits.
+        without_tta: those of the images alone, likewise; None: `predictions` are.
+        temperature: what came of fitting one.
+        corruptions: see `under_corruptions`; empty where it was not asked for.
+        comparison: with a second model; None without one.
     """
 
     trained: Trained
     what: str
     loader: EvalLoader
-    result: Review
-    metrics: dict[str, Any]
-    others: list[Path]
+    about: dict[str, Any]
+    predictions: Predictions
+    without_tta: Predictions | None
+    temperature: Temperature
+    corruptions: dict[str, list[float]]
+    comparison: Comparison | None
+
+    @cached_property
+    def judged(self) -> scoring.ProbabilityScores:
+        """What the probabilities are worth."""
+        return _judged(self.predictions)
+
+    @cached_property
+    def calibrated(self) -> scoring.ProbabilityScores | None:
+        """`judged`, with the temperature; None without one."""
+        value = self.temperature.value
+        return None if value is None else _judged(self.predictions, value)
+
+    @cached_property
+    def scores(self) -> dict[str, scoring.Score]:
+        """By name; see `metrics.all_scores`."""
+        return _scores(self.predictions, self.judged)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json: scores, intervals, what the temperature makes of them."""
+        predictions, classes = self.predictions, self.trained.classes
+        values: dict[str, Any] = {
+            **self.about,
+            **predictions.scores(),
+            **{key: self.scores[key].value for key in ("macro_f1", "brier", "ece")},
+            "intervals": {key: [score.low, score.high] for key, score in self.scores.items()},
+            "temperature": self.temperature.value,
+            "calibrated": None,
+        }
+        if self.calibrated is not None:
+            bins = scoring.calibration(self.calibrated.confidence, predictions.correct)
+            loss, brier = (float(x.mean()) for x in (self.calibrated.loss, self.calibrated.brier))
+            values["calibrated"] = {"loss": loss, "brier": brier, "ece": bins.error()}
+        if self.corruptions:
+            mean = float(np.mean(list(self.corruptions.values())))
+            values["corruptions"] = self.corruptions
+            values["corruption_mean"] = mean
+            values["corruption_drop"] = self.scores["top1"].value - mean
+        if self.comparison is not None:
+            values["compared_with"] = self.comparison.as_json()
+        table = vars(scoring.per_class(predictions.labels, predictions.top[:, 0], len(classes)))
+        rows = zip(classes, *(column.tolist() for column in table.values()), strict=True)
+        values["per_class"] = [dict(zip(("class", *table), row, strict=True)) for row in rows]
+        if self.without_tta is not None:
+            alone = _scores(self.without_tta, _judged(self.without_tta))
+            values["without_tta"] = {key: score.value for key, score in alone.items()}
+        return values
 
 
-def review(predictions: Predictions, temperature: Temperature) -> Review:
-    """Score predictions that have their logits."""
+def _judged(predictions: Predictions, temperature: float = 1.0) -> scoring.ProbabilityScores:
     assert predictions.logits is not None
-    logits, labels = predictions.logits, predictions.labels
-    judged = metrics.probability_scores(logits, labels)
-    scores = metrics.all_scores(predictions.top, labels, predictions.losses, judged)
-    value = temperature.value
-    calibrated = None if value is None else metrics.probability_scores(logits, labels, value)
-    return Review(predictions, judged, scores, calibrated, temperature)
+    return scoring.probability_scores(predictions.logits, predictions.labels, temperature)
+
+
+def _scores(
+    predictions: Predictions, judged: scoring.ProbabilityScores
+) -> dict[str, scoring.Score]:
+    return scoring.all_scores(predictions.top, predictions.labels, predictions.losses, judged)
 
 
 def fitted(predictions: Predictions) -> Temperature:
     """The temperature for predictions on validation."""
     assert predictions.logits is not None
-    value = metrics.fit_temperature(predictions.logits, predictions.labels)
+    value = scoring.fit_temperature(predictions.logits, predictions.labels)
     why = "" if value else "no finite temperature is the best on the validation images"
     return Temperature(value, images=len(predictions.labels), why=why)
 
@@ -168,29 +164,26 @@ def page(
         compared: scores of other evaluations; see `Report`.
         command: that makes the page.
     """
-    result, trained, loader = done.result, done.trained, done.loader
-    predictions, classes = result.predictions, trained.classes
-    labels, predicted = predictions.labels, predictions.top[:, 0]
-    judged, correct = result.judged, predictions.correct
+    trained, predictions, judged = done.trained, done.predictions, done.judged
+    classes, labels, predicted = trained.classes, predictions.labels, predictions.top[:, 0]
     chosen = choose(labels, predicted, predictions.losses, judged.margin, len(classes))
-    bins = {"as trained": judged.confidence}
-    if result.calibrated is not None:
-        bins[f"with temperature {result.temperature.value:.3f}"] = result.calibrated.confidence
-    reliability = {text: metrics.calibration(shares, correct) for text, shares in bins.items()}
+    reliability = {"as trained": scoring.calibration(judged.confidence, predictions.correct)}
+    if done.calibrated is not None:
+        bins = scoring.calibration(done.calibrated.confidence, predictions.correct)
+        reliability[f"with temperature {done.temperature.value:.3f}"] = bins
     report = Report(
         title=f"{trained.name}: {done.what}",
         facts=facts,
         classes=classes,
-        names=[loader.names[i] for i in predictions.index],
+        names=[done.loader.names[i] for i in predictions.index],
         labels=labels,
         predicted=predicted,
         confidence=judged.confidence,
-        scores=result.scores,
+        scores=done.scores,
         compared=compared,
-        versus=None if result.comparison is None else result.comparison.shown(),
+        versus=None if done.comparison is None else done.comparison.shown(),
         corruptions={
-            name: dict(zip(SEVERITIES, row, strict=True))
-            for name, row in result.corruptions.items()
+            name: dict(zip(SEVERITIES, row, strict=True)) for name, row in done.corruptions.items()
         },
         reliability={f"{k} (ECE {b.error():.4f})": b for k, b in reliability.items()},
         calibration=_about(done),
@@ -208,17 +201,15 @@ def page(
 
 def _about(done: Evaluation) -> str:
     """What was done about calibration."""
-    result, found = done.result, done.result.temperature
-    if found.value is None:
+    found, calibrated = done.temperature, done.calibrated
+    if found.value is None or calibrated is None:
         return f"No temperature scaling: {found.why}."
     text = (
         f"Temperature scaling (Guo et al. 2017) divides the logits by {found.value:.3f}, the "
         f"number that minimises the NLL of {found.images:,} validation images: "
         f"{'less' if found.value > 1 else 'more'} sure than before, with the same answers. Here it "
-        f"takes the NLL from {result.judged.loss.mean():.4f} to "
+        f"takes the NLL from {done.judged.loss.mean():.4f} to {calibrated.loss.mean():.4f}."
     )
-    assert result.calibrated is not None
-    text += f"{result.calibrated.loss.mean():.4f}."
     if done.what == "val":
         text += " It was fitted on the very images that are shown, so this is an optimistic figure."
     return text
@@ -244,7 +235,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], list[np.ndarray], Tensor, Tensor | None]]:
     """Rows, pictures uint8 (H, W, 3), normalised images and their mask, of some predictions."""
     for first in range(0, len(rows), size):
-        wanted = {int(done.result.predictions.index[i]): i for i in rows[first : first + size]}
+        wanted = {int(done.predictions.index[i]): i for i in rows[first : first + size]}
         images, _, index, mask = done.loader.take(np.array(list(wanted)))
         pictures = pictures_of_each(done.loader.normalise.undo(images), mask)
         yield [wanted[place] for place in index.tolist()], pictures, images, mask
