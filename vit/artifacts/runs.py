@@ -80,16 +80,8 @@ def read_runs(folder: Path) -> list[Run]:
     if (folder / "summary.json").is_file() or (folder / "config.yaml").is_file():
         found = [folder]
     else:
-        found = [
-            path
-            for pattern in (
-                "*/config.yaml",
-                "*/summary.json",
-                "*/*/config.yaml",
-                "*/*/summary.json",
-            )
-            for path in sorted(p.parent for p in folder.glob(pattern))
-        ]
+        patterns = ("*/config.yaml", "*/summary.json", "*/*/config.yaml", "*/*/summary.json")
+        found = [file.parent for pattern in patterns for file in sorted(folder.glob(pattern))]
     runs = [_read(path, folder) for path in dict.fromkeys(found)]
     return sorted(runs, key=lambda run: -1.0 if (s := run.score()) is None else s, reverse=True)
 

@@ -53,22 +53,21 @@ def _coordinates(runs: list[Run]) -> dict[str, Any] | None:
     scores = [run.score() or 0.0 for run in scored]
     columns: dict[str, list[Any]] = {key: [run.config.get(key) for run in scored] for key in keys}
     columns["val top-1"] = list(scores)
-    axes, heights = [], []
-    for i, (name, values) in enumerate(columns.items()):
-        ticks, at = _axis(values)
-        axes.append(
-            {"name": name, "x": round(60 + i * 860 / max(len(columns) - 1, 1)), "ticks": ticks}
-        )
-        heights.append(at)
+    places = [round(60 + i * 860 / len(keys)) for i in range(len(columns))]
+    ticks, heights = zip(*map(_axis, columns.values()), strict=True)
+    axes = [
+        {"name": name, "x": x, "ticks": at}
+        for name, x, at in zip(columns, places, ticks, strict=True)
+    ]
     lines = [
         {
             "name": f"{run.name}: {score:.2f}",
             "hue": hue,
-            "points": " ".join(
-                f"{axis['x']},{at[number]:.1f}" for axis, at in zip(axes, heights, strict=True)
-            ),
+            "points": " ".join(f"{x},{y:.1f}" for x, y in zip(places, across, strict=True)),
         }
-        for number, (run, score, hue) in enumerate(zip(scored, scores, _hues(scores), strict=True))
+        for run, score, hue, across in zip(
+            scored, scores, _hues(scores), zip(*heights, strict=True), strict=True
+        )
     ]
     return {"axes": axes, "lines": lines}
 

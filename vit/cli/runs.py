@@ -44,8 +44,8 @@ def overview(runs: list[Run]) -> str:
     parts = [runs_table(runs)]
     if differing(runs) and len(groups(runs)) < len(runs):
         parts.append(groups_table(runs))
-    if len(effects(runs)) > 1 or any(len(effect.means) > 1 for effect in effects(runs)):
-        parts.append(effects_table(effects(runs)))
+    if mattered := effects(runs):
+        parts.append(effects_table(mattered))
     return "\n\n".join(parts)
 
 

@@ -65,10 +65,7 @@ def _open(search: Search, folder: Path) -> optuna.Study:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
         return optuna.create_study(
-            storage=storage,
-            study_name="search",
-            direction="maximize",
-            load_if_exists=True,
+            storage=storage, study_name="search", direction="maximize", load_if_exists=True
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 EXAMPLES = {
@@ -76,7 +77,7 @@ def usage(command: str, configs: Path) -> str:
     # Between the defaults list and Hydra's own section.
     settings = top.split("\n\n", 1)[1].split("\nhydra:", 1)[0].strip().splitlines()
     lines = [
-        f"{ABOUT[command]}",
+        ABOUT[command],
         "",
         f"usage: vit-{command} [key=value ...] [--config-dir FOLDER]"
         + (" [-m]" if command == "train" else ""),
@@ -97,10 +98,8 @@ def usage(command: str, configs: Path) -> str:
 
 
 def _default(top: str, group: str) -> str:
-    for line in top.splitlines():
-        if line.strip().startswith(f"- {group}:"):
-            return line.split(":", 1)[1].strip()
-    return "null"
+    found = re.search(rf"^ *- {group}:(.*)", top, re.MULTILINE)
+    return found[1].strip() if found else "null"
 
 
 def _group(folder: Path, options: list[str], default: str) -> list[str]:
@@ -118,7 +117,6 @@ def _group(folder: Path, options: list[str], default: str) -> list[str]:
 
 def _about(file: Path) -> str:
     """The first comment of a YAML file that is not a Hydra directive."""
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# ") and "@package" not in line:
-            return line[2:]
-    return ""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comments = (x[2:] for x in lines if x.startswith("# ") and "@package" not in x)
+    return next(comments, "")

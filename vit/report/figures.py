@@ -29,17 +29,16 @@ def reliability(bins: Bins) -> dict[str, Any]:
 
     bars = []
     for i in np.flatnonzero(bins.count):
-        count, accuracy, confidence = (
-            float(column[i]) for column in (bins.count, bins.accuracy, bins.confidence)
-        )
+        count, accuracy, confidence = (float(column[i]) for column in vars(bins).values())
+        low, high = sorted((accuracy, confidence))
         bars.append(
             {
                 "x": left + i * width + 1,
                 "width": width - 2,
-                "y": height(min(accuracy, confidence)),
-                "height": bottom - height(min(accuracy, confidence)),
-                "gap_y": height(max(accuracy, confidence)),
-                "gap": abs(height(accuracy) - height(confidence)),
+                "y": height(low),
+                "height": bottom - height(low),
+                "gap_y": height(high),
+                "gap": height(low) - height(high),
                 "too_sure": confidence > accuracy,
                 "count_y": 300 - 44 * count / most,
                 "count": 44 * count / most,

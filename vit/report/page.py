@@ -150,10 +150,8 @@ def _cards(report: Report) -> list[dict[str, str]]:
     for key, (name, unit, about) in SCORES.items():
         if key == "top5" and len(report.classes) <= 5:
             continue  # the true one of few classes is always among the best five
-        score = report.scores[key]
-        value, low, high = (_shown(key, x) for x in (score.value, score.low, score.high))
-        cards.append({"name": name, "unit": unit, "about": about, "value": value,
-                      "low": low, "high": high})  # fmt: skip
+        values = {kind: _shown(key, x) for kind, x in vars(report.scores[key]).items()}
+        cards.append({"name": name, "unit": unit, "about": about, **values})
     return cards
 
 

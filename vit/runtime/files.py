@@ -155,6 +155,15 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def write_errors(what: str, remedy: str = "") -> Iterator[None]:
+    """Turn what the system has against writing `what` into a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be written ({error.strerror}){remedy}") from None
+
+
+@contextlib.contextmanager
 def together(folder: Path, names: Iterable[str]) -> Iterator[Path]:
     """A folder to write to, whose files are put into `folder` when all are there.
 
@@ -210,15 +219,11 @@ def prepare_file(key: str, file: Path) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    try:
+    with write_errors(f"{key}={file}", "; choose another file"):
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
-    except OSError as error:
-        reason = f"{key}={file} cannot be written ({error.strerror})"
-        raise ConfigError(f"{reason}; choose another file") from None
+        tempfile.TemporaryFile(dir=file.parent).close()
 
 
 def prepare_folder(key: str, folder: Path) -> None:
@@ -231,12 +236,8 @@ def prepare_folder(key: str, folder: Path) -> None:
         ConfigError: it cannot.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        reason = f"{key}={folder} cannot be written ({error.strerror})"
-        raise ConfigError(f"{reason}; choose another folder") from None
+    with write_errors(f"{key}={folder}", "; choose another folder"):
+        tempfile.TemporaryFile(dir=there).close()
 
 
 def to_csv_line(cells: Iterable[Any]) -> bytes:

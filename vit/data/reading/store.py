@@ -96,15 +96,10 @@ class InMemory(ImageStore):
 
     def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
-        at = request.positions
+        at, shown = request.positions, self.transform
         images = self.pixels[torch.from_numpy(at).to(self.pixels.device)]
-        if request.crop_uniforms is not None and self.transform.crop_scale is not None:
-            boxes = crop_boxes(
-                request.crop_uniforms,
-                self.transform.height,
-                self.transform.width,
-                self.transform.crop_scale,
-            )
+        if request.crop_uniforms is not None and shown.crop_scale is not None:
+            boxes = crop_boxes(request.crop_uniforms, shown.height, shown.width, shown.crop_scale)
             images = resize_boxes(images, torch.from_numpy(boxes).to(images.device))
         if not self.damaged:
             return images, {}
@@ -140,11 +135,8 @@ class Streaming(ImageStore):
         self.pool = pool
         self.device = device
         self.ahead = AHEAD if pool.workers else 0
-        self._copies = (
-            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            if device.type == "cuda"
-            else None
-        )
+        on_gpu = device.type == "cuda"
+        self._copies = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._under_way: list[list[Future[Corrupt]]] = [[] for _ in range(AHEAD + 1)]
         self._memory: SharedMemory | None = None
 
