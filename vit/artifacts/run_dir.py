@@ -40,7 +40,6 @@ class RunDir:
 
         Args:
             outputs: root of all runs; made if missing.
-            name: name of the run.
             unique: the name was chosen by the user and must be free; else a suffix is added.
 
         Raises:

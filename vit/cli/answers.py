@@ -48,15 +48,9 @@ def errors_to_exit_code(command: str) -> Iterator[list[int]]:
         if words is None:
             traceback.print_exc()
             resume = "; a run that has saved a checkpoint goes on with resume=<run folder>"
-            print(
-                f"vit-{command}: unexpected {type(error).__name__}"
-                f"{resume if command == 'train' else ''}",
-                file=sys.stderr,
-            )
-            outcome[0] = 1
-        else:
-            text, outcome[0] = words
-            print(f"vit-{command}: {printable(text)}", file=sys.stderr)
+            words = f"unexpected {type(error).__name__}{resume if command == 'train' else ''}", 1
+        text, outcome[0] = words
+        print(f"vit-{command}: {printable(text)}", file=sys.stderr)
 
 
 _OF_COMPOSING = frozenset({"hydra", "omegaconf", "antlr4", "yaml"})

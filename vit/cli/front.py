@@ -26,31 +26,24 @@ _COMPOSING = threading.Lock()
 
 
 def run(command: str, job: Job) -> int:
-    """Run `vit-<command>` on sys.argv; returns the exit code.
-
-    Args:
-        command: names the config file.
-        job: what to do with the composed settings.
-    """
+    """Run `vit-<command>` on sys.argv; returns the exit code."""
     with errors_to_exit_code(command) as outcome:
         argv = sys.argv[1:]
-        configs = config_dir()
         if {"-h", "--help"} & set(argv):
-            print(usage(command, configs), end="")
+            print(usage(command, config_dir()), end="")
             return 0
         if "--version" in argv:
             print(f"vit-train {version('vit-train')}")
             return 0
         flags, lines = split(argv)
-        groups = _groups(configs, flags)
-        lines = prepare(lines, groups)
-        overrides = Overrides(lines)
+        groups = _groups(flags)
+        overrides = Overrides(prepare(lines, groups))
         if is_sweep(flags, overrides) and command != "train":
             raise ConfigError(f"vit-{command} takes no -m; run it once for each checkpoint")
         if is_sweep(flags, overrides) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("torchrun runs one training, not a sweep; leave out -m and sweep=")
         _check_groups(command, overrides, groups)
-        _compose_and_run(command, job, flags, lines, overrides, configs)
+        _compose_and_run(command, job, flags, overrides)
     return outcome[0]
 
 
@@ -70,9 +63,8 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
             raise ConfigError(f"{given} is for the command line; give settings: 'key=value'")
     _, lines = split(list(overrides))
     groups = groups_in(config_dir())
-    lines = prepare(lines, groups)
     try:
-        parsed = Overrides(lines)
+        parsed = Overrides(prepare(lines, groups))
         _check_groups(command, parsed, groups)
         several = [o.key_or_group for o in parsed.parsed if o.is_sweep_override()]
         if several or is_sweep([], parsed):
@@ -82,7 +74,7 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
             )
         # Hydra composes for one thread at a time.
         with _COMPOSING, initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = compose(command, lines)
+            config = compose(command, parsed.lines)
             plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     except VitError:
         raise
@@ -111,9 +103,7 @@ def sweep_folder(overrides: Overrides) -> Path:
     return outputs / str(name)
 
 
-def _compose_and_run(
-    command: str, job: Job, flags: list[str], lines: list[str], overrides: Overrides, configs: Path
-) -> None:
+def _compose_and_run(command: str, job: Job, flags: list[str], overrides: Overrides) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -131,6 +121,7 @@ def _compose_and_run(
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     folder = sweep_folder(overrides) if is_sweep(flags, overrides) else None
+    lines = overrides.lines
     if folder is not None:
         if {"-c", "--cfg", "-i", "--info"} & set(flags):
             raise ConfigError("--cfg shows the settings of one run; leave out -m and sweep=")
@@ -140,7 +131,7 @@ def _compose_and_run(
     before = sys.argv
     sys.argv = [f"vit-{command}", *flags, *lines]
     try:
-        hydra.main(version_base="1.3", config_path=str(configs), config_name=command)(task)()
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
     except SweepInterrupted as stopped:
         raise stopped.error from None
     finally:
@@ -151,9 +142,9 @@ def _compose_and_run(
         report(folder)
 
 
-def _groups(configs: Path, flags: list[str]) -> dict[str, list[str]]:
+def _groups(flags: list[str]) -> dict[str, list[str]]:
     """Every config group with its options, the user's own included."""
-    groups = groups_in(configs)
+    groups = groups_in(config_dir())
     own = _after(flags, "--config-dir") or _after(flags, "-cd")
     if own and Path(own).is_dir():
         for group, options in groups_in(Path(own)).items():

@@ -18,7 +18,7 @@ class Overrides:
         lines: as `prepare` or Hydra gives them.
 
     Attributes:
-        parsed: all of them, in order.
+        lines, parsed: all of them, in order.
 
     Raises:
         OverrideParseException: of Hydra's, where one cannot be read.
@@ -27,7 +27,8 @@ class Overrides:
     def __init__(self, lines: Sequence[str]) -> None:
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        self.parsed: list[Override] = OverridesParser.create().parse_overrides(list(lines))
+        self.lines = list(lines)
+        self.parsed: list[Override] = OverridesParser.create().parse_overrides(self.lines)
         self._last = {override.key_or_group: override for override in self.parsed}
 
     @property

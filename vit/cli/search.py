@@ -27,10 +27,8 @@ def run_search(
     run that was pruned keeps its checkpoint and can be gone on with by hand.
 
     Args:
-        search: what to try.
         run: trains run `name` with the given settings (dotted keys) and gives its best validation
             top-1, or None if it failed.
-        folder: of the search.
     """
     study = _open(search, folder)
     from optuna.trial import TrialState

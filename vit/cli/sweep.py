@@ -46,8 +46,6 @@ def as_sweep_job(job: Job, folder: Path, common: Overrides) -> Job:
     With a section `search` in its settings it is a whole search.
 
     Args:
-        job: trains one run.
-        folder: the sweep's folder.
         common: the overrides of all jobs; what a job has besides them names it.
     """
 
@@ -136,8 +134,8 @@ def _record(path: Path, plain: dict[str, Any], error: Exception) -> None:
         run.write_config(dump_yaml(plain))
     (path / "error.txt").write_text("".join(traceback.format_exception(error)))
     exit_code = error.exit_code if isinstance(error, VitError) else 1
-    summary = {**run.read_summary(), "state": "failed", "exit_code": exit_code}
-    run.write_summary({**summary, "error": str(error)})
+    failed = {"state": "failed", "exit_code": exit_code, "error": str(error)}
+    run.write_summary({**run.read_summary(), **failed})
     if isinstance(error, VitError):
         for problem in str(error).splitlines():
             print(f"vit-train: {printable(problem)}", file=sys.stderr)

@@ -139,12 +139,7 @@ def fitted(predictions: Predictions) -> Temperature:
 
 
 def under_corruptions(job: Evaluator, loader: EvalLoader) -> dict[str, list[float]]:
-    """Top-1 in percent of the images of `loader` made worse: by corruption, at each of SEVERITIES.
-
-    Args:
-        job: the model.
-        loader: of the images.
-    """
+    """Top-1 in percent of the loader's images made worse: by corruption, at each of SEVERITIES."""
     scores: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
     rounds = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
     for name, severity in console.progress(rounds, desc="corruptions", unit="it"):
@@ -159,7 +154,6 @@ def page(
     """The report as HTML.
 
     Args:
-        done: what is reported.
         facts: short texts for below the heading.
         compared: scores of other evaluations; see `Report`.
         command: that makes the page.

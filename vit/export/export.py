@@ -84,8 +84,6 @@ def export(
     """Write the model to `output`, unless it does not answer as its checkpoint does.
 
     Args:
-        config: format and precision.
-        job: the model.
         samples, what: from `find_images`.
         output: a file, or a folder; what is there is replaced in the end, or stays.
 

@@ -145,7 +145,6 @@ def milliseconds(
     """The time that each takes for one image of a batch, the median of rounds in turns.
 
     Args:
-        answers: what is measured.
         images: the batch, uint8 (B, height, width, C).
         seconds: after which no round is begun.
     """

@@ -32,11 +32,8 @@ class Evaluator:
     """What predictions are made with.
 
     Attributes:
-        trained: the model.
         model: what predicts: `trained.model`, or with merged patches.
-        config: what is asked for.
-        reading: how images are read.
-        reader: of the images.
+        reading, reader: how images are read, and what reads them.
     """
 
     trained: Trained

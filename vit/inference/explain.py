@@ -217,12 +217,7 @@ def attention_distance(
     model: VisionTransformer, images: Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """How far patches look: the mean distance between a patch and those that it attends to,
-    weighted by attention (Dosovitskiy et al. 2021, section 4.5).
-
-    Args:
-        model: in eval mode.
-        images: normalised (B, C, height, width), of the model's size.
-        mask: boolean (B, N), which patches exist; None: all do.
+    weighted by attention (Dosovitskiy et al. 2021, section 4.5). For images of the model's size.
 
     Returns:
         pixels, (L, H).

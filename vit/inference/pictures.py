@@ -99,7 +99,6 @@ def explain(
     """Explain every image of `loader` that is not damaged, in order.
 
     Args:
-        trained: the model.
         loader: the images, a few in a batch: all attention of a batch is held at once.
         methods: keys of METHODS.
         wanted: the class whose relevance is shown; None: the most probable one of each image.

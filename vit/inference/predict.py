@@ -84,7 +84,6 @@ def predict(
     Args:
         model: from images to logits, its weights as they are; always run eagerly, so that a
             compiled training run and a later evaluation of its checkpoint give the same numbers.
-        loader: the split.
         precision: `bf16` or `fp32`.
         between: called after every batch, equally often by every process; may raise to stop.
         logits: keep all logits.
@@ -217,7 +216,6 @@ class UserImages(FileImages):
     """Images that a user names: files, by their paths, or what is in memory.
 
     Args:
-        given: the images.
         spec: how the run keeps images of files; None: it does not.
     """
 
@@ -253,7 +251,6 @@ def open_images(
     """Images as the run's own evaluation sees its images; the damaged ones are left out.
 
     Args:
-        trained: the model.
         images: paths of files, which are the images' names, or images in memory.
         workers: processes that decode, where there are many images.
         batch_size: images of a batch; None: the run's own.

@@ -109,7 +109,6 @@ def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping
     """The page.
 
     Args:
-        report: what it shows.
         thumbnails: images as data URIs, by number; what is not among them is not shown.
         overlays: where the model looked, likewise.
     """

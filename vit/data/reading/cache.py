@@ -81,13 +81,7 @@ class CacheSpec:
 
 @dataclass(frozen=True)
 class Shard:
-    """What a shard is made of, and where it lies.
-
-    Attributes:
-        path: of the shard.
-        files: of the images.
-        spec: how they are kept.
-    """
+    """Where a shard lies, the files of its images, and how they are kept."""
 
     path: str
     files: tuple[str, ...]
@@ -156,9 +150,7 @@ class CachedImages(FileImages):
     """Images in files, of which small versions are kept.
 
     Args:
-        images: the files.
         folder: where shards lie; made if missing.
-        spec: how images are kept.
         pool: makes the shards that are missing or damaged, with a progress bar.
         check: read the shards to see whether they are; else another process just did.
 

@@ -111,10 +111,8 @@ class Streaming(ImageStore):
     under way into a slot of its own.
 
     Args:
-        images: the files.
-        index: which of them the split has, int64 (N,).
+        index: which of the files the split has, int64 (N,).
         rows: most images of a batch.
-        transform: from an image to pixels.
         pool: renders; with no workers this process does, when a batch is collected.
         device: where the images go.
     """
@@ -154,13 +152,11 @@ class Streaming(ImageStore):
         for future in self._under_way[slot]:  # if never collected, it must not write any more
             if not (future.cancel() or future.done()):
                 self.pool.result(future)
-        self._under_way[slot] = [
-            self.pool.submit(
-                render_shared,
-                self._task(request.part(slice(first, first + size)), first, slot * self.rows),
-            )
+        tasks = (
+            self._task(request.part(slice(first, first + size)), first, slot * self.rows)
             for first in range(0, count, size)
-        ]
+        )
+        self._under_way[slot] = [self.pool.submit(render_shared, task) for task in tasks]
 
     def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""

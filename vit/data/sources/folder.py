@@ -73,7 +73,6 @@ def load_flat(root: Path, classes: list[str], source: str) -> DataSet:
     """Every image below `root`, which has sub-folders for `classes` and no others: split `images`.
 
     Args:
-        root: the folder.
         classes: their names, as the data set `source` (a key of SOURCES) gives them.
 
     Raises:

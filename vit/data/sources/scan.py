@@ -80,9 +80,7 @@ def scan(root: Path, tops: list[str]) -> dict[str, Below]:
         walks = threads.map(lambda top: _walk(root, top, known, above), tops)
         for top, below in zip(tops, walks, strict=True):
             files = [os.path.join(folder, name) for folder in below for name in below[folder][2]]
-            left_out: Counter[str] = Counter()
-            for folder in below.values():
-                left_out.update(folder[3])
+            left_out = sum((Counter(folder[3]) for folder in below.values()), Counter[str]())
             found[top] = Below(sorted(files), left_out)
             folders |= below
             bar.update()

@@ -34,7 +34,6 @@ class Cutter:
         """Cut a share of every class off.
 
         Args:
-            samples: what to cut.
             fraction: share of each class that is cut off, in [0, 1).
             part: name of the part that is cut off; cuts of different parts are independent.
 
