@@ -40,10 +40,7 @@ def export(plain: dict[str, Any], overrides: Overrides) -> None:
     job = exporting.open_trained(config)
     samples, what = exporting.find_images(config, job)
     output = output_path(config, job.trained)
-    suffix = FORMATS[config.format].suffix
-    if not suffix and output.exists() and not output.is_dir():
-        raise ConfigError(f"output={output} is a file; choose a folder")
-    prepare_file("output", output if suffix else output.with_name(f"{output.name}.json"))
+    prepare(output, FORMATS[config.format].suffix)
     exported = exporting.export(config, job, samples, what, output)
     console.say(
         f"{config.format}, {config.precision}, compared on {len(samples):,} images of {what}:\n"
@@ -64,6 +61,17 @@ def output_path(config: ExportConfig, trained: Trained) -> Path:
     if config.precision != "fp32":
         parts.append(config.precision)
     return results_of(trained.path) / "export" / ("-".join(parts) + kind.suffix)
+
+
+def prepare(output: Path, suffix: str) -> None:
+    """Make sure, before long work, that the file or folder can be written.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not suffix and output.exists() and not output.is_dir():
+        raise ConfigError(f"output={output} is a file; choose a folder")
+    prepare_file("output", output if suffix else output.with_name(f"{output.name}.json"))
 
 
 def table(exported: Exported) -> str:

@@ -21,11 +21,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same images.
-
-    Attributes:
-        models: both.
-        predictions: of both, of the same images in the same order.
+    """Two models, and their predictions of the same images in the same order.
 
     Raises:
         DataError: not the same images turned out damaged.

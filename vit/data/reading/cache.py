@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,23 +271,23 @@ def _pixels(data: bytearray, height: int, width: int, spec: CacheSpec) -> np.nda
 
 def _shards(images: FileImages, folder: Path, spec: CacheSpec) -> list[Shard]:
     """The shards of all images, named by their content."""
-    count = len(images.names)
-    parts = [range(i, min(i + _IMAGES, count)) for i in range(0, count, _IMAGES)]
+    every = range(len(images.names))
+
+    def shard(first: int) -> Shard:
+        part = every[first : first + _IMAGES]
+        files = tuple(map(images.path, part))
+        content = hashlib.blake2b(repr((_VERSION, FORMATS, spec)).encode(), digest_size=16)
+        for i, file in zip(part, files, strict=True):
+            try:
+                status = os.stat(file)
+                text = f"{images.names[i]}\0{status.st_size}\0{status.st_mtime_ns}\0"
+            except OSError:  # gone since it was listed; reading it says so
+                text = f"{images.names[i]}\0\0\0"
+            content.update(text.encode("utf-8", "surrogateescape"))
+        return Shard(str(folder / f"{content.hexdigest()}.shard"), files, spec)
+
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(lambda part: _shard(images, part, folder, spec), parts))
-
-
-def _shard(images: FileImages, part: Sequence[int], folder: Path, spec: CacheSpec) -> Shard:
-    files = tuple(images.path(i) for i in part)
-    content = hashlib.blake2b(repr((_VERSION, FORMATS, spec)).encode(), digest_size=16)
-    for i, file in zip(part, files, strict=True):
-        try:
-            status = os.stat(file)
-            text = f"{images.names[i]}\0{status.st_size}\0{status.st_mtime_ns}\0"
-        except OSError:  # gone since it was listed; reading it says so
-            text = f"{images.names[i]}\0\0\0"
-        content.update(text.encode("utf-8", "surrogateescape"))
-    return Shard(str(folder / f"{content.hexdigest()}.shard"), files, spec)
+        return list(threads.map(shard, every[::_IMAGES]))
 
 
 def _indexes(shards: list[Shard], check: bool) -> list[Index | None]:

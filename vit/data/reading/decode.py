@@ -18,8 +18,6 @@ JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 """How their files begin."""
 LYING = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
-
-
 MinSize = Callable[[int, int], tuple[int, int]]
 """From the height and width of an image, which it is told once, to those that would do."""
 
