@@ -110,10 +110,9 @@ def quoted(value: str) -> str:
 
 
 def _in_quotes(path: str) -> str:
-    # In Hydra's quotes a backslash is special only before a quote.
-    path = re.sub(r"(\\*)(')", r"\1\1\\\2", path)
-    path = re.sub(r"(\\+)$", r"\1\1", path)
-    return f"'{path}'"
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(path, Quote.single).with_quotes()
 
 
 def _prepare_one(override: str, groups: frozenset[str]) -> str:

@@ -80,19 +80,19 @@ class ImageStore:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
 class InMemory(ImageStore):
     """Images decoded and held on the device.
 
-    Args:
+    Attributes:
         pixels: uint8 (N, C, height, width).
         damaged: positions whose pixels mean nothing.
         transform: whose random crop is made of the held pixels.
     """
 
-    def __init__(self, pixels: Tensor, damaged: Corrupt, transform: Transform) -> None:
-        self.pixels = pixels
-        self.damaged = damaged
-        self.transform = transform
+    pixels: Tensor
+    damaged: Corrupt
+    transform: Transform
 
     def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
@@ -106,35 +106,29 @@ class InMemory(ImageStore):
         return images, {r: self.damaged[p] for r, p in enumerate(at) if p in self.damaged}
 
 
+@dataclass(eq=False)
 class Streaming(ImageStore):
     """Images that stay in their files: workers render them into shared memory, each batch that is
     under way into a slot of its own.
 
-    Args:
+    Attributes:
         index: which of the files the split has, int64 (N,).
         rows: most images of a batch.
         pool: renders; with no workers this process does, when a batch is collected.
         device: where the images go.
     """
 
-    def __init__(
-        self,
-        images: FileImages,
-        index: np.ndarray,
-        rows: int,
-        transform: Transform,
-        pool: WorkerPool,
-        device: torch.device,
-    ) -> None:
-        self.images = images
-        self.index = index
-        self.rows = rows
-        self.transform = transform
-        self.pool = pool
-        self.device = device
-        self.ahead = AHEAD if pool.workers else 0
-        on_gpu = device.type == "cuda"
-        self._copies = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+    images: FileImages
+    index: np.ndarray
+    rows: int
+    transform: Transform
+    pool: WorkerPool
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.ahead = AHEAD if self.pool.workers else 0
+        on_gpu = self.device.type == "cuda"
+        self._copies = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._under_way: list[list[Future[Corrupt]]] = [[] for _ in range(AHEAD + 1)]
         self._memory: SharedMemory | None = None
 

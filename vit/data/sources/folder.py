@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -129,19 +130,19 @@ def class_names(root: Path, naming: Naming) -> list[str]:
     return naming(folders)
 
 
+@dataclass(frozen=True)
 class _Listing:
     """Lists the splits of a data set, and notes what is worth a line.
 
-    Args:
+    Attributes:
         classes: the names of all classes.
         naming: how they come from folders.
     """
 
-    def __init__(self, classes: list[str], naming: Naming) -> None:
-        self.classes = classes
-        self.naming = naming
-        self._left_out: Counter[str] = Counter()
-        self._empty: list[str] = []
+    classes: list[str]
+    naming: Naming
+    _left_out: Counter[str] = field(default_factory=Counter)
+    _empty: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What was left out, and the classes without images."""
