@@ -11,9 +11,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from vit.runtime.files import to_csv_line, to_json, write_atomic
+from vit.runtime.files import to_csv_line, write_atomic
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """Characters that HTML may not hold, as codes."""
@@ -37,15 +36,6 @@ def write_predictions(folder: Path, predictions: Iterable[tuple[str, str, str, f
     for *names, probability in predictions:
         content += to_csv_line([*names, f"{probability:.6f}"])
     write_atomic(folder / PREDICTIONS, memoryview(content))
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values as indented JSON.
-
-    Raises:
-        DiskFullError: no space.
-    """
-    write_atomic(path, to_json(values, 2))
 
 
 def write_page(folder: Path, html: str) -> None:

@@ -11,7 +11,6 @@ from vit.artifacts.predictions import (
     EVALUATION,
     METRICS,
     TEMPERATURE,
-    write_json,
     write_page,
     write_predictions,
 )
@@ -22,7 +21,7 @@ from vit.config.commands import EvalConfig
 from vit.config.schema import height_width
 from vit.config.validate import checked
 from vit.runtime import console
-from vit.runtime.files import prepare_folder, read_json, together
+from vit.runtime.files import prepare_folder, read_json, to_json, together, write_atomic
 from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import import_torch
 
@@ -58,8 +57,8 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     trained, what, metrics = done.trained, done.what, done.metrics
     predictions, temperature = done.predictions, done.temperature
     label = labelled(what, trained, config.merge)
-    other = done.comparison.models[1].path if done.comparison else None
-    folder = output_folder(config, trained.path, label, other)
+    versus = f"-vs-{results_of(done.comparison.models[1].path).name}" if done.comparison else ""
+    folder = output_folder(config, trained.path, label + versus)
     rows = zip(
         (done.loader.names[i] for i in predictions.index),
         (trained.classes[label] for label in predictions.labels.tolist()),
@@ -69,7 +68,7 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     )
     beside = config.output is not None or folder.name != what  # else it is of the whole run
     with together(folder, EVALUATION) as staged:
-        write_json(staged / METRICS, metrics)
+        write_atomic(staged / METRICS, to_json(metrics, 2))
         write_predictions(staged, rows)
         if config.report:
             compared, shown = compare(config, trained, what, metrics), facts(trained, metrics)
@@ -77,10 +76,9 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
                 write_page(staged, page(done, shown, compared, typed))
         if temperature.value is not None:
             about = {key: metrics[key] for key in ("checkpoint", "step", "tta", "temperature")}
-            write_json(
-                (staged if beside else folder.parent) / TEMPERATURE,
-                {**about, "split": "val", "images": temperature.images},
-            )
+            fitted_on = {"split": "val", "images": temperature.images}
+            place = staged if beside else folder.parent
+            write_atomic(place / TEMPERATURE, to_json({**about, **fitted_on}, 2))
     written = [folder / name for name in EVALUATION]
     if temperature.value is not None and not beside:
         written.append(folder.parent / TEMPERATURE)
@@ -143,19 +141,10 @@ def facts(trained: Trained, metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def output_folder(
-    config: EvalConfig, checkpoint: Path, label: str = "", other: Path | None = None
-) -> Path:
-    """Where the results go: as asked, else into the run folder, else beside the file.
-
-    Args:
-        label: of what was evaluated.
-        other: a checkpoint that it is compared with, which is another evaluation.
-    """
+def output_folder(config: EvalConfig, checkpoint: Path, label: str = "") -> Path:
+    """Where the results go: as asked, else into the run folder, else beside the file."""
     if config.output is not None:
         return Path(config.output)
-    if other is not None:
-        label += f"-vs-{results_of(other).name}"
     run = RunDir.of(checkpoint)
     return run.eval_dir(label) if run else checkpoint.with_suffix("") / label
 

@@ -10,12 +10,10 @@ import torch
 
 from vit.export.source import PIXELS, Answer, Source, metadata, on_pixels, traced
 
-_METADATA = "metadata.json"
-
 
 def write(source: Source, precision: str) -> bytes:
     """The model's operations and weights, with what it says about itself beside them."""
-    about = {_METADATA: json.dumps(metadata(source, precision, PIXELS))}
+    about = {"metadata.json": json.dumps(metadata(source, precision, PIXELS))}
     file = io.BytesIO()
     torch.export.save(traced(source, precision), file, extra_files=about)
     return file.getvalue()
