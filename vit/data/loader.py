@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from vit.data.augment import policies
 from vit.data.padding import split_padding, zero_padding
 from vit.data.reading.reader import Reader
 from vit.data.reading.store import BatchRequest
+from vit.data.reading.transfer import Transfer
 from vit.data.reading.transform import Transform
 from vit.data.reading.workers import Corrupt
 from vit.data.sampler import Sampler, class_weights
@@ -63,11 +64,8 @@ class Loader:
         """What batch number `k` holds."""
         raise NotImplementedError
 
-    def _collect(self, k: int) -> tuple[BatchRequest, Tensor, Corrupt]:
-        """Batch number `k`, best asked for in order: later ones are rendered meanwhile.
-
-        Returns:
-            what it holds, and its pixels and damaged rows as `ImageStore.collect` gives them.
+    def _plan(self, k: int) -> BatchRequest:
+        """What batch number `k` holds, best asked for in order: later ones are rendered meanwhile.
 
         Raises:
             DataError: a worker died or hangs.
@@ -83,8 +81,17 @@ class Loader:
                     request = self.request_at(number)
                     self.store.submit(number, request)
                     self._submitted[number] = request
-            request = self._submitted.pop(k)
-            return request, *self.store.collect(k, request)
+            return self._submitted.pop(k)
+        except DataError:
+            self._submitted.clear()
+            raise
+
+    def _collect(
+        self, k: int, request: BatchRequest, sent: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Corrupt]:
+        """Batch number `k`, which was planned: see `ImageStore.collect`."""
+        try:
+            return self.store.collect(k, request, sent)
         except DataError:
             self._submitted.clear()
             raise
@@ -125,6 +132,8 @@ class TrainLoader(Loader):
         weights = class_weights(samples.labels, classes) if balance == "loss" else np.ones(classes)
         self.weights = torch.from_numpy(weights).float().to(self.device)
         self.features: Tensor | None = None
+        self._labels = samples.labels
+        self._send = Transfer(self.device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -158,18 +167,27 @@ class TrainLoader(Loader):
         """
         if self.features is not None:
             index = self.indices_at(step)[self.part]
-            return Batch(
-                self.features[torch.from_numpy(index).to(self.device)], *self._labelled(index)
-            )
-        pixels, index = self._pixels(step)
-        pixels, mask = split_padding(pixels, self.reader.transform.patch, self.normalise.colour)
+            sent = self._send({"positions": index, "labels": self._labels[index]})
+            return Batch(self.features[sent["positions"]], *self._labelled(sent["labels"]))
+        request = self._plan(step)
         draws = augment.draw(self.config, self.batch_size, self.size, self.seed, step)
-        draws = draws.slice(self.part).to(self.device)
+        arrays = draws.slice(self.part).arrays()
         chain = policies.draw(self.config, self.batch_size, self.size, self.seed, step)
+        plan = policies.plan(chain.slice(self.part), self.reader.transform.channels, self.size)
+        sent = self._send(
+            {
+                **self.store.arrays(request), **arrays, "rows": plan.rows,
+                "numbers": plan.numbers, "labels": self._labels[request.positions],
+            }
+        )  # fmt: skip
+        draws = augment.Draws(**{name: sent[name] for name in arrays})
+        pixels, labels = self._pixels(step, request, sent)
+        pixels, mask = split_padding(pixels, self.reader.transform.patch, self.normalise.colour)
 
-        labels, targets = self._labelled(index)
+        labels, targets = self._labelled(labels)
         pixels = augment.crop_flip(pixels, draws, augment.padding(self.config, self.size), mask)
-        images = self.normalise(policies.apply(pixels, chain.slice(self.part)))
+        pixels = policies.apply(pixels, plan.counts, sent["rows"], sent["numbers"])
+        images = self.normalise(pixels)
         if self.config.erasing:
             images = augment.erase_boxes(images, draws)
         images = zero_padding(images, mask)
@@ -200,14 +218,17 @@ class TrainLoader(Loader):
         computed = torch.cat(found)
         self.features = computed[torch.from_numpy(place % len(computed)).to(self.device)]
 
-    def _labelled(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Labels and targets of images, as in `Batch`."""
-        labels = self.labels[torch.from_numpy(index).to(self.device)]
+    def _labelled(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and targets, as in `Batch`."""
         return labels, one_hot(labels, self.classes) * self.weights
 
-    def _pixels(self, step: int) -> tuple[Tensor, np.ndarray]:
-        """Pixels of our share, and which images they are: a damaged one gives way to the next."""
-        request, pixels, bad = self._collect(step)
+    def _pixels(
+        self, step: int, request: BatchRequest, sent: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels of our share, and their labels: a damaged image gives way to the next."""
+        pixels, bad = self._collect(step, request, sent)
+        if not bad:
+            return pixels, sent["labels"]
         index = request.positions.copy()
         for row in bad:
             damaged: Corrupt = {0: bad[row]}
@@ -217,7 +238,7 @@ class TrainLoader(Loader):
                 other = replace(request, positions=index).part(slice(row, row + 1))
                 pixel, damaged = self.store.render(other)
             pixels[row] = pixel[0]
-        return pixels, index
+        return pixels, torch.from_numpy(self._labels[index]).to(self.device)
 
 
 class EvalLoader(Loader):
@@ -276,8 +297,8 @@ class EvalLoader(Loader):
         Raises:
             DataError: an image is damaged and may not be, or a worker failed.
         """
-        request, pixels, bad = self._collect(k)
-        return self._labelled(pixels, bad, request.positions)
+        request = self._plan(k)
+        return self._labelled(*self._collect(k, request), request.positions)
 
     def take(self, positions: np.ndarray) -> Shown:
         """As `batch`, of the samples at `positions` (n,)."""

@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import functional
 
 from vit.data.augment import policies
 from vit.data.augment.batch import draw as draw_rest
-from vit.data.augment.operations import OPERATIONS
 from vit.data.augment.policies import BINS, Chain
+from vit.data.augment.policies import NAMES as OPERATIONS
 
 SINGLE = v2.RandAugment()
 NAMES = [name for name in OPERATIONS if name not in ("grayscale", "blur")]
@@ -34,6 +34,20 @@ TOLERANCE = {
     "shear_x": (0.001, 255), "shear_y": (0.001, 255), "rotate": (0.001, 255),
     "color": (0.03, 1), "contrast": (0.03, 1), "sharpness": (0.08, 1),
 }  # fmt: skip
+
+
+def sent_through(images, chain):
+    """What a batch (B, C, H, W) becomes that goes through its chain."""
+    plan = policies.plan(chain, images.shape[1], images.shape[2:])
+    return policies.apply(
+        images, plan.counts, torch.from_numpy(plan.rows), torch.from_numpy(plan.numbers)
+    )
+
+
+def ours(name, images, values):
+    """What we make of images (n, C, H, W) of magnitudes (n,)."""
+    kinds = np.full((len(images), 1), OPERATIONS.index(name))
+    return sent_through(images, Chain(kinds, values.numpy()[:, None]))
 
 
 def theirs(image, name, magnitude):
@@ -71,10 +85,10 @@ def test_operations_are_torchvisions(name, mode):
         for seed in range(2 if size[0] == 224 else 6):
             image, values = picture(size, mode, seed), magnitudes(name)
             before = image.clone()
-            ours = OPERATIONS[name](image.expand(len(values), -1, -1, -1), values)
-            assert ours.dtype == torch.uint8
+            results = ours(name, image.expand(len(values), -1, -1, -1), values)
+            assert results.dtype == torch.uint8
             assert torch.equal(image, before)
-            for value, result in zip(values.tolist(), ours, strict=True):
+            for value, result in zip(values.tolist(), results, strict=True):
                 value = int(value) if name == "posterize" else value
                 levels = (result.int() - theirs(image, name, value).int()).abs()
                 assert levels.max() <= most, (size, value)
@@ -89,7 +103,7 @@ def test_small_images_are_no_exception(name):
         values = magnitudes(name)
         images = picture(size, "RGB", 1).expand(len(values), -1, -1, -1)
         for image, value, result in zip(
-            images, values.tolist(), OPERATIONS[name](images, values), strict=True
+            images, values.tolist(), ours(name, images, values), strict=True
         ):
             value = int(value) if name == "posterize" else value
             levels = (result.int() - theirs(image, name, value).int()).abs()
@@ -100,9 +114,9 @@ def test_each_image_has_its_own_magnitude():
     for name in SIGNED | {"posterize", "solarize"}:
         values = magnitudes(name)
         images = torch.stack([picture((16, 20), "RGB", seed) for seed in range(len(values))])
-        together = OPERATIONS[name](images, values)
+        together = ours(name, images, values)
         for i, value in enumerate(values):
-            alone = OPERATIONS[name](images[i : i + 1], value[None])[0]
+            alone = ours(name, images[i : i + 1], value[None])[0]
             assert torch.equal(together[i], alone), name
 
 
@@ -110,17 +124,17 @@ def test_each_image_has_its_own_magnitude():
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_gray_and_blur_are_torchvisions(mode, size):
     images = torch.stack([picture(size, mode, seed) for seed in range(6)])
-    gray = OPERATIONS["grayscale"](images, torch.zeros(6))
+    gray = ours("grayscale", images, torch.zeros(6))
     expected = functional.rgb_to_grayscale(images, 3) if mode == "RGB" else images
     assert (gray.int() - expected.int()).abs().max() <= 1
     deviations = torch.tensor([0.1, 0.5, 0.9, 1.3, 1.7, 2.0])
-    blurred = OPERATIONS["blur"](images, deviations)
+    blurred = ours("blur", images, deviations)
     if min(size) <= 6:
         assert torch.equal(blurred, images)  # too small to be blurred
         return
-    for image, deviation, ours in zip(images, deviations.tolist(), blurred, strict=True):
-        theirs = functional.gaussian_blur(image, [13, 13], [deviation, deviation])
-        assert (ours.int() - theirs.int()).abs().max() <= 1
+    for image, deviation, result in zip(images, deviations.tolist(), blurred, strict=True):
+        expected = functional.gaussian_blur(image, [13, 13], [deviation, deviation])
+        assert (result.int() - expected.int()).abs().max() <= 1
 
 
 # Policies
@@ -216,7 +230,7 @@ def test_nothing_is_drawn_and_nothing_changes_without_a_policy():
     chain = drawn(32)
     assert chain.operations.shape == chain.magnitudes.shape == (32, 0)
     images = torch.stack([picture((16, 16), "RGB", seed) for seed in range(32)])
-    assert torch.equal(policies.apply(images, chain), images)
+    assert torch.equal(sent_through(images, chain), images)
 
 
 FULL = {"policy": "randaugment", "operations": 3, "color_jitter": 0.4}
@@ -228,12 +242,12 @@ def test_a_batch_is_its_images_one_by_one(policy, channels):
     images = torch.stack([picture((20, 28), channels, seed) for seed in range(48)])
     before = images.clone()
     chain = drawn(48, (20, 28), **{**FULL, "policy": policy})
-    together = policies.apply(images, chain)
+    together = sent_through(images, chain)
     assert torch.equal(images, before)
     changed = 0
     for i, image in enumerate(images):
         for kind, value in zip(chain.operations[i], chain.magnitudes[i], strict=True):
-            image = OPERATIONS[NAMES[kind]](image[None], torch.tensor([value]))[0]
+            image = ours(OPERATIONS[kind], image[None], torch.tensor([value]))[0]
         assert torch.equal(together[i], image)
         changed += not torch.equal(image, images[i])
     assert changed > 40
@@ -245,8 +259,8 @@ def test_slices_are_what_one_process_sees(world):
     chain = drawn(32, (16, 16), **FULL)
     share = 32 // world
     slices = [slice(rank * share, (rank + 1) * share) for rank in range(world)]
-    shares = [policies.apply(images[part], chain.slice(part)) for part in slices]
-    assert torch.equal(torch.cat(shares), policies.apply(images, chain))
+    shares = [sent_through(images[part], chain.slice(part)) for part in slices]
+    assert torch.equal(torch.cat(shares), sent_through(images, chain))
 
 
 def same(a: Chain, b: Chain) -> bool:

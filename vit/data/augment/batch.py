@@ -49,11 +49,9 @@ class Draws:
         """The draws of some images."""
         return Draws(*(getattr(self, field.name)[part] for field in fields(self)))
 
-    def to(self, device: torch.device) -> Draws:
-        """The draws on another device."""
-        return Draws(
-            *(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self))
-        )
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The draws by name, of which `Draws(**tensors)` is made again on another device."""
+        return {field.name: getattr(self, field.name).numpy() for field in fields(self)}
 
 
 def padding(config: AugmentConfig, size: Size) -> tuple[int, int]:

@@ -1,100 +1,98 @@
 """Image operations of the automatic augmentations, batched, each image with its own magnitude.
 
 They give what torchvision's `transforms.v2.functional` gives for one image (nearest neighbour,
-black where nothing was), on whatever device the batch is. A new one is a function and a line in
-OPERATIONS.
+black where nothing was), on whatever device the batch is. Operations that share their arithmetic
+are a family: their images lie side by side in the batch and are computed together, from numbers
+that the host works out of the magnitudes. A new operation is a row of a family.
 
-Legend: B batch, C channels (3 or 1), H height, W width.
+Legend: n images of a family, C channels (3 or 1), H height, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NUMBERS = 8
+"""How many float32 the host says of an image to its family."""
 _BLUR_RADIUS = 6
-Operation = Callable[[Tensor, Tensor], Tensor]
-"""uint8 images (B, C, H, W) and float32 magnitudes (B,) -> uint8 images (B, C, H, W)."""
+Size = tuple[int, int]
+Row = Callable[[np.ndarray, Size], Sequence[np.ndarray | float]]
+"""Magnitudes float32 (n,) and (height, width) -> up to NUMBERS columns, each (n,) or one value."""
 
 
-def identity(images: Tensor, magnitude: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Family:
+    """Operations that are computed together.
+
+    Attributes:
+        apply: uint8 images (n, C, H, W), their numbers, float32 (n, NUMBERS), and how many of them
+            each operation has, in the order of `rows` -> uint8 images (n, C, H, W).
+        rows: the numbers of each operation.
+    """
+
+    apply: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    rows: dict[str, Row]
+
+
+def keep(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
     """The images as they are."""
     return images
 
 
-def shear_x(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Shift row y to the left by `magnitude` times y; the top stays."""
-    return _affine(images, x_of_y=magnitude, corner=True)
+def move(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
+    """Take each pixel from the nearest to across * u + down * v + shift + origin, where u and v are
+    the pixel's distances from the origin; black where that lies outside.
 
-
-def shear_y(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Shift column x up by `magnitude` times x; the left edge stays."""
-    return _affine(images, y_of_x=magnitude, corner=True)
-
-
-def translate_x(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Shift to the right by `magnitude` whole pixels."""
-    return _affine(images, x=-magnitude.trunc())
-
-
-def translate_y(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Shift down by `magnitude` whole pixels."""
-    return _affine(images, y=-magnitude.trunc())
-
-
-def rotate(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Rotate around the centre by `magnitude` degrees, counter-clockwise."""
-    radians = torch.deg2rad(magnitude)
-    cos, sin = radians.cos(), radians.sin()
-    return _affine(images, x_of_x=cos, x_of_y=-sin, y_of_x=sin, y_of_y=cos)
-
-
-def brightness(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Blend with black: factor 1 + magnitude of the image."""
-    return _blend(images, torch.zeros((), device=images.device), magnitude)
-
-
-def color(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Blend with its gray version: factor 1 + magnitude of the image; gray ones stay."""
-    if images.shape[1] == 1:
-        return images
-    return _blend(images, _gray(images), magnitude)
-
-
-def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Blend with its mean gray: factor 1 + magnitude of the image."""
-    return _blend(images, _gray(images).mean(dim=(1, 2, 3), keepdim=True), magnitude)
-
-
-def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Blend with its smoothed version: factor 1 + magnitude of the image."""
+    The numbers are across, down, shift and origin, each as (x, y).
+    """
     height, width = images.shape[-2:]
-    if height <= 2 or width <= 2:
-        return images
-    smooth = images.float()
-    rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
-    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    sums.add_(smooth[:, :, 1:-1, 1:-1], alpha=4)
-    smooth[:, :, 1:-1, 1:-1] = sums.div_(13).round_()
-    return _blend(images, smooth, magnitude)
+    x, y, first, last = _grid(height, width, images.device)
+    across, down, shift, origin = numbers.view(-1, 4, 2, 1, 1).unbind(1)  # n 2 1 1
+    at = across * (x - origin[:, :1]) + down * (y - origin[:, 1:])  # n 2 H W
+    at.add_(shift).add_(origin).sub_(0.5).round_()
+    nearest = at.clamp(first, last)
+    is_inside = (nearest == at).all(dim=1, keepdim=True)  # n 1 H W
+    source = (nearest[:, 1] * width).add_(nearest[:, 0]).long()
+    source = source.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # n C H*W
+    return images.flatten(2).gather(2, source).view_as(images).mul_(is_inside)
 
 
-def posterize(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Keep the `magnitude` highest bits of each value."""
-    low_bits = (2 ** (8 - magnitude) - 1).to(torch.uint8)
-    return images & ~low_bits[:, None, None, None]
+def change_bits(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
+    """Flip bits of the values that are large enough, then keep some bits.
+
+    The numbers are the least such value, the bits to flip and those to keep.
+    """
+    least, flipped, kept = numbers[:, :3].to(torch.uint8).view(-1, 3, 1, 1, 1).unbind(1)
+    return ((images >= least) * flipped).bitwise_xor_(images).bitwise_and_(kept)
 
 
-def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Invert values of `magnitude` and more."""
-    least = magnitude.ceil().to(torch.uint8)[:, None, None, None]
-    return images ^ (images >= least).to(torch.uint8).mul_(255)
+def blend(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
+    """Blend with black, the gray image, its mean, or the smoothed image.
+
+    The numbers are the shares of the image and of the other.
+    """
+    share, rest = numbers[:, :2].view(-1, 2, 1, 1, 1).unbind(1)  # n 1 1 1
+    blended = images * share
+    _, gray, mean, smooth = torch.split(blended, list(counts))
+    _, of_gray, of_mean, of_smooth = torch.split(rest, list(counts))
+    start, end = counts[0], counts[0] + counts[1] + counts[2]
+    if start < end:
+        grays = _gray(images[start:end])
+        gray += grays[: counts[1]] * of_gray
+        mean += grays[counts[1] :].mean(dim=(1, 2, 3), keepdim=True) * of_mean
+    if counts[3]:
+        smooth += _smooth(images[end:]) * of_smooth
+    return blended.clamp_(0, 255).to(torch.uint8)
 
 
-def autocontrast(images: Tensor, magnitude: Tensor) -> Tensor:
+def autocontrast(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
     """Stretch each channel to the full range."""
     from torchvision.transforms.v2.functional import autocontrast_image  # takes a second to load
 
@@ -102,7 +100,7 @@ def autocontrast(images: Tensor, magnitude: Tensor) -> Tensor:
     return stretched
 
 
-def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
+def equalize(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
     """Flatten each channel's histogram."""
     from torchvision.transforms.v2.functional import equalize_image
 
@@ -110,23 +108,18 @@ def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
     return flat
 
 
-def invert(images: Tensor, magnitude: Tensor) -> Tensor:
-    """The negative."""
-    return 255 - images
-
-
-def grayscale(images: Tensor, magnitude: Tensor) -> Tensor:
+def grayscale(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
     """Luminance in every channel."""
     return _gray(images).to(torch.uint8).expand_as(images)
 
 
-def blur(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Gaussian blur with a standard deviation of `magnitude` pixels, at most 2."""
+def blur(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
+    """Gaussian blur; the number is its standard deviation in pixels, at most 2."""
     batch, channels, height, width = images.shape
     if min(height, width) <= _BLUR_RADIUS:
         return images
     x = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=images.device)
-    kernel = (-0.5 * (x / magnitude[:, None]) ** 2).exp()  # B taps
+    kernel = (-0.5 * (x / numbers[:, :1]) ** 2).exp()  # n taps
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
     planes = images.reshape(1, batch * channels, height, width).float()
     planes = F.pad(planes, [_BLUR_RADIUS] * 4, mode="reflect")
@@ -135,67 +128,87 @@ def blur(images: Tensor, magnitude: Tensor) -> Tensor:
     return planes.round_().to(torch.uint8).view_as(images)
 
 
-OPERATIONS: dict[str, Operation] = {
-    "identity": identity,
-    "shear_x": shear_x,
-    "shear_y": shear_y,
-    "translate_x": translate_x,
-    "translate_y": translate_y,
-    "rotate": rotate,
-    "brightness": brightness,
-    "color": color,
-    "contrast": contrast,
-    "sharpness": sharpness,
-    "posterize": posterize,
-    "solarize": solarize,
-    "autocontrast": autocontrast,
-    "equalize": equalize,
-    "invert": invert,
-    "grayscale": grayscale,
-    "blur": blur,
-}
+def _rotation(degrees: np.ndarray, size: Size) -> Sequence[np.ndarray | float]:
+    """Around the centre, counter-clockwise."""
+    radians = torch.deg2rad(torch.from_numpy(degrees))
+    cos, sin = radians.cos().numpy(), radians.sin().numpy()
+    return cos, sin, -sin, cos, 0, 0, size[1] / 2, size[0] / 2
 
 
-def _blend(images: Tensor, other: Tensor, magnitude: Tensor) -> Tensor:
-    factor = (1 + magnitude)[:, None, None, None]
-    return (images * factor).add_(other * (1 - factor)).clamp_(0, 255).to(torch.uint8)
+FAMILIES = (
+    Family(keep, {"identity": lambda m, size: ()}),
+    Family(
+        move,
+        {
+            "shear_x": lambda m, size: (1, 0, m, 1),  # row y to the left by m y; the top stays
+            "shear_y": lambda m, size: (1, m, 0, 1),
+            "translate_x": lambda m, size: (
+                1, 0, 0, 1, -np.trunc(m), 0, size[1] / 2, size[0] / 2
+            ),
+            "translate_y": lambda m, size: (
+                1, 0, 0, 1, 0, -np.trunc(m), size[1] / 2, size[0] / 2
+            ),
+            "rotate": _rotation,
+        },
+    ),
+    Family(
+        change_bits,
+        {
+            "posterize": lambda m, size: (0, 0, 256 - 2.0 ** (8 - m)),  # the m highest bits
+            "solarize": lambda m, size: (np.ceil(m), 255, 255),
+            "invert": lambda m, size: (0, 255, 255),
+        },
+    ),
+    Family(
+        blend,
+        {
+            name: lambda m, size: (1 + m, 1 - (1 + m))
+            for name in ("brightness", "color", "contrast", "sharpness")
+        },
+    ),
+    Family(autocontrast, {"autocontrast": lambda m, size: ()}),
+    Family(equalize, {"equalize": lambda m, size: ()}),
+    Family(grayscale, {"grayscale": lambda m, size: ()}),
+    Family(blur, {"blur": lambda m, size: (m,)}),
+)  # fmt: skip
+
+
+def numbers(name: str, magnitudes: np.ndarray, size: Size) -> np.ndarray:
+    """What the host says of images that go through the operation `name`: float32 (n, NUMBERS).
+
+    Args:
+        name: a row of FAMILIES.
+        magnitudes: float32 (n,).
+        size: height and width of the images.
+    """
+    said = np.zeros((len(magnitudes), NUMBERS), np.float32)
+    row = next(family.rows[name] for family in FAMILIES if name in family.rows)
+    for column, values in enumerate(row(magnitudes, size)):
+        said[:, column] = values
+    return said
+
+
+@lru_cache(maxsize=8)
+def _grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centres of columns (W,) and rows (H, 1); first and last pixel, as (x, y), each (2, 1, 1)."""
+    x, y = (torch.arange(n, device=device) + 0.5 for n in (width, height))
+    last = torch.tensor([[[width - 1.0]], [[height - 1.0]]]).to(device)
+    return x, y[:, None], torch.zeros_like(last), last
 
 
 def _gray(images: Tensor) -> Tensor:
-    """Luminance in whole numbers, float32 (B, 1, H, W)."""
+    """Luminance in whole numbers, float32 (n, 1, H, W)."""
     if images.shape[1] == 1:
         return images.float()
     red, green, blue = images.float().unbind(1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()[:, None]
 
 
-def _affine(
-    images: Tensor,
-    x_of_x: Tensor | float = 1.0,
-    x_of_y: Tensor | float = 0.0,
-    y_of_x: Tensor | float = 0.0,
-    y_of_y: Tensor | float = 1.0,
-    x: Tensor | float = 0.0,
-    y: Tensor | float = 0.0,
-    corner: bool = False,
-) -> Tensor:
-    """Take the pixel at (y_of_x * u + y_of_y * v + y, x_of_x * u + x_of_y * v + x) for (v, u).
-
-    Coordinates are pixels from the centre, or from the top left corner if `corner`.
-    """
-    height, width = images.shape[-2:]
-
-    def each(value: Tensor | float) -> Tensor:
-        return torch.as_tensor(value, device=images.device).expand(len(images))[:, None, None]
-
-    origin_x, origin_y = (0.0, 0.0) if corner else (width / 2, height / 2)
-    u = torch.arange(width, device=images.device) + 0.5 - origin_x  # W
-    v = (torch.arange(height, device=images.device) + 0.5 - origin_y)[:, None]  # H 1
-    from_x = each(x_of_x) * u + each(x_of_y) * v + each(x) + origin_x  # B H W
-    from_y = each(y_of_x) * u + each(y_of_y) * v + each(y) + origin_y
-    row, column = ((at - 0.5).round_() for at in (from_y, from_x))
-    is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    source = (row.clamp_(0, height - 1) * width + column.clamp_(0, width - 1)).long()
-    source = source.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # B C H*W
-    moved = images.flatten(2).gather(2, source).view_as(images)
-    return moved.mul_(is_inside[:, None])
+def _smooth(images: Tensor) -> Tensor:
+    """Each pixel the mean of its neighbours and five times itself, but at the edges: float32."""
+    smooth = images.float()
+    rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
+    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    sums.add_(smooth[:, :, 1:-1, 1:-1], alpha=4)
+    smooth[:, :, 1:-1, 1:-1] = sums.div_(13).round_()
+    return smooth

@@ -1,7 +1,7 @@
 """Augmentation policies: RandAugment, TrivialAugment, AutoAugment, 3-Augment, colour jitter.
 
-Drawn per image, for the *global* batch, then sliced by rank, as everything in `augment`. The
-operations of the images of a batch are applied together, one kind at a time.
+Drawn per image, for the *global* batch, then sliced by rank, as everything in `augment`. The images
+of a batch are sorted by their operations, and those of a family are changed together.
 
 Legend: B batch, C channels, H height, W width, S operations one after another.
 """
@@ -16,15 +16,22 @@ import torch
 from torch import Tensor
 
 from vit.config.schema import AugmentConfig
-from vit.data.augment.operations import OPERATIONS
+from vit.data.augment.operations import FAMILIES, NUMBERS, numbers
 from vit.runtime.seeding import numpy_generator
 
 BINS = 30
 """Magnitudes go from 0 to this."""
 Size = tuple[int, int]
-_NAMES = list(OPERATIONS)
+NAMES = [
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
+    "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize", "invert",
+    "grayscale", "blur",
+]  # fmt: skip
+"""The operations by number."""
 _SPACE = 14
-"""RandAugment and TrivialAugment draw from the first so many operations."""
+"""RandAugment and TrivialAugment draw from the first so many of them."""
+_SORTED = [name for family in FAMILIES for name in family.rows]
+_RANK = np.array([_SORTED.index(name) for name in NAMES])
 _SIGNED = {
     "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
     "contrast", "sharpness",
@@ -66,7 +73,7 @@ class Chain:
     """What each image goes through, on the host.
 
     Attributes:
-        operations: positions in OPERATIONS, int64 (B, S).
+        operations: positions in NAMES, int64 (B, S).
         magnitudes: of each, float32 (B, S).
     """
 
@@ -88,17 +95,54 @@ def draw(config: AugmentConfig, batch: int, size: Size, seed: int, step: int) ->
     )
 
 
-def apply(images: Tensor, chain: Chain) -> Tensor:
-    """Send uint8 images (B, C, H, W) through their chains."""
-    for stage in range(chain.operations.shape[1]):
-        images = images.clone()
-        kinds = chain.operations[:, stage]
-        magnitudes = torch.from_numpy(chain.magnitudes[:, stage]).to(images.device)
-        for kind in np.unique(kinds):
-            rows = torch.from_numpy(np.flatnonzero(kinds == kind)).to(images.device)
-            changed = OPERATIONS[_NAMES[kind]](images.index_select(0, rows), magnitudes[rows])
-            images.index_copy_(0, rows, changed)
-    return images
+@dataclass(frozen=True)
+class Plan:
+    """Chains as `apply` takes them: what the device is sent, and how many images do what.
+
+    Attributes:
+        rows: for each stage which images come one after another, as positions in the order of the
+            stage before; at last in the batch's own order: int64 (S + 1, B).
+        numbers: what families are told of the images of each stage, float32 (S, B, NUMBERS).
+        counts: images of each operation, in the order of FAMILIES, int64 (S, operations).
+    """
+
+    rows: np.ndarray
+    numbers: np.ndarray
+    counts: np.ndarray
+
+
+def plan(chain: Chain, channels: int, size: Size) -> Plan:
+    """Sort images of so many channels, and of `size` (height, width), by their operations."""
+    as_it_is = ["color"] * (channels == 1) + ["sharpness"] * (min(size) <= 2)
+    kinds = chain.operations.T.copy()
+    kinds[np.isin(kinds, [NAMES.index(name) for name in as_it_is])] = NAMES.index("identity")
+    orders = np.argsort(_RANK[kinds], axis=1, kind="stable")  # S B
+    here = np.arange(len(chain.operations))
+    told = np.empty((*orders.shape, NUMBERS), np.float32)
+    rows = []
+    for stage, order in enumerate(orders):
+        rows.append(np.argsort(here)[order])
+        here = order
+        magnitudes, of = chain.magnitudes[order, stage], kinds[stage, order]
+        for kind in np.unique(of):
+            told[stage, of == kind] = numbers(NAMES[kind], magnitudes[of == kind], size)
+    counts = np.array([np.bincount(_RANK[of], minlength=len(NAMES)) for of in kinds])
+    return Plan(np.stack([*rows, np.argsort(here)]), told, counts)
+
+
+def apply(images: Tensor, counts: np.ndarray, rows: Tensor, told: Tensor) -> Tensor:
+    """Send uint8 images (B, C, H, W) through chains: a `Plan`, two of its arrays on the device."""
+    for stage, order, of in zip(counts, rows, told, strict=False):
+        images = images.index_select(0, order)
+        start, first, changed = 0, 0, []
+        for family in FAMILIES:
+            own = stage[first : first + len(family.rows)].tolist()
+            first, end = first + len(own), start + sum(own)
+            if start < end:
+                changed.append(family.apply(images[start:end], of[start:end], own))
+            start = end
+        images = torch.cat(changed)
+    return images.index_select(0, rows[-1]) if len(counts) else images
 
 
 def no_policy(config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator) -> Chain:
@@ -125,14 +169,14 @@ def trivialaugment(
 
 def autoaugment(config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator) -> Chain:
     """One of the 25 pairs of operations found for CIFAR-10 (Cubuk et al. 2019, table 7)."""
-    steps = [[_NAMES.index(name) for name, _, _ in pair] for pair in _CIFAR]
+    steps = [[NAMES.index(name) for name, _, _ in pair] for pair in _CIFAR]
     odds = np.array([[odds for _, odds, _ in pair] for pair in _CIFAR])
     bins = np.array([[strength for _, _, strength in pair] for pair in _CIFAR])
     chosen = rng.integers(len(_CIFAR), size=batch)
     kinds = np.array(steps)[chosen]
     ranges = _ranges(size, shear=0.3, shift=150 / 331, turn=30.0, blend=0.9, bits=4)
     magnitudes = _magnitudes(kinds, bins[chosen] * BINS / 9, ranges, rng)
-    kinds[rng.random(kinds.shape) >= odds[chosen]] = _NAMES.index("identity")
+    kinds[rng.random(kinds.shape) >= odds[chosen]] = NAMES.index("identity")
     return Chain(kinds, magnitudes)
 
 
@@ -141,7 +185,7 @@ def three_augment(config: AugmentConfig, batch: int, size: Size, rng: np.random.
 
     The paper adds augment.color_jitter=0.3.
     """
-    kinds = np.array([_NAMES.index(name) for name in ("grayscale", "solarize", "blur")])
+    kinds = np.array([NAMES.index(name) for name in ("grayscale", "solarize", "blur")])
     chosen = rng.integers(3, size=(batch, 1))
     deviations = rng.uniform(0.1, 2.0, size=(batch, 1))
     magnitudes = np.where(chosen == 2, deviations, 128.0)
@@ -162,7 +206,7 @@ def _jitter(config: AugmentConfig, batch: int, rng: np.random.Generator) -> Chai
     strength = config.color_jitter
     if strength == 0:
         return Chain(np.zeros((batch, 0), np.int64), np.zeros((batch, 0)))
-    kinds = np.array([_NAMES.index(name) for name in ("brightness", "contrast", "color")])
+    kinds = np.array([NAMES.index(name) for name in ("brightness", "contrast", "color")])
     order = rng.random((batch, 3)).argsort(axis=1)
     return Chain(kinds[order], rng.uniform(-min(strength, 1.0), strength, (batch, 3)))
 
@@ -186,10 +230,10 @@ def _magnitudes(
     rng: np.random.Generator,
 ) -> np.ndarray:  # fmt: skip
     """The value of each operation's magnitude; symmetric ones get a random sign."""
-    low, high = np.array([ranges.get(name, (0.0, 0.0)) for name in _NAMES]).T
+    low, high = np.array([ranges.get(name, (0.0, 0.0)) for name in NAMES]).T
     values = low[kinds] + (high - low)[kinds] * bins / BINS
-    values = np.where(kinds == _NAMES.index("posterize"), np.rint(values), values)
-    is_signed = np.isin(kinds, [_NAMES.index(name) for name in _SIGNED])
+    values = np.where(kinds == NAMES.index("posterize"), np.rint(values), values)
+    is_signed = np.isin(kinds, [NAMES.index(name) for name in _SIGNED])
     flips = rng.integers(2, size=kinds.shape)
     magnitudes: np.ndarray = np.where(is_signed & (flips == 1), -values, values)
     return magnitudes

@@ -6,6 +6,7 @@ Legend: B images of a batch, C channels, N images of a split.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vit.data.reading.transfer import Event, pin, unpin
 from vit.data.reading.transform import Transform, crop_boxes, resize_boxes
 from vit.data.reading.workers import (
     Corrupt,
@@ -63,8 +65,19 @@ class ImageStore:
             DataError: a worker died or hangs.
         """
 
-    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Corrupt]:
+    def arrays(self, request: BatchRequest) -> dict[str, np.ndarray]:
+        """What of `request` the device must be told."""
+        return {}
+
+    def collect(
+        self, k: int, request: BatchRequest, sent: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Corrupt]:
         """Batch number `k`, which was submitted.
+
+        Args:
+            k: its number.
+            request: what it holds.
+            sent: its `arrays` on the device; None: they are sent here.
 
         Returns:
             uint8 (B, C, height, width) on the device, and the rows that cannot be decoded, with the
@@ -73,9 +86,11 @@ class ImageStore:
         Raises:
             DataError: a worker died or hangs; what else was submitted is lost.
         """
-        return self.render(request)
+        return self.render(request, sent)
 
-    def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
+    def render(
+        self, request: BatchRequest, sent: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Corrupt]:
         """As `collect`, of any images, here and now."""
         raise NotImplementedError
 
@@ -94,15 +109,25 @@ class InMemory(ImageStore):
     damaged: Corrupt
     transform: Transform
 
-    def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
+    def arrays(self, request: BatchRequest) -> dict[str, np.ndarray]:
+        """Positions and, where there are random crops, their boxes."""
+        shown, uniforms = self.transform, request.crop_uniforms
+        if uniforms is None or shown.crop_scale is None:
+            return {"positions": request.positions}
+        boxes = crop_boxes(uniforms, shown.height, shown.width, shown.crop_scale)
+        return {"positions": request.positions, "boxes": boxes}
+
+    def render(
+        self, request: BatchRequest, sent: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
-        at, shown = request.positions, self.transform
-        images = self.pixels[torch.from_numpy(at).to(self.pixels.device)]
-        if request.crop_uniforms is not None and shown.crop_scale is not None:
-            boxes = crop_boxes(request.crop_uniforms, shown.height, shown.width, shown.crop_scale)
-            images = resize_boxes(images, torch.from_numpy(boxes).to(images.device))
-        if not self.damaged:
-            return images, {}
+        if sent is None:
+            arrays, device = self.arrays(request), self.pixels.device
+            sent = {name: torch.from_numpy(a).to(device) for name, a in arrays.items()}
+        images = self.pixels.index_select(0, sent["positions"])
+        if "boxes" in sent:
+            images = resize_boxes(images, sent["boxes"])
+        at = request.positions if self.damaged else ()
         return images, {r: self.damaged[p] for r, p in enumerate(at) if p in self.damaged}
 
 
@@ -130,6 +155,7 @@ class Streaming(ImageStore):
         on_gpu = self.device.type == "cuda"
         self._copies = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._under_way: list[list[Future[Corrupt]]] = [[] for _ in range(AHEAD + 1)]
+        self._sent: list[Event | None] = [None] * (AHEAD + 1)
         self._memory: SharedMemory | None = None
 
     def submit(self, k: int, request: BatchRequest) -> None:
@@ -139,37 +165,53 @@ class Streaming(ImageStore):
         if self._memory is None:
             size = (AHEAD + 1) * self.rows * int(np.prod(self.transform.shape))
             self._memory = shared_memory(size)
-            weakref.finalize(self, _release, self._memory)
+            on_gpu = self._copies is not None
+            if on_gpu:
+                pin(self._memory)
+            weakref.finalize(self, _release, self._memory, pinned=on_gpu)
         count = len(request.positions)
         size = max(1, -(-count // (2 * self.pool.workers)))
         slot = k % (AHEAD + 1)
         for future in self._under_way[slot]:  # if never collected, it must not write any more
             if not (future.cancel() or future.done()):
                 self.pool.result(future)
+        sent = self._sent[slot]
+        if sent is not None:  # the device still reads what the workers would write over
+            sent.synchronize()
         tasks = (
             self._task(request.part(slice(first, first + size)), first, slot * self.rows)
             for first in range(0, count, size)
         )
         self._under_way[slot] = [self.pool.submit(render_shared, task) for task in tasks]
 
-    def collect(self, k: int, request: BatchRequest) -> tuple[Tensor, Corrupt]:
+    def collect(
+        self, k: int, request: BatchRequest, sent: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
         if self.pool.workers == 0:
             return self.render(request)
         assert self._memory is not None
         bad: Corrupt = {}
-        for future in self._under_way[k % (AHEAD + 1)]:
+        slot = k % (AHEAD + 1)
+        for future in self._under_way[slot]:
             rendered: Corrupt = self.pool.result(future)
             bad |= rendered
         slots = (AHEAD + 1, self.rows, *self.transform.shape)
-        pixels: np.ndarray = np.ndarray(slots, np.uint8, self._memory.buf)[k % (AHEAD + 1)]
-        return self._moved(pixels[: len(request.positions)].copy()), bad
+        pixels: np.ndarray = np.ndarray(slots, np.uint8, self._memory.buf)[slot]
+        pixels = pixels[: len(request.positions)]
+        if self._copies is None:
+            return torch.from_numpy(pixels.copy()), bad
+        moved, self._sent[slot] = self._moved(torch.from_numpy(pixels))
+        return moved, bad
 
-    def render(self, request: BatchRequest) -> tuple[Tensor, Corrupt]:
+    def render(
+        self, request: BatchRequest, sent: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Corrupt]:
         """See ImageStore."""
-        pixels = np.empty((len(request.positions), *self.transform.shape), np.uint8)
-        bad = render_into(pixels, self._task(request))
-        return self._moved(pixels), bad
+        shape = (len(request.positions), *self.transform.shape)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._copies is not None)
+        bad = render_into(pixels.numpy(), self._task(request))
+        return pixels if self._copies is None else self._moved(pixels)[0], bad
 
     def _task(self, request: BatchRequest, first: int = 0, start: int = 0) -> WorkerTask:
         """A request that is a batch's from row `first` on, which starts at row `start` of the
@@ -184,18 +226,19 @@ class Streaming(ImageStore):
             transform=self.transform,
         )
 
-    def _moved(self, pixels: np.ndarray) -> Tensor:
-        """Pixels on the device; on a GPU they travel while it still computes what came before."""
-        if self._copies is None:
-            return torch.from_numpy(pixels).to(self.device)
+    def _moved(self, pixels: Tensor) -> tuple[Tensor, Event]:
+        """Pinned pixels on the GPU, while it still computes what came before; and when they are."""
         computing = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):
-            moved = torch.from_numpy(pixels).pin_memory().to(self.device, non_blocking=True)
-        computing.wait_stream(self._copies)
+            moved = pixels.to(self.device, non_blocking=True)
+            there = torch.cuda.current_stream(self.device).record_event()
+        computing.wait_event(there)
         moved.record_stream(computing)
-        return moved
+        return moved, there
 
 
-def _release(memory: SharedMemory) -> None:
+def _release(memory: SharedMemory, *, pinned: bool) -> None:
+    if pinned:
+        unpin(memory)
     memory.close()
     memory.unlink()
