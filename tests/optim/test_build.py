@@ -7,8 +7,9 @@ import io
 import pytest
 import torch
 from stepping import ADAMW, CPU, batch, model, train
+from timm.optim.muon import Muon
 
-from vit.optim.build import OPTIMIZERS, build_optimizer
+from vit.optim.build import OPTIMIZERS, build_optimizer, step_unless
 from vit.training.state import TrainState
 
 NAMES = list(OPTIMIZERS)
@@ -79,6 +80,55 @@ def test_a_step_that_is_not_finite_changes_nothing(name):
         for key, value in entries.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments[number][key])), key
     assert state.non_finite.read().total == 1
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "adamw"])
+def test_a_step_is_taken_or_taken_back_without_asking(name):
+    def moments(state):
+        entries = state.optimizer.state_dict()["state"].items()
+        return {
+            f"{number} {key}": value.clone()
+            for number, values in entries
+            for key, value in values.items()
+            if isinstance(value, torch.Tensor) and key != "step"
+        }
+
+    asked, unasked = state_of(name), state_of(name)
+    for number, bad in enumerate([False, False, True]):
+        for state in (asked, unasked):
+            torch.manual_seed(number)
+            for p in state.model.parameters():
+                p.grad = torch.randn_like(p)
+        if not bad:
+            asked.optimizer.step()
+        else:
+            next(unasked.model.parameters()).grad[0] = torch.nan
+        step_unless(unasked.optimizer, torch.tensor(bad))
+        for one, other in ((weights(asked), weights(unasked)), (moments(asked), moments(unasked))):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[key], other[key]) for key in one)
+    fresh = state_of(name)
+    before = weights(fresh)
+    for p in fresh.model.parameters():
+        p.grad = torch.full_like(p, torch.inf)
+    step_unless(fresh.optimizer, torch.tensor(True))
+    assert all(torch.equal(now, before[key]) for key, now in weights(fresh).items())
+    assert not any(moment.any() for moment in moments(fresh).values())
+
+
+def test_muon_in_batches_is_timms():
+    ours, theirs = state_of("muon", weight_decay=0.3), state_of("muon", weight_decay=0.3)
+    theirs.optimizer.__class__ = Muon
+    for number in range(4):
+        for state in (ours, theirs):
+            train(state, batch(number), lr=1e-2)
+    for key, now in weights(ours).items():
+        torch.testing.assert_close(now, weights(theirs)[key], rtol=1e-2, atol=1e-3)
+    one, other = (state.optimizer.state_dict() for state in (ours, theirs))
+    assert one["param_groups"] == other["param_groups"]
+    assert {n: s.keys() for n, s in one["state"].items()} == {
+        n: s.keys() for n, s in other["state"].items()
+    }
 
 
 def test_muon_takes_the_matrices_of_the_blocks():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vit.config.schema import OptimConfig
 from vit.optim.lora import LEARNED
@@ -42,7 +42,7 @@ def muon(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
 
     The update of a matrix of A x B is scaled by sqrt(max(1, A / B)), as in the original.
     """
-    from timm.optim.muon import Muon
+    from vit.optim.muon import BatchedMuon
 
     assert not isinstance(config.lr, str)
     groups = parameter_groups(model, config, hidden_apart=True)
@@ -52,7 +52,7 @@ def muon(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
             assert not isinstance(config.other_lr, str)
             group["lr_scale"] *= config.other_lr / config.lr
     beta1, beta2 = config.betas
-    return Muon(
+    return BatchedMuon(
         groups, momentum=config.momentum, nesterov=True, adjust_lr_fn="original",
         betas=(beta1, beta2),
     )  # fmt: skip
@@ -88,6 +88,27 @@ OPTIMIZERS: dict[str, Callable[[Declared, OptimConfig], torch.optim.Optimizer]] 
 def build_optimizer(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser that `config` names."""
     return OPTIMIZERS[config.name](model, config)
+
+
+@torch.no_grad()
+def step_unless(optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
+    """Take a step of an optimiser that knows no `found_inf`, and take it back if `is_bad`, without
+    asking the device: weights and moments are then as before.
+
+    Args:
+        optimizer: its count of steps goes on.
+        is_bad: bool, on the device; the gradients, which may be NaN, are then zeroed.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for p in params:
+        p.grad.masked_fill_(is_bad, 0.0)
+    state = (item for p in params for item in optimizer.state.get(p, {}).items())
+    moments = [value for key, value in state if isinstance(value, Tensor) and key != "step"]
+    now = [*(p.detach() for p in params), *moments]  # moments that are made now start at zero
+    before = torch._foreach_mul(now, is_bad.float())  # all, or nothing
+    optimizer.step()
+    torch._foreach_mul_(now, (~is_bad).float())
+    torch._foreach_add_(now, before)
 
 
 def freeze(model: Declared, how: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vit.config.schema import TrainerConfig
 from vit.data.types import Batch
+from vit.optim.build import step_unless
 from vit.runtime.device import autocast
 from vit.runtime.dist import World, full_tensor, no_sync
 from vit.runtime.seeding import reseed
@@ -62,7 +63,9 @@ def train_step(
     if optimizer.defaults.get("fused"):
         optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
         optimizer.step()
-    elif not is_bad:  # asks the device: an optimiser that knows no found_inf
+    elif device.type != "cpu":
+        step_unless(optimizer, is_bad)
+    elif not is_bad:  # there to ask costs nothing
         optimizer.step()
     if state.ema is not None:
         state.ema.update(state.model, state.step)
