@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from contest import Measured
 
-from vit.runtime.device import autocast, has_fast_bf16, select_device
+from vit.runtime.device import autocast, best_precision, select_device
 
 CASE = "CIFAR-10, one epoch, d192 L9 p4"
 BATCH = 128
@@ -80,7 +80,7 @@ def timm_epoch(cifar: Path, file: Path) -> None:
 
     timm: Any = importlib.import_module("timm")
     device = select_device("auto")
-    precision = "bf16" if has_fast_bf16(device) else "fp32"
+    precision = best_precision(device)
     tail = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     loaders = []
     for split, head in (("train", [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]),

@@ -26,7 +26,7 @@ import torch
 from contest import Measured, contest
 
 from vit.artifacts.logger import RunLogger
-from vit.runtime.device import has_fast_bf16, select_device
+from vit.runtime.device import best_precision, select_device
 from vit.training.trainer import Trainer
 
 D192 = bench_step.SHAPES[0]
@@ -57,7 +57,7 @@ def measure(
     photos: Path | None, cifar: Path | None, repetitions: int, seconds: float
 ) -> list[Measured]:
     """All parts of the folders that are given."""
-    precision = "bf16" if has_fast_bf16(select_device("auto")) else "fp32"
+    precision = best_precision(select_device("auto"))
     found = []
     shapes = {
         f"{(32 // patch) ** 2} patches (patch {patch}), batch 64": replace(
@@ -95,7 +95,7 @@ def peak(checkpointed: bool) -> tuple[float, float]:
     """Peak resident memory in MiB of a process that trains, and its images per second."""
     device = select_device("cpu")
     shape = replace(S16, batch=32)
-    precision = "bf16" if has_fast_bf16(device) else "fp32"
+    precision = best_precision(device)
     images = torch.randn(shape.batch, 3, shape.image_size, shape.image_size)
     labels = torch.randint(shape.classes, (shape.batch,))
     step = bench_step.ours(

@@ -31,7 +31,7 @@ from vit.config.validate import config_dir, load_yaml
 from vit.data.types import Batch
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer
-from vit.runtime.device import autocast, has_fast_bf16, select_device, synchronize
+from vit.runtime.device import autocast, best_precision, select_device, synchronize
 from vit.runtime.dist import World
 from vit.runtime.memory import retain_freed_memory
 from vit.training.loss import Loss
@@ -98,7 +98,7 @@ def measure(repetitions: int, seconds: float, names: list[str] | None = None) ->
     device = select_device("auto")
     names = names or (["" for _ in SHAPES] if device.type == "cuda" else CPU_SHAPES)
     shapes = [shape for shape in SHAPES if any(map(shape.name.startswith, names))]
-    precisions = ["bf16", "fp32"] if has_fast_bf16(device) else ["fp32"]
+    precisions = [*dict.fromkeys([best_precision(device), "fp32"])]
     found: list[Measured] = []
     for shape in shapes:
         for precision in precisions:

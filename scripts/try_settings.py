@@ -176,7 +176,7 @@ def answer(argv: list[str], job: Callable[..., object]) -> int:
 def look(plain: dict[str, Any], overrides: Overrides) -> None:
     """As far as a run comes before its data is read, and its length."""
     settings = fit_to_data(to_config(plain, 1), 1000, 500, gpu=False)
-    plan(resolve(to_config(to_plain(settings)), bf16=False), 1000)
+    plan(resolve(to_config(to_plain(settings)), precision="fp32"), 1000)
 
 
 def compose_one(argv: list[str], folder: Path) -> tuple[int | None, list[str]]:

@@ -28,11 +28,13 @@ def final(
     weights: dict[str, Any] | None = None,
     saved: dict[str, Any] | None = None,
     facts: DataFacts = FACTS,
-    bf16: bool = False,
+    precision: str = "fp32",
     gpu: bool = False,
 ) -> FinalConfig:
     settings = to_config(plain, complete=False)
-    return final_config(settings, frozenset(user_keys), weights, saved, facts, bf16=bf16, gpu=gpu)
+    return final_config(
+        settings, frozenset(user_keys), weights, saved, facts, precision=precision, gpu=gpu
+    )
 
 
 def flat(made: FinalConfig) -> dict[str, Any]:
@@ -41,8 +43,8 @@ def flat(made: FinalConfig) -> dict[str, Any]:
 
 
 def test_nothing_stays_automatic() -> None:
-    for bf16, precision in ((False, "fp32"), (True, "bf16")):
-        made = final(changed(), bf16=bf16)
+    for precision in ("fp32", "bf16", "fp16"):
+        made = final(changed(), precision=precision)
         assert made.config.trainer.precision == precision
         assert "auto" not in [made.config.model.patch_size, made.config.optim.lr,
                               made.config.augment.crop, made.config.data.memory]  # fmt: skip
@@ -75,8 +77,8 @@ def test_heads_must_come_from_somewhere() -> None:
 
 
 def test_a_run_that_goes_on_keeps_what_it_resolved() -> None:
-    first = final(changed(model__weights="x"), weights=BROUGHT, bf16=True)
-    again = final(changed(model__weights="x"), saved=to_plain(first.config), bf16=False)
+    first = final(changed(model__weights="x"), weights=BROUGHT, precision="bf16")
+    again = final(changed(model__weights="x"), saved=to_plain(first.config), precision="fp32")
     assert again == first
     longer = changed(model__weights="x", trainer__epochs=500)
     again = final(longer, saved=to_plain(first.config))

@@ -21,7 +21,7 @@ def recipe(*overrides):
     plain = composed(
         "experiment=imagenet_vit_s16", "data.root=/data", "data.val_fraction=0", *overrides
     )
-    return resolve(sized(plain), bf16=True)
+    return resolve(sized(plain), precision="bf16")
 
 
 @pytest.fixture(scope="module")

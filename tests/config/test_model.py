@@ -27,7 +27,7 @@ def configured(**options: object) -> RunConfig:
     plain = changed(**{f"model__{name}": value for name, value in options.items()})
     if options.get("distillation_token"):
         plain["distill"]["teacher"] = "outputs/teacher"
-    return resolve(sized(plain), bf16=False)
+    return resolve(sized(plain), precision="fp32")
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -54,7 +54,7 @@ def test_defaults_serve_python_alone(name: str) -> None:
 
 
 def test_sizes_come_from_data_and_ratio() -> None:
-    run = resolve(sized(changed(data__image_size=[8, 16], model__mlp_ratio=2.7)), bf16=False)
+    run = resolve(sized(changed(data__image_size=[8, 16], model__mlp_ratio=2.7)), precision="fp32")
     config = vit_config(run, 7)
     assert (config.image_size, config.num_classes, config.channels) == ((8, 16), 7, 1)
     assert config.patch_size == run.model.patch_size

@@ -18,7 +18,7 @@ from vit.errors import ConfigError
     ("size", "patch"), [(32, 4), (64, 8), (96, 12), (128, 16), (224, 16), (256, 16), (384, 16)]
 )
 def test_automatic_patch_size(size, patch):
-    config = resolve(sized(changed(data__image_size=size)), bf16=False)
+    config = resolve(sized(changed(data__image_size=size)), precision="fp32")
     assert config.model.patch_size == patch
 
 
@@ -42,40 +42,40 @@ def test_an_automatic_patch_size_that_is_accepted_gives_a_sensible_number_of_tok
     if config is None:
         assert f"data.image_size={size} has no good patch size" in found[0]
     else:
-        patch = resolve(sized(to_plain(config)), bf16=False).model.patch_size
+        patch = resolve(sized(to_plain(config)), precision="fp32").model.patch_size
         assert 4 <= (size // patch) ** 2 <= max(32, size / 8) ** 2
 
 
 @pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("flip", ["auto", 0, 0.5, 1])
 def test_automatic_mirroring_follows_the_data(mirror, flip):
-    config = resolve(sized(changed(data__mirror=mirror, augment__flip=flip)), bf16=False)
+    config = resolve(sized(changed(data__mirror=mirror, augment__flip=flip)), precision="fp32")
     assert config.augment.flip == (0.5 * mirror if flip == "auto" else flip)
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
-def test_automatic_precision_follows_the_hardware(bf16, precision):
-    config = resolve(sized(changed(trainer__precision=precision)), bf16=bf16)
-    expected = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
+@pytest.mark.parametrize("best", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp16", "fp32", "tf32"])
+def test_automatic_precision_follows_the_hardware(best, precision):
+    config = resolve(sized(changed(trainer__precision=precision)), precision=best)
+    expected = best if precision == "auto" else precision
     assert config.trainer.precision == expected
 
 
 def test_resolving_changes_nothing_but_auto_and_only_once():
     before = to_config(composed())
-    after = resolve(sized(composed()), bf16=True)
+    after = resolve(sized(composed()), precision="bf16")
     old, new = flatten(to_plain(before)), flatten(to_plain(after))
     assert all(old[key] == "auto" for key in KEYS if old[key] != new[key])
     later = {"trainer.device", "data.workers", "data.memory", "data.verify", "model.name"}
     assert {key for key in KEYS if new[key] == "auto"} == later
-    assert resolve(after, bf16=False) == after
+    assert resolve(after, precision="fp32") == after
     assert to_config(to_plain(after)) == after
 
 
 @pytest.mark.parametrize(
     ("images", "side", "gpu", "expected"),
     [
-        (200, 375, False, (64, 64, 4, 4, 100)),
+        (200, 375, False, (64, 64, 4, 4, 160)),
         (200, 375, True, (224, 192, 12, 3, 300)),
         (200, 50, True, (48, 192, 12, 3, 300)),
         (50_000, 32, False, (32, 128, 6, 4, 10)),
@@ -125,7 +125,7 @@ LIMIT = MEMORY_LIMIT // (3 * 64 * 64)
 )
 def test_where_images_are_held(images, in_files, crop, memory):
     changes = {"data__image_size": 64, "data__mean": [0.5] * 3, "data__std": [0.5] * 3}
-    config = resolve(sized(changed(**changes, augment__crop=crop)), bf16=False)
+    config = resolve(sized(changed(**changes, augment__crop=crop)), precision="fp32")
     held = resolve_memory(config, images, in_files=in_files)
     assert held.data.memory == memory
     assert resolve_memory(held, images, in_files=in_files) == held
@@ -133,7 +133,7 @@ def test_where_images_are_held(images, in_files, crop, memory):
 
 def test_data_sets_are_measured_before_they_are_decoded():
     plain = changed(data__memory="device", data__mean=[0.5], data__std=[0.5])
-    config = resolve(sized(plain), bf16=False)
+    config = resolve(sized(plain), precision="fp32")
     fits = MEMORY_LIMIT // (config.data.size[0] * config.data.size[1])
     assert resolve_memory(config, fits, in_files=True) == config
     with pytest.raises(ConfigError, match=r"8\.0 GiB.*try data\.memory=stream"):
@@ -144,12 +144,12 @@ def test_data_sets_are_measured_before_they_are_decoded():
     ("size", "crop"), [(127, "padded"), (128, "resized"), ([96, 256], "padded")]
 )
 def test_photos_are_cropped_and_resized(size, crop):
-    config = resolve(sized(changed(data__image_size=size, model__patch_size=1)), bf16=False)
+    config = resolve(sized(changed(data__image_size=size, model__patch_size=1)), precision="fp32")
     assert config.augment.crop == crop
 
 
 def test_sizes_may_differ_in_height_and_width():
-    config = resolve(sized(changed(data__image_size=[224, 288])), bf16=False)
+    config = resolve(sized(changed(data__image_size=[224, 288])), precision="fp32")
     assert config.data.size == (224, 288)
     assert config.model.patch_size == 16
     wrong = outcome(changed(data__image_size=[224, 288], model__patch_size=20))[1]

@@ -14,7 +14,7 @@ from vit.config.resume import MAY_CHANGE, changes, with_saved
 from vit.config.validate import dump_yaml, flatten, to_config, to_plain
 from vit.errors import ConfigError, NoCheckpointError
 
-SAVED = flatten(to_plain(resolve(sized(composed()), bf16=True)))
+SAVED = flatten(to_plain(resolve(sized(composed()), precision="bf16")))
 OTHER = {
     "trainer.epochs": 1000.0, "trainer.device": "cpu", "trainer.compile": True,
     "trainer.histograms": True,
@@ -59,7 +59,7 @@ def test_every_refusal_is_reported_at_once():
 
 
 def test_automatic_values_stay_what_they_became():
-    saved = to_plain(resolve(sized(composed()), bf16=True))
+    saved = to_plain(resolve(sized(composed()), precision="bf16"))
     kept = with_saved(saved, composed())
     for key in ("model.patch_size", "augment.flip", "augment.crop", "trainer.precision"):
         assert flatten(kept)[key] == SAVED[key] != "auto"

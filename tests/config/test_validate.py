@@ -86,7 +86,7 @@ def test_a_section_is_no_value(section):
         ("trainer.compile", "yes", "must be true or false"),
         ("trainer.keep", 1, "must be 2 or more"),
         ("trainer.epochs", "many", "must be a number or auto or null"),
-        ("trainer.precision", "fp16", "must be one of auto, bf16, fp32"),
+        ("trainer.precision", "fp8", "must be one of auto, bf16, fp16, fp32, tf32"),
         ("data.val_fraction", 1, "must lie in [0, 1)"),
         ("data.workers", -1, "must be 0 or more or auto"),
         ("data.image_size", 3, "must lie in [4, 4096]"),

@@ -309,13 +309,13 @@ def native(**values: Any) -> dict[str, Any]:
 
 
 def test_whole_images_are_not_cropped():
-    config = resolve(sized(native()), bf16=False)
+    config = resolve(sized(native()), precision="fp32")
     assert config.augment.crop == "none"
-    assert resolve(sized(native(data__aspect="crop")), bf16=False).augment.crop == "resized"
+    assert resolve(sized(native(data__aspect="crop")), precision="fp32").augment.crop == "resized"
 
 
 def test_the_padding_needs_memory_too():
-    config = resolve(sized(native()), bf16=False)
+    config = resolve(sized(native()), precision="fp32")
     most = MEMORY_LIMIT // (4 * 128 * 128)
     for count, memory in ((most, "device"), (most + 1, "stream")):
         assert resolve_memory(config, count, in_files=True).data.memory == memory

@@ -91,7 +91,7 @@ def test_a_teacher_is_finite(spoiled, tmp_path):
         {"distill__teacher": str(spoiled["weights"])},
         {"distill__teacher": "timm/test_vit", "distill__weights": str(tmp_path / "t.pth")},
     ):
-        config = resolve(sized(changed(**settings)), bf16=False)
+        config = resolve(sized(changed(**settings)), precision="fp32")
         with pytest.raises(ConfigError, match=r"^distill\..*not finite \(.*; give") as e:
             load_teacher(config, list("0123456789"), CPU)
         assert e.value.exit_code == 2

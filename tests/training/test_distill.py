@@ -112,7 +112,7 @@ def test_timms_distilled_model_is_ours():
 
 def test_the_teacher_sees_the_pixels_in_its_own_terms():
     """Its own mean and deviation, and its own size."""
-    config = resolve(sized(changed()), bf16=False)
+    config = resolve(sized(changed()), precision="fp32")
     seen = []
 
     class Eye(torch.nn.Module):
@@ -139,12 +139,12 @@ def test_a_timm_teacher_with_its_weights(tmp_path):
         distill__weights=str(tmp_path / "weights.safetensors"), trainer__precision="fp32",
         data__name="cifar10", data__mean=[0.5] * 3, data__std=[0.5] * 3, data__image_size=224,
     )  # fmt: skip
-    teacher = load_teacher(resolve(sized(config), bf16=False), list("abcdefghij"), CPU)
+    teacher = load_teacher(resolve(sized(config), precision="fp32"), list("abcdefghij"), CPU)
     assert teacher is not None
     images = torch.randn(2, 3, 224, 224)
     torch.testing.assert_close(teacher(images), theirs(images).detach())
     with pytest.raises(ConfigError, match=r"holds no weights of timm/vit_tiny.* for 3 classes"):
-        load_teacher(resolve(sized(config), bf16=False), list("abc"), CPU)
+        load_teacher(resolve(sized(config), precision="fp32"), list("abc"), CPU)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_teacher_that_is_not_there(tmp_path, changes, error, words):
 
 
 def test_a_teacher_of_other_classes_is_refused(finished: Path):
-    config = resolve(sized(changed(distill__teacher=str(finished))), bf16=False)
+    config = resolve(sized(changed(distill__teacher=str(finished))), precision="fp32")
     with pytest.raises(ConfigError, match="is no teacher for it"):
         load_teacher(config, ["cat", "dog"], CPU)
 

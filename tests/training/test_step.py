@@ -24,7 +24,7 @@ from timm.loss import BinaryCrossEntropy
 from vit.data.types import Batch
 from vit.optim.build import build_optimizer, parameter_groups
 from vit.training.loss import LOSSES, cross_entropy
-from vit.training.state import TrainState
+from vit.training.state import LossScale, TrainState
 
 # Gradients
 
@@ -207,6 +207,54 @@ def test_bf16_trains_nearly_like_fp32():
     assert rough.dtype == torch.float32
     assert not torch.equal(exact, rough)
     assert torch.cosine_similarity(exact, rough, dim=0) > 0.99
+
+
+def test_fp16_trains_nearly_like_fp32_and_its_scale_leaves_no_trace():
+    start = weights(model())
+    exact = train(sgd_state(), batch()) - start
+    scaled = sgd_state()
+    scaled.loss_scale = LossScale(CPU)
+    scaled.loss_scale.factor.fill_(256.0)  # of the first it finds, by bad steps
+    rough = train(scaled, batch(), precision="fp16") - start
+    assert not torch.equal(exact, rough)
+    assert torch.cosine_similarity(exact, rough, dim=0) > 0.99
+    assert rough.norm() == pytest.approx(exact.norm().item(), rel=0.01)
+    assert scaled.metric_sums[3] == pytest.approx(exact.norm().item(), rel=0.01)
+    in_fp32 = sgd_state()
+    in_fp32.loss_scale = LossScale(CPU)  # a power of two changes no bit
+    assert torch.equal(train(in_fp32, batch()) - start, exact)
+
+
+def test_the_loss_scale_falls_after_a_bad_step_and_rises_after_many_good_ones(monkeypatch):
+    monkeypatch.setattr(LossScale, "GROWS_AFTER", 3)
+    state = adamw_state()
+    state.loss_scale = LossScale(CPU)
+    before = weights(state.model)
+    factors = []
+    for number in range(7):
+        shown = batch(number)
+        if number == 1:
+            shown.images[0] = math.inf
+            unchanged = weights(state.model)
+        train(state, shown)
+        factors.append(state.loss_scale.factor.item())
+        if number == 1:
+            assert torch.equal(weights(state.model), unchanged)
+    assert factors == [2.0**k for k in (16, 15, 15, 15, 16, 16, 16)]
+    assert not torch.equal(weights(state.model), before)
+
+
+def test_gradients_that_fp16_rounds_to_zero_are_seen_through_the_scale():
+    seen = []
+    for scale in (None, LossScale(CPU)):
+        state = sgd_state()
+        state.loss_scale = scale
+        shown = batch()
+        faint = Batch(shown.images, shown.labels, shown.targets * 1e-8)
+        train(state, faint, precision="fp16", label_smoothing=0.0)
+        seen.append(sum(int(p.grad.count_nonzero()) for p in state.model.parameters()))
+    assert seen[0] == 0
+    assert seen[1] > 7000
 
 
 # Average and groups

@@ -5,7 +5,7 @@ when it started, machine and data. Pure: nothing is read, built or said.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from vit.config.checks import FROM_WEIGHTS
 from vit.config.model import ViTConfig
@@ -47,7 +47,7 @@ def final_config(
     saved: Mapping[str, Any] | None,
     data: DataFacts,
     *,
-    bf16: bool,
+    precision: Literal["bf16", "fp16", "fp32"],
     gpu: bool,
 ) -> FinalConfig:
     """Resolve a run.
@@ -59,7 +59,7 @@ def final_config(
             run starts from none, or goes on.
         saved: settings (nested) of the run that goes on; None: it is new.
         data: of its images.
-        bf16: the device multiplies bfloat16 matrices in hardware.
+        precision: what the device multiplies matrices in by itself: bf16, fp16 or fp32.
         gpu: it is one.
 
     Raises:
@@ -73,7 +73,7 @@ def final_config(
     if saved is not None:
         settings = to_config(with_saved(saved, to_plain(settings)))
     settings = to_config(to_plain(fit_to_data(settings, data.train, data.side, gpu=gpu)))
-    config = resolve(settings, bf16=bf16)
+    config = resolve(settings, precision=precision)
     config = resolve_memory(config, data.images, in_files=data.side is not None)
     return FinalConfig(config, vit_config(config, data.classes), plan(config, data.train))
 

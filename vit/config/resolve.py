@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from vit.config.checks import PHOTO_SIZE, auto_patch_size
 from vit.config.durations import duration_in_steps, epochs_in_steps
@@ -67,7 +67,7 @@ def fit_to_data(config: RunConfig, images: int, side: int | None, *, gpu: bool) 
         size, (dim, depth, heads), epochs = 224, TINY, min(300, max(30, 3e7 // images))
     else:
         size, (dim, depth, heads) = 64, MICRO if images < MANY else MINI
-        epochs = min(100, max(10, 5e5 // images))
+        epochs = min(160, max(10, 5e5 // images))
     if side is not None:
         size = max(16, min(size, side) // 16 * 16)
     if model.heads != "auto":  # a width that they divide
@@ -87,14 +87,14 @@ def fit_to_data(config: RunConfig, images: int, side: int | None, *, gpu: bool) 
     )
 
 
-def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
+def resolve(config: RunConfig, *, precision: Literal["bf16", "fp16", "fp32"]) -> RunConfig:
     """Replace `auto` in patch size, crop, flip, lr and precision; the device stays `auto`.
 
     `data.memory` waits for the data set's size (`resolve_memory`).
 
     Args:
         config: checked settings.
-        bf16: the device multiplies bfloat16 matrices in hardware.
+        precision: what the device multiplies matrices in by itself: bf16, fp16 or fp32.
     """
     patch_size = config.model.patch_size
     if patch_size == "auto":
@@ -107,9 +107,7 @@ def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
     flip = config.augment.flip
     if flip == "auto":
         flip = 0.5 if config.data.mirror else 0.0
-    precision = config.trainer.precision
-    if precision == "auto":
-        precision = "bf16" if bf16 else "fp32"
+    wanted = config.trainer.precision
     assert isinstance(config.model.dim, int)
     adams = auto_lr(config.model.dim, config.trainer.batch_size)
     lr, other_lr = config.optim.lr, config.optim.other_lr
@@ -122,7 +120,7 @@ def resolve(config: RunConfig, *, bf16: bool) -> RunConfig:
         model=replace(config.model, patch_size=patch_size),
         augment=replace(config.augment, flip=flip, crop=crop),
         optim=replace(config.optim, lr=lr, other_lr=other_lr),
-        trainer=replace(config.trainer, precision=precision),
+        trainer=replace(config.trainer, precision=precision if wanted == "auto" else wanted),
     )
 
 

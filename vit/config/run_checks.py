@@ -104,6 +104,13 @@ def _sharding_needs_processes(shard: str, compiles: bool, world_size: int | None
     return None
 
 
+@check("trainer.shard", "trainer.precision")
+def _sharding_scales_no_loss(shard: str, precision: str) -> str | None:
+    if shard == "none" or precision != "fp16":
+        return None
+    return f"trainer.shard={shard} was not tried with trainer.precision=fp16; choose fp32 or bf16"
+
+
 @check("trainer.shard", "optim.name")
 def _sharding_needs_adamw(shard: str, optim: str) -> str | None:
     if shard == "none" or optim == "adamw":

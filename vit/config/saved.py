@@ -56,7 +56,7 @@ class Evaluation:
     """How the run evaluated."""
 
     batch_size: Count
-    precision: Literal["bf16", "fp32"]
+    precision: Literal["bf16", "fp16", "fp32", "tf32"]
 
 
 @dataclass(frozen=True, kw_only=True)

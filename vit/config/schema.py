@@ -150,7 +150,7 @@ class TrainerConfig:
     batch_size: Count
     eval_batch_size: Count
     accumulate: Count
-    precision: Literal["auto", "bf16", "fp32"]
+    precision: Literal["auto", "bf16", "fp16", "fp32", "tf32"]
     device: Literal["auto", "cpu", "cuda"]
     compile: bool
     shard: Literal["none", "fsdp"]

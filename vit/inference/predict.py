@@ -84,7 +84,7 @@ def predict(
     Args:
         model: from images to logits, its weights as they are; always run eagerly, so that a
             compiled training run and a later evaluation of its checkpoint give the same numbers.
-        precision: `bf16` or `fp32`.
+        precision: of matrix products: `bf16`, `fp16`, `fp32` or `tf32`.
         between: called after every batch, equally often by every process; may raise to stop.
         logits: keep all logits.
         mirrored: run the mirror images too, and keep their logits.

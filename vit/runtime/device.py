@@ -6,10 +6,14 @@ import contextlib
 import os
 import time
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 
 from vit.errors import ConfigError
+
+Native = Literal["bf16", "fp16", "fp32"]
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def select_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -29,15 +33,42 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
         )
     if not has_cuda or name == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
+    device = torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
+    torch.backends.cuda.enable_cudnn_sdp(trusts_cudnn_attention(_capability(device)))
+    return device
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the processor itself multiplies bfloat16 matrices (some emulate it, slowly)."""
+def trusts_cudnn_attention(capability: tuple[int, int]) -> bool:
+    """Whether cuDNN's attention may be chosen, by a GPU's compute capability.
+
+    Not from 9.0 (Hopper) on, where it was seen to give gradients that are NaN
+    (https://github.com/pytorch/pytorch/issues/196678): flash attention takes its place.
+    """
+    return capability < (9, 0)
+
+
+def best_precision(device: torch.device) -> Native:
+    """What the processor itself multiplies matrices in, not by emulation: bf16, fp16 or fp32."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return gpu_precision(_capability(device))
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bf16" if has_bf16 else "fp32"
+
+
+def gpu_precision(capability: tuple[int, int]) -> Native:
+    """As `best_precision`, by compute capability: bf16 from 8.0, fp16 from 7.0 on (T4: 7.5)."""
+    return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+
+
+def allow_tf32(precision: str, device: torch.device) -> None:
+    """Let a GPU round the factors of fp32 products to 10 bits where `precision` is tf32."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def describe(device: torch.device) -> str:
@@ -48,10 +79,9 @@ def describe(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Matrix products in bf16 when `precision` is bf16; weights stay fp32."""
-    if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
+    """Matrix products in bf16 or fp16 where `precision` is that; weights stay fp32."""
+    dtype = _HALVES.get(precision)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def make_deterministic() -> None:
@@ -73,7 +103,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     The best of a few products: the ceiling that model FLOPs utilisation (MFU) is a share of.
     """
     size = 4096 if device.type == "cuda" else 768
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = _HALVES.get(precision, torch.float32)
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(6):

@@ -89,10 +89,11 @@ def set_up(
         None if weights is None else weights.settings(settings, user_keys),
         None if saved is None else saved["config"],
         _facts(data),
-        bf16=runtime_device.has_fast_bf16(device),
+        precision=runtime_device.best_precision(device),
         gpu=device.type == "cuda",
     )
     config = final.config
+    runtime_device.allow_tf32(config.trainer.precision, device)
     teacher = load_teacher(config, data.classes, device)
     if images is None:
         known = [*(weights.trained_on if weights else ()), *(teacher.images if teacher else ())]
@@ -202,7 +203,8 @@ def _state(
     if config.trainer.shard == "fsdp":
         for spread in (model, *([ema.model] if ema is not None else [])):
             shard(spread, spread.blocks, world, device)  # type: ignore[arg-type]
-    state = TrainState(model, ema, build_optimizer(model, config.optim), device)
+    optimizer = build_optimizer(model, config.optim)
+    state = TrainState(model, ema, optimizer, device, config.trainer.precision)
     if saved is not None:
         try:
             state.load_state_dict(saved["step"], saved["training"])

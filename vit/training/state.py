@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -75,6 +76,32 @@ class NonFiniteCounter:
         return found
 
 
+class LossScale:
+    """The factor of an fp16 loss, so that small gradients are not rounded to zero (Micikevicius et
+    al. 2018): halved after a step that is not finite, doubled after GROWS_AFTER that are; on the
+    device.
+
+    Attributes:
+        factor: float32, a power of two.
+        good: int32, steps in a row that were finite.
+    """
+
+    GROWS_AFTER = 2000
+
+    def __init__(self, device: torch.device) -> None:
+        self.factor = torch.full((), 2.0**16, device=device)
+        self.good = torch.zeros((), dtype=torch.int32, device=device)
+
+    def undo(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Divide gradients, in place, that are of a loss times `factor`."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_mul_(grads, 1 / self.factor)
+
+    def update(self, is_bad: Tensor) -> None:
+        """Change the factor after a step that is not finite, or is."""
+        torch._amp_update_scale_(self.factor, self.good, is_bad.float(), 2.0, 0.5, self.GROWS_AFTER)
+
+
 class TrainState:
     """Model, average, optimiser, and the counters that a checkpoint carries.
 
@@ -85,6 +112,7 @@ class TrainState:
             taken: sum of losses, correct images, images, sum of gradient norms, steps.
         window_starts: `metric_sums` at the last log line and at the start of the epoch.
         non_finite: the steps that had no finite loss and gradient.
+        loss_scale: of an fp16 run; None: the loss is as it is.
         best: best validation so far.
         evaluated_at: step of the last complete evaluation.
         evals_since_best: evaluations since the best one.
@@ -94,7 +122,7 @@ class TrainState:
 
     def __init__(
         self, model: VisionTransformer, ema: Ema | None, optimizer: torch.optim.Optimizer,
-        device: torch.device,
+        device: torch.device, precision: str = "fp32",
     ) -> None:  # fmt: skip
         self.model = model
         self.forward: nn.Module = model
@@ -104,6 +132,7 @@ class TrainState:
         self.metric_sums = torch.zeros(5, dtype=torch.float64, device=device)
         self.window_starts = {"log": [0.0] * 5, "epoch": [0.0] * 5}
         self.non_finite = NonFiniteCounter(device)
+        self.loss_scale = LossScale(device) if precision == "fp16" else None
         self.best: Best | None = None
         self.evaluated_at = 0
         self.evals_since_best = 0
@@ -144,6 +173,7 @@ class TrainState:
             "stale": self.evals_since_best,
             "seconds": self.seconds,
             "images": self.images,
+            **({"loss_scale": vars(self.loss_scale)} if self.loss_scale is not None else {}),
         }
 
     def load_state_dict(self, step: int, saved: dict[str, Any]) -> None:
@@ -161,6 +191,9 @@ class TrainState:
         self.evals_since_best = saved["stale"]
         self.seconds = saved["seconds"]
         self.images = saved["images"]
+        if self.loss_scale is not None:
+            for name, value in vars(self.loss_scale).items():
+                value.copy_(saved["loss_scale"][name])
 
     def is_finite(self) -> bool:
         """Whether every weight, also of the average, is a finite number; asked by all processes

@@ -35,7 +35,7 @@ def train_step(
     A batch in `config.accumulate` parts gives the gradient of the whole batch. A step whose loss
     or gradient is not finite changes no weight: the flag reaches a fused optimiser on the device.
     """
-    optimizer = state.optimizer
+    optimizer, scale = state.optimizer, state.loss_scale
     state.model.train()
     optimizer.zero_grad(set_to_none=True)  # not at the end: who wants to see the gradient may
     total_loss = torch.zeros((), device=device)
@@ -48,11 +48,16 @@ def train_step(
             with autocast(device, config.precision):
                 logits = state.forward(part.images, part.mask)
             losses = loss(logits, part)
-            (losses.sum() / share).backward()  # type: ignore[no-untyped-call]
+            mean = losses.sum() / share
+            if scale is not None:
+                mean = mean * scale.factor
+            mean.backward()  # type: ignore[no-untyped-call]
         total_loss += losses.detach().sum()
         own, _ = by_head(logits)
         correct += (own.argmax(dim=-1) == part.labels).sum()
 
+    if scale is not None:
+        scale.undo(state.model.parameters())
     limit = clip_norm or math.inf
     norm = full_tensor(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit))
     one = torch.ones((), device=device)
@@ -67,6 +72,8 @@ def train_step(
         step_unless(optimizer, is_bad)
     elif not is_bad:  # there to ask costs nothing
         optimizer.step()
+    if scale is not None:
+        scale.update(is_bad)
     if state.ema is not None:
         state.ema.update(state.model, state.step)
 

@@ -1,0 +1,53 @@
+"""What a device is taken to be able to do, by what it says of itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vit.runtime.device import (
+    allow_tf32,
+    autocast,
+    best_precision,
+    gpu_precision,
+    trusts_cudnn_attention,
+)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "cudnn"),
+    [
+        ((6, 1), "fp32", True),  # GTX 1080
+        ((7, 0), "fp16", True),  # V100
+        ((7, 5), "fp16", True),  # T4
+        ((8, 0), "bf16", True),  # A100
+        ((8, 9), "bf16", True),  # RTX 4090
+        ((9, 0), "bf16", False),  # H100
+        ((10, 0), "bf16", False),  # B200
+        ((12, 0), "bf16", False),  # RTX 5090
+    ],
+)
+def test_precision_and_attention_follow_the_architecture(
+    capability: tuple[int, int], precision: str, cudnn: bool
+) -> None:
+    assert gpu_precision(capability) == precision
+    assert trusts_cudnn_attention(capability) is cudnn
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32),
+     ("tf32", torch.float32)],
+)  # fmt: skip
+def test_products_are_in_the_precision_that_was_asked_for(
+    precision: str, dtype: torch.dtype
+) -> None:
+    with autocast(torch.device("cpu"), precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_a_cpu_is_left_as_it_is() -> None:
+    before = torch.get_float32_matmul_precision()
+    allow_tf32("tf32", torch.device("cpu"))
+    assert torch.get_float32_matmul_precision() == before
+    assert best_precision(torch.device("cpu")) in ("bf16", "fp32")
