@@ -95,7 +95,8 @@ def test_mean_and_deviation_come_along_unless_given(finished: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("more", [
-    [], ["trainer.precision=fp16"], ["trainer.freeze=blocks:1", "trainer.ema=1"], ["trainer.freeze=lora:2", "trainer.ema=1"],
+    [], ["trainer.precision=fp16"], ["trainer.freeze=blocks:1", "trainer.ema=1"],
+    ["trainer.freeze=lora:2", "trainer.ema=1"],
     ["trainer.freeze=all-but-head", "trainer.cache_features=true", "augment=none"],
 ])  # fmt: skip
 def test_a_fine_tune_resumes_exactly(
