@@ -85,10 +85,10 @@ def blend(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
     start, end = counts[0], counts[0] + counts[1] + counts[2]
     if start < end:
         grays = _gray(images[start:end])
-        gray += grays[: counts[1]] * of_gray
+        gray += grays[: counts[1]] * of_gray  # not addcmul, which rounds once on some machines
         mean += grays[counts[1] :].mean(dim=(1, 2, 3), keepdim=True) * of_mean
     if counts[3]:
-        smooth += _smooth(images[end:]) * of_smooth
+        smooth += _smooth(images[end:]).mul_(of_smooth)
     return blended.clamp_(0, 255).to(torch.uint8)
 
 
@@ -196,19 +196,24 @@ def _grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor
     return x, y[:, None], torch.zeros_like(last), last
 
 
+@lru_cache(maxsize=8)
+def _luminance(device: torch.device) -> Tensor:
+    """What a channel counts (ITU-R BT.601), float32 (3, 1, 1)."""
+    return torch.tensor([0.2989, 0.587, 0.114], device=device)[:, None, None]
+
+
 def _gray(images: Tensor) -> Tensor:
     """Luminance in whole numbers, float32 (n, 1, H, W)."""
     if images.shape[1] == 1:
         return images.float()
-    red, green, blue = images.float().unbind(1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()[:, None]
+    red, green, blue = (images * _luminance(images.device)).split(1, dim=1)
+    return (red + green).add_(blue).floor_()
 
 
 def _smooth(images: Tensor) -> Tensor:
     """Each pixel the mean of its neighbours and five times itself, but at the edges: float32."""
     smooth = images.float()
-    rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
-    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    sums = F.avg_pool2d(smooth, 3, stride=1, divisor_override=1)  # whole numbers, so exact
     sums.add_(smooth[:, :, 1:-1, 1:-1], alpha=4)
     smooth[:, :, 1:-1, 1:-1] = sums.div_(13).round_()
     return smooth
