@@ -195,6 +195,8 @@ def test_reseed_forgets_what_was_drawn():
         assert torch.equal(torch.rand(3), first)
         reseed(1, "model", 5)
         assert not torch.equal(torch.rand(3), first)
+        torch.manual_seed(derive(1, "model", 4))
+        assert torch.equal(torch.rand(3), first)
 
 
 def test_wsd_stays_and_then_falls_in_the_last_fifth():

@@ -91,6 +91,22 @@ def test_batches_are_a_function_of_the_step(config):
     assert not torch.equal(expected[0].images, expected[1].images)
 
 
+def test_what_is_drawn_ahead_is_what_is_drawn_at_the_step():
+    ahead = loader(40, 8, augmentation(policy="randaugment", mixup=0.3, erasing=0.5))
+    here = loader(40, 8, augmentation(policy="randaugment", mixup=0.3, erasing=0.5))
+    ahead.device = torch.device("meta")  # as on a GPU: a thread draws for the step after
+    for step in (0, 1, 2, 7, 8, 3, 3):
+        (arrays, plan), (expected, planned) = ahead._drawn(step), here._drawn(step)
+        assert list(ahead._next) == [step + 1]
+        assert here._next == {}
+        assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(vars(plan).values(), vars(planned).values(), strict=True)
+        )
+    ahead.close()
+
+
 def test_seeds_differ_in_order_and_augmentation():
     a, b = loader(100, 100), loader(100, 100, seed=1)
     assert sorted(a.indices_at(0)) == sorted(b.indices_at(0)) == list(range(100))

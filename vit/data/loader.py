@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -134,12 +135,15 @@ class TrainLoader(Loader):
         self.features: Tensor | None = None
         self._labels = samples.labels
         self._send = Transfer(self.device)
+        self._thread = ThreadPoolExecutor(1, "draws")
+        self._next: dict[int, Future[tuple[dict[str, np.ndarray], policies.Plan]]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def close(self) -> None:
         """End the workers."""
+        self._thread.shutdown()
         self.reader.pool.stop()
 
     def indices_at(self, step: int) -> np.ndarray:
@@ -170,10 +174,7 @@ class TrainLoader(Loader):
             sent = self._send({"positions": index, "labels": self._labels[index]})
             return Batch(self.features[sent["positions"]], *self._labelled(sent["labels"]))
         request = self._plan(step)
-        draws = augment.draw(self.config, self.batch_size, self.size, self.seed, step)
-        arrays = draws.slice(self.part).arrays()
-        chain = policies.draw(self.config, self.batch_size, self.size, self.seed, step)
-        plan = policies.plan(chain.slice(self.part), self.reader.transform.channels, self.size)
+        arrays, plan = self._drawn(step)
         sent = self._send(
             {
                 **self.store.arrays(request), **arrays, "rows": plan.rows,
@@ -195,6 +196,21 @@ class TrainLoader(Loader):
             images, targets = augment.mix(images, targets, draws, mask)
             mask = None if mask is None else augment.mixed_mask(mask, draws)
         return Batch(images, labels, targets, mask)
+
+    def _drawn(self, step: int) -> tuple[dict[str, np.ndarray], policies.Plan]:
+        """What is drawn for our share; on a GPU, while the step before is still under way."""
+        known = self._next.pop(step, None)
+        drawn = self._draw(step) if known is None else known.result()
+        if self.device.type != "cpu":
+            self._next = {step + 1: self._thread.submit(self._draw, step + 1)}
+        return drawn
+
+    def _draw(self, step: int) -> tuple[dict[str, np.ndarray], policies.Plan]:
+        draws = augment.draw(self.config, self.batch_size, self.size, self.seed, step)
+        chain = policies.draw(self.config, self.batch_size, self.size, self.seed, step)
+        channels = self.reader.transform.channels
+        plan = policies.plan(chain.slice(self.part), channels, self.size)
+        return draws.slice(self.part).arrays(), plan
 
     def see_once(
         self, images: EvalLoader, features: Callable[[Tensor, Tensor | None], Tensor]

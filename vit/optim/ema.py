@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -22,11 +22,12 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the weights of `model` after the optimiser's step number `step`."""
+        if self._pairs is None:  # not before: parameters may be spread over processes first
+            self._pairs = list(self.model.parameters()), list(model.parameters())
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(
-            list(self.model.parameters()), [p.detach() for p in model.parameters()], 1 - decay
-        )
+        torch._foreach_lerp_(*self._pairs, 1 - decay)

@@ -22,4 +22,8 @@ def numpy_generator(seed: int, stream: str, *index: int) -> np.random.Generator:
 
 def reseed(seed: int, stream: str, *index: int) -> None:
     """Seed torch's global generators, which initialisation, dropout and drop-path draw from."""
-    torch.manual_seed(derive(seed, stream, *index))
+    drawn = derive(seed, stream, *index)
+    # Not torch.manual_seed, which keeps a stack trace a call for each kind of device not there.
+    torch.default_generator.manual_seed(drawn)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(drawn)

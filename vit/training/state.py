@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -138,6 +139,11 @@ class TrainState:
         self.evals_since_best = 0
         self.seconds = 0.0
         self.images = 0
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """Of the model, in its order."""
+        return list(self.model.parameters())
 
     @property
     def eval_model(self) -> VisionTransformer:

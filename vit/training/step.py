@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,11 +35,12 @@ def train_step(
     A batch in `config.accumulate` parts gives the gradient of the whole batch. A step whose loss
     or gradient is not finite changes no weight: the flag reaches a fused optimiser on the device.
     """
-    optimizer, scale = state.optimizer, state.loss_scale
-    state.model.train()
-    optimizer.zero_grad(set_to_none=True)  # not at the end: who wants to see the gradient may
-    total_loss = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device)
+    optimizer, scale, parameters = state.optimizer, state.loss_scale, state.parameters
+    if not state.model.training:
+        state.model.train()
+    for p in parameters:  # not at the end: who wants to see the gradient may
+        p.grad = None
+    counted = []
     share = config.batch_size / world.size  # of which the gradient is averaged over the world
     for number, part in enumerate(batch.split(config.accumulate)):
         reseed(seed, "model", state.step, world.rank, number)
@@ -48,21 +49,24 @@ def train_step(
             with autocast(device, config.precision):
                 logits = state.forward(part.images, part.mask)
             losses = loss(logits, part)
-            mean = losses.sum() / share
+            total = losses.sum()
+            mean = total / share
             if scale is not None:
                 mean = mean * scale.factor
             mean.backward()  # type: ignore[no-untyped-call]
-        total_loss += losses.detach().sum()
         own, _ = by_head(logits)
-        correct += (own.argmax(dim=-1) == part.labels).sum()
+        counted.append((total.detach(), (own.argmax(dim=-1) == part.labels).sum()))
 
     if scale is not None:
-        scale.undo(state.model.parameters())
-    limit = clip_norm or math.inf
-    norm = full_tensor(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit))
-    one = torch.ones((), device=device)
-    sums = world.all_reduce(_as_tensor(total_loss, correct, one * len(batch.labels)))
-    is_bad = ~(norm.isfinite() & sums[0].isfinite())
+        scale.undo(parameters)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    norm = full_tensor(norm)
+    columns = [sum(column[1:], column[0]) for column in zip(*counted, strict=True)]
+    sums = world.all_reduce(torch.stack(columns).double())
+    is_bad = ~(norm + sums[0]).isfinite()
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version
     if optimizer.defaults.get("fused"):
@@ -77,12 +81,15 @@ def train_step(
     if state.ema is not None:
         state.ema.update(state.model, state.step)
 
-    sums = torch.cat([sums, _as_tensor(norm, one)])
-    state.metric_sums += sums.where(~is_bad, 0.0)
+    images, one = _constants(world.size * len(batch.labels), device)
+    row = torch.cat([sums, images, norm.double()[None], one])
+    state.metric_sums += row.where(~is_bad, 0.0)
     state.non_finite.add(is_bad, state.step)
     state.step += 1
 
 
-def _as_tensor(*values: Tensor) -> Tensor:
-    """Scalars on the device as one float64 vector."""
-    return torch.stack([value.double() for value in values])
+@lru_cache(maxsize=8)
+def _constants(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A number of images, and one, on the device: float64 (1,) each."""
+    images_there, one = torch.tensor([[images], [1]], dtype=torch.float64).to(device).unbind()
+    return images_there, one

@@ -206,8 +206,8 @@ def _gray(images: Tensor) -> Tensor:
     """Luminance in whole numbers, float32 (n, 1, H, W)."""
     if images.shape[1] == 1:
         return images.float()
-    red, green, blue = (images * _luminance(images.device)).split(1, dim=1)
-    return (red + green).add_(blue).floor_()
+    red, green, blue = (images * _luminance(images.device)).unbind(1)
+    return (red + green).add_(blue).floor_()[:, None]
 
 
 def _smooth(images: Tensor) -> Tensor:
