@@ -92,6 +92,19 @@ def test_processes_share_the_images_of_one(size: int) -> None:
         assert np.array_equal(np.concatenate([r.request_at(step).positions for r in ranks]), index)
 
 
+def test_two_processes_compile_and_train_as_one(folder: Path) -> None:
+    args = [*(arg for arg in SMALL if "depth" not in arg), "model.depth=1", "trainer.steps=6",
+            "trainer.log_every=1"]  # fmt: skip
+    with torchrun(2, *args, "trainer.compile=true", "name=compiled", cwd=folder) as job:
+        done = job.finish()
+    assert done.returncode == 0, done.stdout
+    done = run_together(1, *args, "name=eager", cwd=folder)
+    assert done.returncode == 0, done.stdout
+    compiled, eager = outputs(folder, "compiled"), outputs(folder, "eager")
+    assert 0 < largest_difference(compiled, eager) < 1e-4
+    assert not any("_orig_mod" in key for key in checkpoint.load(compiled.step_file(6))["weights"])
+
+
 def test_two_processes_train_as_one(one: RunDir, two: RunDir) -> None:
     assert largest_difference(one, two) < WITHIN
     assert {line["event"] for line in metrics(two)} == {"train", "val", "test"}

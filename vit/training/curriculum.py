@@ -43,6 +43,11 @@ class Curriculum:
         images = F.interpolate(batch.images, self._size, mode="bilinear", antialias=True)
         return replace(batch, images=images)
 
+    @property
+    def seen(self) -> tuple[float, tuple[int, int]]:
+        """How the last batch is seen: the share of patches that is dropped, and the size."""
+        return self._model.patch_dropout.rate, self._size
+
     def flops(self) -> int:
         """Operations of a forward pass of one image as the last one was seen."""
-        return self._flops(self._model.patch_dropout.rate, self._size)
+        return self._flops(*self.seen)

@@ -115,6 +115,8 @@ def set_up(
     if config.trainer.shard == "none":
         alone = train.features is not None
         trained: nn.Module = HeadAlone(state.model.head) if alone else state.model
+        if config.trainer.compile:  # the training step alone: others call the model as it is
+            trained = torch.compile(trained, dynamic=False)  # type: ignore[assignment]
         state.forward = wrap_ddp(trained, world, device)
     for split, loader in (("train", train), ("val", val), ("test", test)):
         if loader is not None:
@@ -215,8 +217,6 @@ def _state(
                 f"delete it to go on from the one before, or start a new run"
             ) from None
     model.checkpoint_activations = config.trainer.checkpoint_activations
-    if config.trainer.compile:
-        model.compile()
     return state, told
 
 

@@ -34,7 +34,7 @@ class Trainer:
         self.clock = Clock(parts.device, parts.state.seconds)
         self.curriculum = Curriculum(parts.config, parts.plan, parts.state.model)
         self.reporter = Reporter(parts, self.clock, self.curriculum)
-        self.compiling = parts.config.trainer.compile
+        self.compiled: set[tuple[float, tuple[int, int]]] = set()
         self.async_max = AsyncMax(parts.world)
         self.shown: Predictions | None = None  # on validation, still to be drawn
 
@@ -110,16 +110,18 @@ class Trainer:
     def _step(self, batch: Batch, lr: float) -> None:
         parts, state, config = self.parts, self.state, self.parts.config
         self.reporter.open_bar()
-        # The first call compiles, which is no training time.
-        with self.clock.paused() if self.compiling else contextlib.nullcontext():
+        # What is seen for the first time is compiled for, which is no training time.
+        compiles = config.trainer.compile and self.curriculum.seen not in self.compiled
+        with self.clock.paused() if compiles else contextlib.nullcontext():
             train_step(
                 state, batch, lr, seed=config.seed, world=parts.world,
                 config=config.trainer, loss=parts.loss, clip_norm=config.optim.clip_norm,
                 device=parts.device,
             )  # fmt: skip
-        if not self.compiling:
+        if compiles:
+            self.compiled.add(self.curriculum.seen)
+        else:
             state.images += config.trainer.batch_size
-        self.compiling = False
         self.reporter.bar.advance(config.trainer.batch_size)
 
     def _log(self, lr: float) -> None:
