@@ -11,6 +11,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+import torch
 from kill_resume import differences, metrics
 from pictures import noise, save
 from sweeping import TINY, table, written
@@ -18,6 +19,7 @@ from together import forked, job, run_together, train, wait_until
 
 from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import read_runs
+from vit.cli.sweep import own_gpu
 
 GRID = ["-m", *TINY, "optim.lr=1e-3,3e-3,1e-2", "optim.weight_decay=0.02,0.1", "seed=0,1"]
 INSTALLED = {found.name for found in distributions()}
@@ -173,3 +175,26 @@ def test_a_job_that_is_moved_away_goes_on_by_itself(folder: Path) -> None:
     (moved,) = read_runs(queue)
     assert moved.state == "finished"
     assert differences(RunDir(folder / "outputs" / "alone"), RunDir(moved.path)) == []
+
+
+@pytest.mark.parametrize(
+    ("process", "given", "gpus", "seen"),
+    [
+        ("LokyProcess-1", None, 4, "0"),
+        ("LokyProcess-3", None, 4, "2"),
+        ("LokyProcess-6", None, 4, "1"),
+        ("LokyProcess-2", "5,7", 2, "7"),
+        ("LokyProcess-2", None, 1, None),
+        ("LokyProcess-2", None, 0, None),
+        ("MainProcess", None, 4, None),
+    ],
+)
+def test_jobs_side_by_side_have_a_gpu_each(
+    process: str, given: str | None, gpus: int, seen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    own_gpu(process)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == seen

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -70,6 +72,7 @@ def as_sweep_job(job: Job, folder: Path, common: Overrides) -> Job:
         (folder / name / "error.txt").unlink(missing_ok=True)
         if multiprocessing.current_process().name != "MainProcess":  # a launcher started it
             stop_with_parent()
+            own_gpu(multiprocessing.current_process().name)
         try:
             job({**plain, "outputs": str(folder), "name": name, "resume": "auto"}, overrides)
         except InterruptedRun as error:
@@ -83,6 +86,21 @@ def as_sweep_job(job: Job, folder: Path, common: Overrides) -> Job:
             _record(folder / name, plain, error)
 
     return run_one
+
+
+def own_gpu(process: str) -> None:
+    """Let this process, one of a launcher's (`LokyProcess-2`), see one GPU, another than others do.
+
+    With more processes than GPUs they share.
+    """
+    import torch
+
+    number = re.search(r"\d+$", process)
+    if number is None or torch.cuda.device_count() < 2:
+        return
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = given.split(",") if given else [str(k) for k in range(torch.cuda.device_count())]
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen[(int(number[0]) - 1) % len(seen)]
 
 
 def _with(plain: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def merged(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     model has without.
     """
     updated = {
-        f"{name}.weight": module.weight.detach()
+        f"{name}.weight": module.weight.detach().cpu()
         for name, module in model.named_modules()
         if parametrize.is_parametrized(module, "weight")
     }

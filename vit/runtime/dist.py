@@ -1,7 +1,7 @@
 """Processes that train one model together. The only place that uses torch.distributed.
 
-Started by torchrun, which tells each process its rank; without it there is a world of one, in
-which nothing here does anything. Needs torch only where there are several processes.
+Started by torchrun or srun, which tell each process its rank; without them there is a world of one,
+in which nothing here does anything. Needs torch only where there are several processes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import atexit
 import contextlib
 import inspect
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from vit.errors import ConfigError
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Value = TypeVar("Value")
+PATIENCE = 6
+"""Hours that processes wait for each other: one makes the cache of a large data set alone."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +149,32 @@ class AsyncMax:
 
 
 def world() -> World:
-    """The world that this process belongs to, as torchrun says."""
+    """The world that this process belongs to, as torchrun says, or SLURM's `srun`."""
+    said = os.environ
+    if "WORLD_SIZE" not in said and "SLURM_STEP_ID" in said:  # a task of srun
+        size, rank = int(said.get("SLURM_STEP_NUM_TASKS", 1)), int(said.get("SLURM_PROCID", 0))
+        local = re.match(r"\d+", said.get("SLURM_STEP_TASKS_PER_NODE", str(size)))
+        return _world(rank, size, said.get("SLURM_LOCALID", rank), local[0] if local else size)
+    rank, size = int(said.get("RANK", 0)), int(said.get("WORLD_SIZE", 1))
+    return _world(rank, size, said.get("LOCAL_RANK", rank), said.get("LOCAL_WORLD_SIZE", size))
 
-    def number(name: str, default: int) -> int:
-        return int(os.environ.get(name, default))
 
-    size = number("WORLD_SIZE", 1)
-    if size == 1:
-        return ALONE
-    rank = number("RANK", 0)
-    return World(rank, size, number("LOCAL_RANK", rank), number("LOCAL_WORLD_SIZE", size))
+def _world(rank: int, size: int, local_rank: int | str, local_size: int | str) -> World:
+    return ALONE if size == 1 else World(rank, size, int(local_rank), int(local_size))
+
+
+def _meet(backend: str) -> None:
+    """Meet the other processes where torchrun says, or at the first node of a SLURM job."""
+    import torch.distributed as dist
+
+    group = world()
+    if "MASTER_ADDR" not in os.environ and "SLURM_STEP_ID" in os.environ:
+        first = re.sub(r"\[(\d+).*", r"\1", os.environ["SLURM_STEP_NODELIST"]).split(",")[0]
+        port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+        os.environ |= {"MASTER_ADDR": first, "MASTER_PORT": str(port)}
+    dist.init_process_group(
+        backend, rank=group.rank, world_size=group.size, timeout=timedelta(hours=PATIENCE)
+    )
 
 
 @contextlib.contextmanager
@@ -179,9 +199,9 @@ def process_group(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]
                 f"trainer.device=cpu"
             )
         torch.cuda.set_device(world.local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl")
+        _meet("cpu:gloo,cuda:nccl")
     else:
-        dist.init_process_group("gloo")
+        _meet("gloo")
     try:
         yield
     finally:
@@ -256,6 +276,16 @@ def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that is spread over the processes; others as they are."""
     gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered
+
+
+def to_leader(tensor: Tensor) -> Tensor:
+    """All of a tensor in the memory of the leading process, whatever device it is on.
+
+    Of one that is spread over processes, which all must ask for it, the others keep nothing.
+    """
+    whole = full_tensor(tensor)
+    is_kept = world().is_main or not hasattr(tensor, "full_tensor")
+    return whole.cpu() if is_kept else whole.new_empty(0, device="cpu")
 
 
 def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from vit.model.vit import VisionTransformer
 from vit.optim.ema import Ema
-from vit.runtime.dist import full_tensor, shard_like
+from vit.runtime.dist import full_tensor, shard_like, to_leader
 
 
 @dataclass(frozen=True)
@@ -170,16 +170,24 @@ class TrainState:
         return {
             "model": weights_of(self.model),
             "ema": weights_of(self.ema.model) if self.ema is not None else None,
-            "optimizer": tree_map_only(Tensor, full_tensor, self.optimizer.state_dict()),
-            "odometer": self.metric_sums,
+            "optimizer": tree_map_only(Tensor, to_leader, self.optimizer.state_dict()),
+            "odometer": self.metric_sums.cpu(),
             "marks": self.window_starts,
-            "bad": self.non_finite.counts,
+            "bad": self.non_finite.counts.cpu(),
             "best": asdict(self.best) if self.best is not None else None,
             "evaluated_at": self.evaluated_at,
             "stale": self.evals_since_best,
             "seconds": self.seconds,
             "images": self.images,
-            **({"loss_scale": vars(self.loss_scale)} if self.loss_scale is not None else {}),
+            **(
+                {}
+                if self.loss_scale is None
+                else {
+                    "loss_scale": {
+                        name: value.cpu() for name, value in vars(self.loss_scale).items()
+                    }
+                }
+            ),
         }
 
     def load_state_dict(self, step: int, saved: dict[str, Any]) -> None:
@@ -233,8 +241,8 @@ class TrainState:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model, whole also where it is spread over processes."""
-    return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
+    """The state dict of a model, whole in the memory of the leading process."""
+    return {name: to_leader(tensor) for name, tensor in model.state_dict().items()}
 
 
 def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
