@@ -297,7 +297,7 @@ def test_the_process_writes_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_compiled_run_evaluates_to_the_same_digit(tmp_path: Path) -> None:
-    """The training step alone is compiled: the checkpoint's keys and the scores of vit-eval stay what they are."""
+    """The training step alone is compiled: keys and scores of vit-eval stay what they are."""
     small = [arg for arg in SMALL if "depth" not in arg]
     args = [*small, "model.depth=1", "trainer.steps=4", "trainer.compile=true", "name=c",
             "model.patch_dropout=0.5", "schedule.patch_dropout_end=2"]  # fmt: skip
