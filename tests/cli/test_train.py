@@ -35,6 +35,10 @@ def events(folder: Path) -> dict[tuple[str, int], float]:
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
+    shares = [
+        line["data_share"] for line in lines(finished / "metrics.jsonl") if line["event"] == "train"
+    ]
+    assert all(0 <= share <= 1 for share in shares)
     wanted = {"val_top1", "test_top1", "best_epoch", "params", "images_per_second", "seconds"}
     assert wanted | {"versions", "state"} <= summary.keys()
     assert summary["state"] == "finished"
@@ -43,7 +47,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     )
     assert "auto" not in (finished / "config.yaml").read_text().replace("device: auto", "").replace(
         "workers: auto", ""
-    ).replace("verify: auto", "")
+    ).replace("verify: auto", "").replace("name: auto", "")
     assert sorted(os.listdir(finished / "checkpoints"))[0] == "best.pt"
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 _BOARD = "TensorBoard's curves and pictures"
-VOLATILE = ("time", "seconds", "images_per_second", "mfu")
+VOLATILE = ("time", "seconds", "images_per_second", "mfu", "data_share")
 """Fields that two runs of the same config may differ in."""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -46,6 +47,9 @@ class Loader:
         transform: from an image to pixels.
         rows: most images of a batch of ours.
         batches: how many there are; None: without end.
+
+    Attributes:
+        waited: seconds until images were there that were not when they were asked for.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Loader:
         self.corrupt = reader.corrupt_images(samples)
         self.store = reader.open(samples, rows, transform, self.corrupt)
         self.batches = batches
+        self.waited = 0.0
         self._submitted: dict[int, BatchRequest] = {}
 
     def request_at(self, k: int) -> BatchRequest:
@@ -91,11 +96,14 @@ class Loader:
         self, k: int, request: BatchRequest, sent: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Corrupt]:
         """Batch number `k`, which was planned: see `ImageStore.collect`."""
+        start = time.perf_counter()
         try:
             return self.store.collect(k, request, sent)
         except DataError:
             self._submitted.clear()
             raise
+        finally:
+            self.waited += time.perf_counter() - start
 
 
 class TrainLoader(Loader):

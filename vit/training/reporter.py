@@ -14,6 +14,9 @@ from vit.training.curriculum import Curriculum
 from vit.training.monitor import TensorBoardPictures
 from vit.training.state import NonFiniteSteps
 
+NOTABLE = 0.1
+"""From this share on, the time that images were waited for is said."""
+
 
 class Reporter:
     """Tells console, `metrics.jsonl` and TensorBoard how a run fares.
@@ -33,7 +36,8 @@ class Reporter:
         self.bar = console.EpochBar()
         self.only_warned = console.OnlyWarned()
         self._pictures: TensorBoardPictures | None = None
-        self._last_log = (parts.state.seconds, parts.state.images)
+        self._last_log = (parts.state.seconds, parts.state.images, 0.0)
+        self._began = parts.state.seconds
         self._val_scores: dict[str, float] = {}
 
     def first_batch(self) -> None:
@@ -63,9 +67,10 @@ class Reporter:
         means = state.window_means("log", reset=True)
         non_finite = state.non_finite.log_line()
         seconds = self.clock.seconds
-        then, images_then = self._last_log
-        self._last_log = (seconds, state.images)
-        speed = (state.images - images_then) / max(seconds - then, 1e-9)
+        then, images_then, waited_then = self._last_log
+        self._last_log = (seconds, state.images, parts.train.waited)
+        past = max(seconds - then, 1e-9)
+        speed = (state.images - images_then) / past
         head = 2 * state.model.head.weight.numel()
         flops = head if parts.trains_on_features else self.curriculum.flops()
         utilisation = 3 * flops * speed / self.rate / parts.world.size
@@ -79,6 +84,7 @@ class Reporter:
             "bad_images": len(parts.train.corrupt.reasons),
             "images_per_second": round(speed, 1),
             "mfu": round(utilisation, 4),
+            "data_share": round((parts.train.waited - waited_then) / past, 3),
             "seconds": round(seconds, 3),
         }
         parts.logger.log("train", state.step, values)
@@ -110,8 +116,12 @@ class Reporter:
             best = " *" if state.best is not None and state.best.step == state.step else ""
             loss, top1 = self._val_scores["loss"], self._val_scores["top1"]
             line += f" | val loss {loss:.4f} top-1 {top1:5.2f}{best}"
-        speed = state.images / max(self.clock.seconds, 1e-9)
-        console.say(f"{line} | {speed:,.0f} images/s  {console.duration(self.clock.seconds)}")
+        seconds = max(self.clock.seconds, 1e-9)
+        line += f" | {state.images / seconds:,.0f} images/s"
+        share = parts.train.waited / max(seconds - self._began, 1e-9)
+        if share >= NOTABLE:
+            line += f", {100 * share:.0f} % of the time waiting for images"
+        console.say(f"{line}  {console.duration(seconds)}")
 
     def pictures(self, predictions: Predictions, *, is_last: bool) -> None:
         """Pictures of the selected weights after a validation, as far as there is time for them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
@@ -152,6 +153,21 @@ def test_later_batches_are_rendered_while_one_is_used(pools, tmp_path):
     with pytest.raises(DataError, match=r"^10 of 60 images cannot be decoded"):
         load.batch(0)
     assert torch.equal(first, kept)  # what was handed out is not written to
+
+
+def test_the_time_that_images_were_waited_for_is_counted(photos, pools, monkeypatch):
+    load = train_loader(photos, pools[0])
+    collect = load.store.collect
+
+    def late(*args):
+        time.sleep(0.05)
+        return collect(*args)
+
+    load.batch_at(0)
+    quick = load.waited
+    monkeypatch.setattr(load.store, "collect", late)
+    load.batch_at(1)
+    assert load.waited >= quick + 0.05
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
