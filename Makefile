@@ -55,9 +55,9 @@ bench: setup  ## measure speed against the peers: PHOTOS=<folder of classes> CIF
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python scripts/bench.py $(if $(PHOTOS),--photos $(PHOTOS)) $(if $(CIFAR),--cifar $(CIFAR))
 
-bench-gpu: setup  ## of these, the step and the epoch of CIFAR-10, on a GPU: CIFAR=<train/, val/>
+bench-gpu: setup  ## what holds on a GPU, part by part, into docs/gpu.json: CIFAR=<train/, val/>
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	$(BIN)/python scripts/bench.py --parts step epoch $(if $(CIFAR),--cifar $(CIFAR))
+	$(BIN)/python scripts/bench_gpu.py $(if $(CIFAR),--cifar $(CIFAR))
 
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
