@@ -29,6 +29,9 @@ from vit.config.schema import AugmentConfig, OptimConfig, TrainerConfig
 from vit.config.validate import config_dir
 from vit.data.augment import policies
 from vit.data.types import Batch
+from vit.model.attention import SCORES
+from vit.model.pooling import POOLINGS
+from vit.model.positions import POSITIONS
 from vit.model.vit import VisionTransformer
 from vit.optim.build import OPTIMIZERS, build_optimizer
 from vit.runtime.console import commit, versions
@@ -88,6 +91,10 @@ def waits(device: torch.device, cifar: str | None) -> Found:
     for name in OPTIMIZERS:
         _, step = trained(device, name)
         found[f"step, {name}"] = unwaited(device, step)
+    for option, table in (("positions", POSITIONS), ("pool", POOLINGS), ("attention", SCORES)):
+        for name in table:
+            _, step = trained(device, "adamw", **{option: name})
+            found[f"step, {option}={name}"] = unwaited(device, step)
     for policy in policies.POLICIES:
         config = AugmentConfig(**settings("augment", "light", policy=policy, color_jitter=0.3))
         images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, device=device)
