@@ -93,7 +93,8 @@ def waits(device: torch.device, cifar: str | None) -> Found:
         found[f"step, {name}"] = unwaited(device, step)
     for option, table in (("positions", POSITIONS), ("pool", POOLINGS), ("attention", SCORES)):
         for name in table:
-            _, step = trained(device, "adamw", **{option: name})
+            shape: dict[str, Any] = {option: name}
+            _, step = trained(device, "adamw", **shape)
             found[f"step, {option}={name}"] = unwaited(device, step)
     for policy in policies.POLICIES:
         config = AugmentConfig(**settings("augment", "light", policy=policy, color_jitter=0.3))
