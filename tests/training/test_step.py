@@ -17,14 +17,18 @@ from stepping import (
     saved,
     sgd_state,
     train,
+    trainer,
     weights,
 )
 from timm.loss import BinaryCrossEntropy
 
 from vit.data.types import Batch
 from vit.optim.build import build_optimizer, parameter_groups
+from vit.runtime.dist import World
+from vit.training import step as step_module
 from vit.training.loss import LOSSES, cross_entropy
 from vit.training.state import LossScale, TrainState
+from vit.training.step import parts_that_fit
 
 # Gradients
 
@@ -63,6 +67,42 @@ def test_accumulation_is_the_whole_batch(parts):
     assert (other - gradient).norm() < 1e-6 * gradient.norm()
     torch.testing.assert_close(accumulated.metric_sums, whole.metric_sums, rtol=1e-6, atol=0)
     assert whole.step == accumulated.step == 1
+
+
+class Small:
+    """A device other than the CPU, with the memory for so many images."""
+
+    type = "small"
+
+
+@pytest.mark.parametrize(("room", "parts"), [(64, 1), (24, 1), (12, 2), (7, 4), (1, 24)])
+def test_a_batch_is_cut_into_as_few_parts_as_fit(room, parts, monkeypatch):
+    built = model()
+    before = weights(built)
+
+    real = step_module._try_out
+    monkeypatch.setattr(
+        step_module,
+        "_try_out",
+        lambda model, images, precision, device: (
+            real(model, images, precision, CPU) if images <= room else out_of_memory()
+        ),
+    )
+    config = trainer(batch_size=24, accumulate="auto")
+    assert parts_that_fit(built, config, World(), Small()) == parts
+    assert parts_that_fit(built, config, World(), CPU) == 1
+    assert torch.equal(weights(built), before)
+    assert all(p.grad is None for p in built.parameters())
+
+
+def out_of_memory():
+    raise torch.OutOfMemoryError("no room")
+
+
+def test_without_room_for_one_image_there_is_none(monkeypatch):
+    monkeypatch.setattr(step_module, "_try_out", lambda *args: out_of_memory())
+    with pytest.raises(torch.OutOfMemoryError):
+        parts_that_fit(model(), trainer(batch_size=8), World(), Small())
 
 
 def test_clipping():

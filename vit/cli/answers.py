@@ -108,8 +108,8 @@ def hydra_words(error: Exception) -> tuple[str, int] | None:
 
 
 _LESS_MEMORY = {
-    "train": "trainer.accumulate=2 (same result), a smaller trainer.eval_batch_size, or "
-    "trainer.precision=bf16",
+    "train": "trainer.accumulate=auto (finds what fits, same result), a smaller "
+    "trainer.eval_batch_size, or trainer.precision=bf16",
     "predict": "a smaller batch_size=<images at once>, or device=cpu",
     "eval": "device=cpu, or a smaller data.image_size",
     "explain": "device=cpu, or layers=false",

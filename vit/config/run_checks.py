@@ -68,7 +68,8 @@ def _one_length(epochs: float | None, steps: int | None) -> str | None:
 
 
 @check("trainer.batch_size", "trainer.accumulate", "world_size")
-def _batch_splits(batch: int, accumulate: int, world_size: int | None) -> str | None:
+def _batch_splits(batch: int, accumulate: int | str, world_size: int | None) -> str | None:
+    accumulate = 1 if accumulate == "auto" else int(accumulate)
     parts = accumulate * (world_size or 1)
     if batch % parts == 0:
         return None
@@ -109,6 +110,13 @@ def _sharding_scales_no_loss(shard: str, precision: str) -> str | None:
     if shard == "none" or precision != "fp16":
         return None
     return f"trainer.shard={shard} was not tried with trainer.precision=fp16; choose fp32 or bf16"
+
+
+@check("trainer.shard", "trainer.accumulate")
+def _sharding_tries_nothing(shard: str, accumulate: int | str) -> str | None:
+    if shard == "none" or accumulate != "auto":
+        return None
+    return f"trainer.shard={shard} was not tried with trainer.accumulate=auto; give a number"
 
 
 @check("trainer.shard", "optim.name")

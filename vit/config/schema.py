@@ -149,7 +149,7 @@ class TrainerConfig:
     steps: Count | None
     batch_size: Count
     eval_batch_size: Count
-    accumulate: Count
+    accumulate: Count | Literal["auto"]
     precision: Literal["auto", "bf16", "fp16", "fp32", "tf32"]
     device: Literal["auto", "cpu", "cuda"]
     compile: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,6 +42,7 @@ from vit.training.loss import Loss
 from vit.training.pretrained import Pretrained, describe
 from vit.training.run_images import images_of_new, images_of_resumed
 from vit.training.state import TrainState
+from vit.training.step import parts_that_fit
 from vit.training.weight_files import load_pretrained
 
 VERIFIED = 2000
@@ -109,6 +111,10 @@ def set_up(
             return None
 
     state, start = _state(final, data.classes, weights, saved, world, device)
+    if config.trainer.accumulate == "auto":
+        fitting = parts_that_fit(state.model, config.trainer, world, device)
+        config = replace(config, trainer=replace(config.trainer, accumulate=fitting))
+        start.append(f"memory   suffices for trainer.accumulate={fitting}")
     if world.is_main:
         _check_space(run, state, config.trainer.keep)
     train, val, test = _loaders(config, final.plan, data, state.model, world)

@@ -7,9 +7,11 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from vit.config.schema import TrainerConfig
 from vit.data.types import Batch
+from vit.model.vit import VisionTransformer
 from vit.optim.build import step_unless
 from vit.runtime.device import autocast
 from vit.runtime.dist import World, full_tensor, no_sync
@@ -42,6 +44,7 @@ def train_step(
         p.grad = None
     counted = []
     share = config.batch_size / world.size  # of which the gradient is averaged over the world
+    assert isinstance(config.accumulate, int)
     for number, part in enumerate(batch.split(config.accumulate)):
         reseed(seed, "model", state.step, world.rank, number)
         is_last = number == config.accumulate - 1
@@ -86,6 +89,44 @@ def train_step(
     state.metric_sums += row.where(~is_bad, 0.0)
     state.non_finite.add(is_bad, state.step)
     state.step += 1
+
+
+def parts_that_fit(
+    model: VisionTransformer, config: TrainerConfig, world: World, device: torch.device
+) -> int:
+    """In how many parts a batch is computed so that the memory of a GPU suffices, by trying.
+
+    Forward and backward pass of noise, with room left for two moments of the optimiser; on the CPU
+    one. The model and its gradients are as before.
+
+    Raises:
+        torch.OutOfMemoryError: not even one image fits.
+    """
+    share = config.batch_size // world.size
+    for parts in (n for n in range(1, share + 1) if share % n == 0):
+        try:
+            if device.type != "cpu":
+                _try_out(model, share // parts, config.precision, device)
+            return max(world.all_gather_object(parts))
+        except torch.OutOfMemoryError:
+            if parts == share:
+                raise
+        finally:
+            for p in model.parameters():
+                p.grad = None
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    raise AssertionError("a share has a divisor")
+
+
+def _try_out(model: VisionTransformer, images: int, precision: str, device: torch.device) -> None:
+    moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+    height, width = model.config.image_size
+    noise = torch.randn(images, model.config.channels, height, width, device=device)
+    with autocast(device, precision):
+        logits = model.train()(noise)
+    sum(part.float().square().sum() for part in tree_leaves(logits)).backward()
+    del moments
 
 
 @lru_cache(maxsize=8)
