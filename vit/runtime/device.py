@@ -34,7 +34,8 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     if not has_cuda or name == "cpu":
         return torch.device("cpu")
     device = torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
-    torch.backends.cuda.enable_cudnn_sdp(trusts_cudnn_attention(_capability(device)))
+    capability = torch.cuda.get_device_capability(device)
+    torch.backends.cuda.enable_cudnn_sdp(trusts_cudnn_attention(capability))
     return device
 
 
@@ -50,7 +51,7 @@ def trusts_cudnn_attention(capability: tuple[int, int]) -> bool:
 def best_precision(device: torch.device) -> Native:
     """What the processor itself multiplies matrices in, not by emulation: bf16, fp16 or fp32."""
     if device.type == "cuda":
-        return gpu_precision(_capability(device))
+        return gpu_precision(torch.cuda.get_device_capability(device))
     capabilities = torch.cpu.get_capabilities()
     has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bf16" if has_bf16 else "fp32"
@@ -65,10 +66,6 @@ def allow_tf32(precision: str, device: torch.device) -> None:
     """Let a GPU round the factors of fp32 products to 10 bits where `precision` is tf32."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-
-
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
 
 
 def describe(device: torch.device) -> str:
