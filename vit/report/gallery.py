@@ -9,6 +9,7 @@ import base64
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from PIL import Image
@@ -42,10 +43,7 @@ class Chosen:
 
     def in_order(self) -> list[int]:
         """All of them once, the most important first, at most a thousand."""
-        turns = [
-            cell[turn] for turn in range(_PER_CELL) for cell in self.cells.values()
-            if turn < len(cell)
-        ]  # fmt: skip
+        turns = (i for turn in zip_longest(*self.cells.values()) for i in turn if i is not None)
         return list(dict.fromkeys([*self.worst, *self.uncertain, *turns]))[:_MOST]
 
 
