@@ -13,7 +13,7 @@ from vit.config.validate import load_yaml
 from vit.errors import ConfigError, InUseError
 from vit.runtime.files import TEMPORARY, disk_errors, read_json, to_json, write_atomic
 
-_STEP = re.compile(r"step-(\d{9})\.pt")
+_STEP = re.compile(r"step-[0-9]{9}\.pt")
 
 
 class RunDir:
@@ -128,8 +128,8 @@ class RunDir:
         """All checkpoints that training can go on from, the newest first."""
         if not self.checkpoints.is_dir():
             return []
-        found = [p for p in self.checkpoints.iterdir() if _STEP.fullmatch(p.name)]
-        return sorted(found, key=lambda p: int(p.stem.split("-")[1]), reverse=True)
+        found = (path for path in self.checkpoints.iterdir() if _STEP.fullmatch(path.name))
+        return sorted(found, reverse=True)
 
     def prune(self, keep: int) -> None:
         """Remove all but the `keep` newest checkpoints."""
