@@ -180,7 +180,8 @@ class TrainLoader(Loader):
         if self.features is not None:
             index = self.indices_at(step)[self.part]
             sent = self._send({"positions": index, "labels": self._labels[index]})
-            return Batch(self.features[sent["positions"]], *self._labelled(sent["labels"]))
+            images, labels = self.features[sent["positions"]], sent["labels"]
+            return Batch(images, labels, self._targets(labels))
         request = self._plan(step)
         arrays, plan = self._drawn(step)
         sent = self._send(
@@ -193,7 +194,7 @@ class TrainLoader(Loader):
         pixels, labels = self._pixels(step, request, sent)
         pixels, mask = split_padding(pixels, self.reader.transform.patch, self.normalise.colour)
 
-        labels, targets = self._labelled(labels)
+        targets = self._targets(labels)
         pixels = augment.crop_flip(pixels, draws, augment.padding(self.config, self.size), mask)
         pixels = policies.apply(pixels, plan.counts, sent["rows"], sent["numbers"])
         images = self.normalise(pixels)
@@ -242,9 +243,9 @@ class TrainLoader(Loader):
         computed = torch.cat(found)
         self.features = computed[torch.from_numpy(place % len(computed)).to(self.device)]
 
-    def _labelled(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and targets, as in `Batch`."""
-        return labels, one_hot(labels, self.classes) * self.weights
+    def _targets(self, labels: Tensor) -> Tensor:
+        """As in `Batch`."""
+        return one_hot(labels, self.classes) * self.weights
 
     def _pixels(
         self, step: int, request: BatchRequest, sent: Mapping[str, Tensor]
