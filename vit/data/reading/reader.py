@@ -139,15 +139,12 @@ class Reader:
         cls, config: ReadConfig, patch: int, device: torch.device, world: World = ALONE
     ) -> Reader:
         """The reader that settings describe, for a model with patches of `patch` px."""
-        height, width = config.size
-        whole = patch if config.aspect == "native" else None
         return cls(
             transform=Transform(
-                height,
-                width,
+                *config.size,
                 len(config.mean),
                 config.center_crop,
-                patch=whole,
+                patch=patch if config.aspect == "native" else None,
                 max_pixels=config.max_pixels,
             ),
             normalise=Normalise(config.mean, config.std, device),
