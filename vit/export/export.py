@@ -105,8 +105,7 @@ def export(
         bounds = BOUNDS[config.precision]
         if config.merge and config.precision == "fp32":
             bounds = MERGING
-        broken = parity.broken(bounds)
-        if broken is not None:
+        if broken := parity.broken(bounds):
             raise ExportError(
                 f"the export does not answer as its checkpoint does and was removed: {broken} "
                 f"({len(samples):,} of {what}); {_REMEDIES[config.precision]}"

@@ -79,9 +79,7 @@ class Parity:
     @property
     def right(self) -> tuple[int, int]:
         """Images whose class each of them finds."""
-        first, second = (
-            int((logits.argmax(axis=1) == self.labels).sum()) for logits in self.logits
-        )
+        first, second = (int((x.argmax(axis=1) == self.labels).sum()) for x in self.logits)
         return first, second
 
     def broken(self, bounds: Bounds) -> str | None:
