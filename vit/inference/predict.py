@@ -114,7 +114,7 @@ def predict(
         loader.corrupt.note(reasons)
     in_order = [part[k] for k in range(len(loader)) for part, _ in shares if k < len(part)]
     columns = {name: np.concatenate([part[name] for part in in_order]) for name in in_order[0]}
-    return Predictions(**{**columns, "losses": columns["losses"].astype(np.float64)})
+    return Predictions(**columns)
 
 
 def with_mirror_images(predictions: Predictions) -> Predictions:
@@ -128,13 +128,10 @@ def with_mirror_images(predictions: Predictions) -> Predictions:
     """
     assert predictions.logits is not None
     assert predictions.mirrored is not None
-    views = [
-        torch.from_numpy(x).log_softmax(-1) for x in (predictions.logits, predictions.mirrored)
-    ]
-    logits = torch.logaddexp(*views) - math.log(2)
+    alone, mirrored = map(torch.from_numpy, (predictions.logits, predictions.mirrored))
+    logits = torch.logaddexp(alone.log_softmax(-1), mirrored.log_softmax(-1)) - math.log(2)
     judged = _judge(logits, torch.from_numpy(predictions.labels))
     columns = {name: column.numpy() for name, column in judged.items()}
-    columns["losses"] = columns["losses"].astype(np.float64)
     return replace(predictions, **columns, logits=logits.numpy(), mirrored=None)
 
 
@@ -148,7 +145,7 @@ def _logits(model: nn.Module, images: Tensor, mask: Tensor | None, precision: st
 def _judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Loss, best classes and probability of the best one, of each image of a batch."""
     return {
-        "losses": F.cross_entropy(logits, labels, reduction="none"),
+        "losses": F.cross_entropy(logits, labels, reduction="none").double(),
         "top": logits.topk(min(5, logits.shape[1])).indices,
         "probability": logits.softmax(dim=-1).amax(dim=-1),
     }
