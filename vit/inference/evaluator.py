@@ -84,9 +84,11 @@ class Evaluator:
         if self.config.images is not None:
             folder, classes = Path(self.config.images), self.trained.classes
             found = load_flat(folder, classes, self.trained.config["data"].get("name"))
-            self._note(found)
+            for note in found.notes:
+                console.warn(note)
             return found.splits["images"], f"images-{folder.resolve().name}"
-        self._note(self._listed)
+        for note in self._listed.notes:
+            console.warn(note)
         self._tell(split)
         splits = self.splits()
         if split not in splits:
@@ -168,11 +170,6 @@ class Evaluator:
         own = restore(self._manifest, self._listed)
         here = any(len(own.gone[split]) < len(own.data.splits[split]) for split in own.gone)
         return own if here else None
-
-    @staticmethod
-    def _note(data: DataSet) -> None:
-        for note in data.notes:
-            console.warn(note)
 
     def _tell(self, split: str) -> None:
         """What is not as it was when the run started."""

@@ -180,10 +180,8 @@ def _read(model: VisionTransformer, pooled: Tensor) -> Tensor:
 
 def _on_patches(model: VisionTransformer, images: Tensor, tokens: Tensor) -> Tensor:
     """Values of tokens (..., T) as those of patches (..., rows, columns)."""
-    size = model.config.patch_size
-    height, width = images.shape[-2:]
-    grid = (height // size, width // size)
-    return tokens[..., model.prefix :].reshape(*tokens.shape[:-1], *grid)
+    rows, columns = (side // model.config.patch_size for side in images.shape[-2:])
+    return tokens[..., model.prefix :].reshape(*tokens.shape[:-1], rows, columns)
 
 
 def position_similarity(model: VisionTransformer) -> Tensor | None:
