@@ -154,8 +154,7 @@ def randaugment(config: AugmentConfig, batch: int, size: Size, rng: np.random.Ge
     """`config.operations` random operations of one magnitude (Cubuk et al. 2020)."""
     shape = (batch, config.operations)
     kinds = rng.integers(_SPACE, size=shape)
-    ranges = _ranges(size, shear=0.3, shift=150 / 331, turn=30.0, blend=0.9, bits=4)
-    return Chain(kinds, _magnitudes(kinds, np.full(shape, config.magnitude), ranges, rng))
+    return Chain(kinds, _magnitudes(kinds, np.full(shape, config.magnitude), _ranges(size), rng))
 
 
 def trivialaugment(
@@ -174,8 +173,7 @@ def autoaugment(config: AugmentConfig, batch: int, size: Size, rng: np.random.Ge
     bins = np.array([[strength for _, _, strength in pair] for pair in _CIFAR])
     chosen = rng.integers(len(_CIFAR), size=batch)
     kinds = np.array(steps)[chosen]
-    ranges = _ranges(size, shear=0.3, shift=150 / 331, turn=30.0, blend=0.9, bits=4)
-    magnitudes = _magnitudes(kinds, bins[chosen] * BINS / 9, ranges, rng)
+    magnitudes = _magnitudes(kinds, bins[chosen] * BINS / 9, _ranges(size), rng)
     kinds[rng.random(kinds.shape) >= odds[chosen]] = NAMES.index("identity")
     return Chain(kinds, magnitudes)
 
@@ -212,8 +210,9 @@ def _jitter(config: AugmentConfig, batch: int, rng: np.random.Generator) -> Chai
 
 
 def _ranges(
-    size: Size, *, shear: float, shift: float | None, turn: float, blend: float, bits: int
-) -> dict[str, tuple[float, float]]:
+    size: Size, *, shear: float = 0.3, shift: float | None = 150 / 331, turn: float = 30.0,
+    blend: float = 0.9, bits: int = 4,
+) -> dict[str, tuple[float, float]]:  # fmt: skip
     """What magnitudes 0 and BINS mean for each operation, as in torchvision."""
     height, width = size
     down, right = (32.0, 32.0) if shift is None else (shift * height, shift * width)
