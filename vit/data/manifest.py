@@ -234,8 +234,7 @@ def _rebuilt(manifest: Manifest, listed: dict[str, Samples]) -> dict[str, Sample
         else:  # by class and then by name, as they were listed before they were cut
             labels = np.concatenate([entries.labels for entries in together])
             order = sorted(range(len(names)), key=lambda i: (labels[i], names[i]))
-            place = np.empty(len(names), np.int64)
-            place[order] = np.arange(len(names))
+            place = np.argsort(order)
             images = FileImages(images.root, [names[i] for i in order])
         ends = np.cumsum([len(entries.names) for entries in together])[:-1]
         for split, entries, index in zip(group, together, np.split(place, ends), strict=True):

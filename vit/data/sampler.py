@@ -33,10 +33,8 @@ class Sampler:
         """Images number `start` to `stop` of the stream, as positions in the split."""
         number = np.arange(start, stop)
         epoch, offset = np.divmod(number, len(self.labels))
-        index = np.empty(len(number), np.int64)
-        for e in range(epoch[0], epoch[-1] + 1):
-            index[epoch == e] = self._epoch(e)[offset[epoch == e]]
-        return index
+        epochs = range(epoch[0], epoch[-1] + 1)
+        return np.concatenate([self._epoch(e)[offset[epoch == e]] for e in epochs])
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         rng = numpy_generator(self.seed, "order", epoch)
