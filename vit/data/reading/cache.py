@@ -16,6 +16,7 @@ import json
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,13 +136,11 @@ class ShardImage:
         if self.reason is not None:
             raise ValueError(self.reason)
         data = bytearray(self.length)
-        try:  # no mapping: reading one that was cut short ends the process
-            with open(self.shard, "rb", buffering=0) as file:
-                file.seek(self.start)
-                if file.readinto(data) == self.length:
-                    return _pixels(data, self.height, self.width, self.made.spec)
-        except (OSError, ValueError):
-            pass
+        # No mapping: reading one that was cut short ends the process.
+        with suppress(OSError, ValueError), open(self.shard, "rb", buffering=0) as file:
+            file.seek(self.start)
+            if file.readinto(data) == self.length:
+                return _pixels(data, self.height, self.width, self.made.spec)
         return self.made.open()
 
 

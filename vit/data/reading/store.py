@@ -197,8 +197,8 @@ class Streaming(ImageStore):
             rendered: Corrupt = self.pool.result(future)
             bad |= rendered
         slots = (AHEAD + 1, self.rows, *self.transform.shape)
-        pixels: np.ndarray = np.ndarray(slots, np.uint8, self._memory.buf)[slot]
-        pixels = pixels[: len(request.positions)]
+        held: np.ndarray = np.ndarray(slots, np.uint8, self._memory.buf)
+        pixels = held[slot, : len(request.positions)]
         if self._copies is None:
             return torch.from_numpy(pixels.copy()), bad
         moved, self._sent[slot] = self._moved(torch.from_numpy(pixels))
