@@ -38,7 +38,7 @@ class Run:
     config: dict[str, Any]
 
     def score(self, key: str = "val_top1") -> float | None:
-        """A score in percent (of a run without validation: nothing)."""
+        """A score in percent (of a run without validation: nothing), or another number."""
         value = self.summary.get(key)
         return float(value) if isinstance(value, (int, float)) else None
 

@@ -31,9 +31,7 @@ def group_rows(found: list[Group]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for group in found:
         settings = [show(group.settings.get(key)) for key in keys] or [group.runs[0].name]
-        seconds = [
-            s for run in group.runs if isinstance(s := run.summary.get("seconds"), (int, float))
-        ]
+        seconds = group.scores("seconds")
         finished = sum(run.state == "finished" for run in group.runs)
         rows.append([
             *settings, spread(group.scores()), spread(group.scores("test_top1")),
