@@ -25,17 +25,15 @@ def mute() -> None:
 
 def say(text: str) -> None:
     """Print a line without tearing a progress bar."""
-    if _MUTED[0]:
-        return
-    tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
-    sys.stdout.flush()
+    if not _MUTED[0]:
+        tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
+        sys.stdout.flush()
 
 
 def warn(text: str) -> None:
     """Print a warning to standard error."""
-    if _MUTED[0]:
-        return
-    tqdm.write(f"warning: {printable(text)}", file=sys.stderr)
+    if not _MUTED[0]:
+        tqdm.write(f"warning: {printable(text)}", file=sys.stderr)
 
 
 class OnlyWarned:
