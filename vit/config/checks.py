@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vit.config.model import WEIGHT_KEYS
@@ -21,6 +21,8 @@ class Check:
     rule: Callable[..., str | None]
 
 
+Complaint = Iterator[str]
+"""What a rule yields: nothing, where all is well."""
 CHECKS: list[Check] = []
 OF_FILES = ("folder", "imagenet")
 """Data sets whose images are files, of any size."""
@@ -39,12 +41,11 @@ PHOTO_SIZE = 128
 """From this side on, images are taken for photos."""
 
 
-def check(*keys: str) -> Callable[[Callable[..., str | None]], Callable[..., str | None]]:
+def check(*keys: str) -> Callable[[Callable[..., Complaint]], None]:
     """Add a rule to CHECKS, on the values of `keys`."""
 
-    def register(rule: Callable[..., str | None]) -> Callable[..., str | None]:
-        CHECKS.append(Check(keys, rule))
-        return rule
+    def register(rule: Callable[..., Complaint]) -> None:
+        CHECKS.append(Check(keys, lambda *values: next(rule(*values), None)))
 
     return register
 
@@ -68,116 +69,102 @@ def nearest_multiples(value: int, step: int) -> str:
 
 
 @check("model.dim", "model.heads")
-def _heads_divide_dim(dim: int, heads: int) -> str | None:
-    if dim % heads == 0:
-        return None
-    return (
-        f"model.dim={dim} is not divisible by model.heads={heads}; "
-        f"try {nearest_multiples(dim, heads)}"
-    )
+def _heads_divide_dim(dim: int, heads: int) -> Complaint:
+    if dim % heads:
+        yield (
+            f"model.dim={dim} is not divisible by model.heads={heads}; "
+            f"try {nearest_multiples(dim, heads)}"
+        )
 
 
 @check("model.dim", "model.positions")
-def _sincos_needs_quarters(dim: int, positions: str) -> str | None:
+def _sincos_needs_quarters(dim: int, positions: str) -> Complaint:
     parts = {"sincos1d": 2, "sincos2d": 4}.get(positions, 1)
-    if dim % parts == 0:
-        return None
-    return (
-        f"model.dim={dim} is not divisible by {parts}, as model.positions={positions} needs; "
-        f"try {nearest_multiples(dim, parts)}"
-    )
+    if dim % parts:
+        yield (
+            f"model.dim={dim} is not divisible by {parts}, as model.positions={positions} needs; "
+            f"try {nearest_multiples(dim, parts)}"
+        )
 
 
 @check("model.dim", "model.heads", "model.positions")
-def _rope_needs_quarters(dim: int, heads: int, positions: str) -> str | None:
-    if "rope2d" not in positions or dim % heads or dim // heads % 4 == 0:
-        return None
-    return (
-        f"model.dim={dim} / model.heads={heads} is not divisible by 4, as "
-        f"model.positions={positions} needs; try model.dim={nearest_multiples(dim, 4 * heads)}"
-    )
+def _rope_needs_quarters(dim: int, heads: int, positions: str) -> Complaint:
+    if "rope2d" in positions and dim % heads == 0 and dim // heads % 4:
+        yield (
+            f"model.dim={dim} / model.heads={heads} is not divisible by 4, as "
+            f"model.positions={positions} needs; try model.dim={nearest_multiples(dim, 4 * heads)}"
+        )
 
 
 @check("model.attention", "model.dim", "model.heads", "model.positions")
-def _differential_halves_heads(attention: str, dim: int, heads: int, positions: str) -> str | None:
+def _differential_halves_heads(attention: str, dim: int, heads: int, positions: str) -> Complaint:
     if attention == "differential" and "rope2d" in positions:
-        return f"model.attention=differential has no model.positions={positions}; try learned"
-    if attention == "differential" and dim % heads == 0 and dim // heads % 2:
-        return (
+        yield f"model.attention=differential has no model.positions={positions}; try learned"
+    elif attention == "differential" and dim % heads == 0 and dim // heads % 2:
+        yield (
             f"model.dim={dim} / model.heads={heads} is odd, and model.attention=differential "
             f"halves it; try model.dim={nearest_multiples(dim, 2 * heads)}"
         )
-    return None
 
 
 @check("data.image_size", "model.patch_size")
-def _patch_divides_image(size: int | list[int], patch: int | str) -> str | None:
+def _patch_divides_image(size: int | list[int], patch: int | str) -> Complaint:
     height, width = height_width(size)
-    if patch == "auto":
-        patch = auto_patch_size(height, width)
-        if all(side // patch <= max(32, side // 8) for side in (height, width)):
-            return None
-        near = [round(side / 16) * 16 or 16 for side in (height, width)]
-        better = near[0] if height == width else f"[{near[0]},{near[1]}]"
-        return (
-            f"data.image_size={size} has no good patch size for model.patch_size=auto; "
-            f"try data.image_size={better}"
-        )
-    assert isinstance(patch, int)
     common = math.gcd(height, width)
-    if common % patch == 0:
-        return None
-    divisors = [p for p in range(1, common + 1) if common % p == 0]
-    close = sorted(divisors, key=lambda p: abs(p - patch))[:2]
-    return (
-        f"model.patch_size={patch} does not divide data.image_size={size}; "
-        f"try {' or '.join(map(str, sorted(close)))}"
-    )
+    if isinstance(patch, str):  # auto
+        chosen = auto_patch_size(height, width)
+        if any(side // chosen > max(32, side // 8) for side in (height, width)):
+            near = [round(side / 16) * 16 or 16 for side in (height, width)]
+            better = near[0] if height == width else f"[{near[0]},{near[1]}]"
+            yield (
+                f"data.image_size={size} has no good patch size for model.patch_size=auto; "
+                f"try data.image_size={better}"
+            )
+    elif common % patch:
+        divisors = [p for p in range(1, common + 1) if common % p == 0]
+        close = sorted(divisors, key=lambda p: abs(p - patch))[:2]
+        yield (
+            f"model.patch_size={patch} does not divide data.image_size={size}; "
+            f"try {' or '.join(map(str, sorted(close)))}"
+        )
 
 
 @check("data.aspect", "data.name")
-def _native_comes_from_files(aspect: str, name: str) -> str | None:
-    if aspect == "crop" or name in ("folder", "imagenet"):
-        return None
-    return f"data.aspect={aspect}: images of data={name} are all of one shape; try data.aspect=crop"
+def _native_comes_from_files(aspect: str, name: str) -> Complaint:
+    if aspect != "crop" and name not in OF_FILES:
+        yield (
+            f"data.aspect={aspect}: images of data={name} are all of one shape; "
+            f"try data.aspect=crop"
+        )
 
 
 @check("data.val_fraction", "data.test_fraction")
-def _something_to_train_on(val: float, test: float) -> str | None:
-    if val + test < 1:
-        return None
-    return (
-        f"data.val_fraction={val:g} and data.test_fraction={test:g} leave nothing to train on; "
-        f"try 0.1 each"
-    )
+def _something_to_train_on(val: float, test: float) -> Complaint:
+    if val + test >= 1:
+        yield (
+            f"data.val_fraction={val:g} and data.test_fraction={test:g} leave nothing to train on; "
+            f"try 0.1 each"
+        )
 
 
 @check("data.mean", "data.std")
-def _one_value_per_channel(mean: list[float], std: list[float]) -> str | None:
-    if len(mean) == len(std) and len(mean) in (1, 3):
-        return None
-    return (
-        f"data.mean={mean} and data.std={std} need one value per channel each: "
-        f"1 (gray) or 3 (red, green, blue)"
-    )
+def _one_value_per_channel(mean: list[float], std: list[float]) -> Complaint:
+    if len(mean) != len(std) or len(mean) not in (1, 3):
+        yield (
+            f"data.mean={mean} and data.std={std} need one value per channel each: "
+            f"1 (gray) or 3 (red, green, blue)"
+        )
 
 
 @check("data.name", "data.memory")
-def _streams_come_from_files(name: str, memory: str) -> str | None:
-    if memory != "stream" or name in OF_FILES:
-        return None
-    return f"data.memory=stream: data={name} is held whole; try data.memory=auto"
+def _streams_come_from_files(name: str, memory: str) -> Complaint:
+    if memory == "stream" and name not in OF_FILES:
+        yield f"data.memory=stream: data={name} is held whole; try data.memory=auto"
 
 
 @check("data.name", "data.root")
-def _folder_needs_root(name: str, root: str | None) -> str | None:
-    if name not in OF_FILES or root:
-        return None
-    return f"data={name} needs data.root=<folder with one sub-folder per class>"
-
-
-@check("data.name", "data.root")
-def _digits_have_no_root(name: str, root: str | None) -> str | None:
-    if name != "digits" or root is None:
-        return None
-    return f"data.root={root} is not read by data={name}; try data=folder data.root={root}"
+def _files_alone_have_a_root(name: str, root: str | None) -> Complaint:
+    if name in OF_FILES and not root:
+        yield f"data={name} needs data.root=<folder with one sub-folder per class>"
+    elif name == "digits" and root is not None:
+        yield f"data.root={root} is not read by data={name}; try data=folder data.root={root}"
