@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from vit.config.checks import PHOTO_SIZE, auto_patch_size
 from vit.config.durations import duration_in_steps, epochs_in_steps
-from vit.config.model import ModelOptions, ViTConfig
+from vit.config.model import ViTConfig
 from vit.config.schema import RunConfig
 from vit.errors import ConfigError
 
@@ -75,16 +75,18 @@ def fit_to_data(config: RunConfig, images: int, side: int | None, *, gpu: bool) 
     if model.dim != "auto":
         heads = next(h for h in range(heads, 0, -1) if model.dim % h == 0)
 
-    def fitted(section: Any, **values: Any) -> Any:
-        waiting = {key: new for key, new in values.items() if getattr(section, key) == "auto"}
-        return replace(section, **waiting)
-
     return replace(
         config,
-        data=fitted(data, image_size=size),
-        model=fitted(model, dim=dim, depth=depth, heads=heads),
-        trainer=fitted(trainer, epochs=None if trainer.steps else epochs),
+        data=_without_auto(data, image_size=size),
+        model=_without_auto(model, dim=dim, depth=depth, heads=heads),
+        trainer=_without_auto(trainer, epochs=None if trainer.steps else epochs),
     )
+
+
+def _without_auto(section: Any, **values: Any) -> Any:
+    """A section of the settings with these values where it says `auto`."""
+    waiting = {key: new for key, new in values.items() if getattr(section, key) == "auto"}
+    return replace(section, **waiting)
 
 
 def resolve(config: RunConfig, *, precision: Literal["bf16", "fp16", "fp32"]) -> RunConfig:
@@ -96,31 +98,20 @@ def resolve(config: RunConfig, *, precision: Literal["bf16", "fp16", "fp32"]) ->
         config: checked settings.
         precision: what the device multiplies matrices in by itself: bf16, fp16 or fp32.
     """
-    patch_size = config.model.patch_size
-    if patch_size == "auto":
-        patch_size = auto_patch_size(*config.data.size)
-    crop = config.augment.crop
-    if crop == "auto":
-        crop = "resized" if min(config.data.size) >= PHOTO_SIZE else "padded"
-        if config.data.aspect == "native":
-            crop = "none"
-    flip = config.augment.flip
-    if flip == "auto":
-        flip = 0.5 if config.data.mirror else 0.0
-    wanted = config.trainer.precision
+    data, optim = config.data, config.optim
+    if data.aspect == "native":
+        crop = "none"
+    else:
+        crop = "resized" if min(data.size) >= PHOTO_SIZE else "padded"
     assert isinstance(config.model.dim, int)
     adams = auto_lr(config.model.dim, config.trainer.batch_size)
-    lr, other_lr = config.optim.lr, config.optim.other_lr
-    if lr == "auto":
-        lr = {"muon": 0.02, "lion": float(f"{adams / 10:.3g}")}.get(config.optim.name, adams)
-    if other_lr == "auto":
-        other_lr = adams
+    lr = {"muon": 0.02, "lion": float(f"{adams / 10:.3g}")}.get(optim.name, adams)
     return replace(
         config,
-        model=replace(config.model, patch_size=patch_size),
-        augment=replace(config.augment, flip=flip, crop=crop),
-        optim=replace(config.optim, lr=lr, other_lr=other_lr),
-        trainer=replace(config.trainer, precision=precision if wanted == "auto" else wanted),
+        model=_without_auto(config.model, patch_size=auto_patch_size(*data.size)),
+        augment=_without_auto(config.augment, crop=crop, flip=0.5 if data.mirror else 0.0),
+        optim=_without_auto(optim, lr=lr, other_lr=adams),
+        trainer=_without_auto(config.trainer, precision=precision),
     )
 
 
@@ -155,21 +146,13 @@ def resolve_memory(config: RunConfig, images: int, *, in_files: bool) -> RunConf
 
 def vit_config(config: RunConfig, num_classes: int) -> ViTConfig:
     """The architecture that resolved settings say."""
-    model = config.model
-    assert isinstance(model.patch_size, int)
-    assert isinstance(model.dim, int)
-    assert isinstance(model.depth, int)
-    assert isinstance(model.heads, int)
+    settings = vars(config.model)
     return ViTConfig(
-        **{option.name: getattr(model, option.name) for option in fields(ModelOptions)},
-        dim=model.dim,
-        depth=model.depth,
-        heads=model.heads,
+        **{f.name: settings[f.name] for f in fields(ViTConfig) if f.name in settings},
         image_size=config.data.size,
-        patch_size=model.patch_size,
         num_classes=num_classes,
         channels=len(config.data.mean),
-        mlp_dim=int(model.dim * model.mlp_ratio),
+        mlp_dim=int(settings["dim"] * config.model.mlp_ratio),
     )
 
 
