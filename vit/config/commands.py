@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vit.config.rules import Count, Ending, Fraction, Length, Registered, Whole, not_empty
+from vit.config.rules import Count, Fraction, Length, Registered, Whole, ending, not_empty
 from vit.config.schema import Place, Places, Side, height_width
 
 Method = Annotated[str, Registered("inference/pictures.py", "METHODS")]
@@ -62,9 +62,9 @@ class PredictConfig:
 
     checkpoint: Place
     images: Places
-    output: Annotated[str, Ending((".csv", ".jsonl"))] | None
+    output: Annotated[str, ending(".csv", ".jsonl")] | None
     top: Count
-    sheet: Annotated[str, Ending((".png",))] | None
+    sheet: Annotated[str, ending(".png")] | None
     batch_size: Count | None
     data: PredictDataConfig
     device: Literal["auto", "cpu", "cuda"]

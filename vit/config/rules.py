@@ -7,7 +7,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,17 +73,10 @@ def not_empty(value: Any) -> str | None:
     return None if value else "must not be empty"
 
 
-@dataclass(frozen=True)
-class Ending:
+def ending(*endings: str) -> Callable[[str], str | None]:
     """A path ends in one of `endings`."""
-
-    endings: tuple[str, ...]
-
-    def __call__(self, value: Any) -> str | None:
-        """The complaint, or None."""
-        if value.lower().endswith(self.endings):
-            return None
-        return f"must end in {' or '.join(self.endings)}"
+    complaint = f"must end in {' or '.join(endings)}"
+    return lambda path: None if path.lower().endswith(endings) else complaint
 
 
 @dataclass(frozen=True)
@@ -118,10 +111,9 @@ def registry_names(file: str, table: str) -> tuple[str, ...]:
     should be answered at once. So a new entry is one dictionary line, known here by itself.
     """
     for node in ast.parse((_PACKAGE / file).read_text(encoding="utf-8")).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(target, ast.Name) and target.id == table and isinstance(node, ast.AnnAssign):
-            keys = node.value.keys if isinstance(node.value, ast.Dict) else []
-            return tuple(str(key.value) for key in keys if isinstance(key, ast.Constant))
+        match node:
+            case ast.AnnAssign(ast.Name(name), _, ast.Dict(keys)) if name == table:
+                return tuple(str(key.value) for key in keys if isinstance(key, ast.Constant))
     raise LookupError(f"vit/{file} has no annotated dictionary {table}")
 
 
