@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -66,11 +67,9 @@ def to_config(
 
 
 def checked(
-    schema: type[Config],
-    plain: Mapping[str, Any],
-    checks: Sequence[Check] = (),
+    schema: type[Config], plain: Mapping[str, Any], checks: Sequence[Check] = (),
     world_size: int | None = 1,
-) -> Config:
+) -> Config:  # fmt: skip
     """Check the settings of any command and build `schema` of them; see `to_config`."""
     values: dict[str, Any] = {"world_size": world_size}
     legal = legal_keys(schema)
@@ -213,7 +212,7 @@ def _collect(
             if problem is None:
                 result[field] = values[key] = value
             else:
-                problems.append(f"{key}={_show(plain[name])} {problem}")
+                problems.append(f"{key}={typed(plain[name])} {problem}")
     return None if problems else schema(**result)
 
 
@@ -225,16 +224,13 @@ def _key(field: str) -> str:
 def _unknown(key: str, schema: type) -> str:
     legal = legal_keys(schema)
     close = nearest(key, [*legal, *dict.fromkeys(name.partition(".")[0] for name in legal)])
-    if close:
-        return f"{key} is no known key; did you mean {close}?"
-    return f"{key} is no known key; --help lists all keys"
+    remedy = f"did you mean {close}?" if close else "--help lists all keys"
+    return f"{key} is no known key; {remedy}"
 
 
-def _show(value: Any) -> str:
+def typed(value: Any) -> str:
     """A value as one would type it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _fit(value: Any, hint: Any) -> tuple[Any, str | None]:

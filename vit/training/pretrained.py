@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vit.config.checks import OF_FILES, SETTING_OF
 from vit.config.schema import RunConfig
-from vit.config.validate import flatten, to_plain
+from vit.config.validate import flatten, to_plain, typed
 from vit.data.manifest import Manifest
 from vit.errors import ConfigError, shortened
 from vit.model.families import rotated_as_ours
@@ -200,9 +200,7 @@ def _setting(key: str, spec: Mapping[str, Any]) -> str:
     """A value of a spec as the user would give it."""
     if key == "mlp_dim":
         return f"model.mlp_ratio={ratio(spec['mlp_dim'], spec['dim']):.6g}"
-    value = spec[key]
-    word = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-    return f"{SETTING_OF[key]}={word}"
+    return f"{SETTING_OF[key]}={typed(spec[key])}"
 
 
 def ratio(mlp_dim: int, dim: int) -> float:
