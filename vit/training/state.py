@@ -12,20 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from vit.config.saved import SavedBest
 from vit.model.vit import VisionTransformer
 from vit.optim.ema import Ema
 from vit.runtime.dist import full_tensor, shard_like, to_leader
 
 
-@dataclass(frozen=True)
-class Best:
+@dataclass(frozen=True, kw_only=True)
+class Best(SavedBest):
     """The best validation so far: higher top-1 wins, then lower loss."""
-
-    top1: float
-    loss: float
-    top5: float
-    step: int
-    epoch: float
 
     def beaten_by(self, top1: float, loss: float) -> bool:
         """Whether a new score is better; one that is not finite never is."""
