@@ -71,11 +71,14 @@ def load_pretrained(place: str) -> Pretrained:
 
 
 def _of_run(path: Path, place: str) -> Pretrained:
-    file, content = find(path, console.warn)
-    facts = content["preprocessing"]
+    return _of_ours(place, *find(path, console.warn))
+
+
+def _of_ours(place: str, path: Path, content: Mapping[str, Any]) -> Pretrained:
+    seen = content["preprocessing"]
     return Pretrained(
-        place, content["weights"], content["spec"], content["classes"], facts["mean"],
-        facts["std"], trained_on(file, content["images"]),
+        place, content["weights"], content["spec"], content["classes"], seen["mean"], seen["std"],
+        trained_on(path, content["images"]),
     )  # fmt: skip
 
 
@@ -95,11 +98,8 @@ def _of_safetensors(path: Path, place: str) -> Pretrained:
         ours = json.loads((file.metadata() or {}).get(checkpoint.IN_SAFETENSORS, "null"))
     if ours is None:
         return _recognised(place, load_file(path), {})
-    seen = ours["preprocessing"]
-    return Pretrained(
-        place, load_file(path), ours["spec"], ours["classes"], seen["mean"], seen["std"],
-        trained_on(path, ours["origin"].get("images")),
-    )  # fmt: skip
+    images = ours["origin"].get("images")
+    return _of_ours(place, path, {**ours, "weights": load_file(path), "images": images})
 
 
 def _of_folder(path: Path, place: str) -> Pretrained:
