@@ -197,14 +197,9 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        heads: int,
-        d_k: int | None = None,
-        d_v: int | None = None,
-        attention: str = "scaled_dot",
-        bias: bool = True,
-    ) -> None:
+        self, dim: int, heads: int, d_k: int | None = None, d_v: int | None = None,
+        attention: str = "scaled_dot", bias: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         if None in (d_k, d_v) and dim % heads:
             raise ValueError(f"dim={dim} is not a multiple of heads={heads}; give d_k and d_v")
@@ -264,12 +259,9 @@ class SelfAttention(nn.Module):
         self.proj_drop = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        rope: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None,
         queries: int | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Mix tokens (B, T, D) -> (B, T, D), or (B, queries, D).
 
         Args:

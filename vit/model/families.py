@@ -275,8 +275,7 @@ def rotated_as_ours(weights: Mapping[str, Tensor], heads: int, positions: str) -
 
     Args:
         weights: under our names.
-        heads: number of heads.
-        positions: of the model, a key of POSITIONS.
+        heads, positions: of the model, as in `ViTConfig`.
     """
     out = dict(weights)
     for name, tensor in weights.items():

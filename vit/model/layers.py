@@ -41,22 +41,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class GeluMlp(nn.Module):
-    """Linear, GELU, linear.
-
-    Args:
-        dim: width D.
-        hidden: width of the hidden layer.
-        dropout: probability of dropping a feature, after each linear layer.
-        gelu: the activation: exact, or one of its approximations.
-    """
+    """Linear, GELU (exact, or one of its approximations), linear; dropout after each linear."""
 
     def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        dropout: float = 0.0,
+        self, dim: int, hidden: int, dropout: float = 0.0,
         gelu: Callable[[Tensor], Tensor] = F.gelu,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.gelu = gelu
         self.fc1 = nn.Linear(dim, hidden)
@@ -73,9 +63,6 @@ class SwiGlu(nn.Module):
     """(silu(x G) * x X) W (Shazeer 2020, eq. 6, with biases as in timm's SwiGLU).
 
     Three matrices instead of two: mlp_ratio 2.67 has the weights of a GELU MLP of ratio 4.
-
-    Args:
-        dim, hidden, dropout: as in GeluMlp.
     """
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
@@ -100,10 +87,8 @@ MLPS: dict[str, Callable[[int, int, float], nn.Module]] = {
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch per image (stochastic depth, Huang et al. 2016).
-
-    Args:
-        rate: probability of dropping; kept branches are scaled by 1 / (1 - rate).
+    """Drops a residual branch per image with probability `rate` (stochastic depth, Huang et al.
+    2016); kept branches are scaled by 1 / (1 - rate).
     """
 
     def __init__(self, rate: float) -> None:
@@ -120,12 +105,7 @@ class DropPath(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor per feature on a residual branch (Touvron et al. 2021, eq. 3).
-
-    Args:
-        dim: width D.
-        initial: the factors at the start.
-    """
+    """A learned factor per feature on a residual branch (Touvron et al. 2021, eq. 3)."""
 
     def __init__(self, dim: int, initial: float) -> None:
         super().__init__()
@@ -157,10 +137,8 @@ class PatchEmbed(nn.Module):
 
 
 class PatchDropout(nn.Module):
-    """In training, keeps a random part of each image's patches (Liu et al. 2022, PatchDropout).
-
-    Args:
-        rate: share of the patches that is dropped; at least one is kept.
+    """In training, drops a share `rate` of each image's patches at random, never all of them
+    (Liu et al. 2022, PatchDropout).
     """
 
     def __init__(self, rate: float) -> None:

@@ -50,12 +50,9 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self,
-        x: Tensor,
-        rope: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None,
         queries: int | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """(B, T, D) -> (B, T, D) or (B, queries, D); arguments as in `SelfAttention`."""
         mixed = self.attn(self.norm1(x), rope, mask, queries)
         x = x[:, :queries] + self.drop_path(self.ls1(mixed))
@@ -149,8 +146,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: the images are larger than the model's, or not whole patches.
         """
-        x, mask = self.encode(images, mask, self.queries)
-        return self.forward_head(x, mask)
+        return self.forward_head(*self.encode(images, mask, self.queries))
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalised tokens (B, T, D), as timm's; with `pooled_norm` they are not normalised yet.
@@ -175,9 +171,8 @@ class VisionTransformer(nn.Module):
         logits: Tensor = self.head(pooled)
         if self.head_dist is None:
             return logits
-        both = torch.stack(
-            [logits, self.head_dist(self.fc_norm(x[:, self.distillation_place]))], dim=1
-        )
+        listening = self.head_dist(self.fc_norm(x[:, self.distillation_place]))
+        both = torch.stack([logits, listening], dim=1)
         return both if self.training else both.mean(dim=1)
 
     def encode(
@@ -212,11 +207,8 @@ class VisionTransformer(nn.Module):
         coordinates = self._coordinates(images)
         patches, coordinates, mask = self.patch_dropout(self.patch_embed(images), coordinates, mask)
         patches, angles = self.positions(patches, coordinates, self.pos_embed)
-        prefix = [
-            token.expand(images.shape[0], -1, -1)
-            for token in (self.cls_token, self.dist_token, self.reg_token)
-            if token is not None
-        ]
+        extra = (self.cls_token, self.dist_token, self.reg_token)
+        prefix = [token.expand(images.shape[0], -1, -1) for token in extra if token is not None]
         tokens: Tensor = self.norm_pre(self.dropout(torch.cat([*prefix, patches], dim=1)))
         if mask is not None:
             mask = nn.functional.pad(mask, (self.prefix, 0), value=True)

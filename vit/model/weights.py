@@ -209,12 +209,9 @@ def registers_for(state: Mapping[str, Tensor], pool: str, distillation: bool) ->
 
 
 def load_matching(
-    model: VisionTransformer,
-    state: Mapping[str, Tensor],
-    known: Mapping[str, Any],
-    *,
+    model: VisionTransformer, state: Mapping[str, Tensor], known: Mapping[str, Any], *,
     same_classes: bool,
-) -> LoadReport:
+) -> LoadReport:  # fmt: skip
     """Give `model` the weights of another, as far as they fit; the others stay as they are.
 
     Positions are resampled as timm does it (`weights.resized`), the patch embedding by the
