@@ -17,13 +17,8 @@ from vit.errors import ConfigError
 
 
 class DataFacts(NamedTuple):
-    """What of a data set decides settings.
-
-    Attributes:
-        classes: how many there are.
-        train: number of training images.
-        images: number of images of all splits.
-        side: typical shorter side of files in pixels; None: the images are no files.
+    """What of a data set decides settings: how many classes, training images and images of all
+    splits it has, and the typical shorter side of its files in pixels; None: it is no files.
     """
 
     classes: int
@@ -41,15 +36,10 @@ class FinalConfig(NamedTuple):
 
 
 def final_config(
-    settings: RunConfig,
-    user_keys: Collection[str],
-    weights: Mapping[str, Any] | None,
-    saved: Mapping[str, Any] | None,
-    data: DataFacts,
-    *,
-    precision: Literal["bf16", "fp16", "fp32"],
-    gpu: bool,
-) -> FinalConfig:
+    settings: RunConfig, user_keys: Collection[str], weights: Mapping[str, Any] | None,
+    saved: Mapping[str, Any] | None, data: DataFacts, *,
+    precision: Literal["bf16", "fp16", "fp32"], gpu: bool,
+) -> FinalConfig:  # fmt: skip
     """Resolve a run.
 
     Args:

@@ -29,9 +29,8 @@ class Search:
         trials: how many runs are started.
         sampler: `random` or `tpe` (Bergstra et al. 2011).
         seed: decides what is drawn.
-        min_epochs: epochs after which runs are first compared, then at each `reduction` times as
-            many; only the best 1 / `reduction` at each go on (ASHA, Li et al. 2020).
-        reduction: see `min_epochs`.
+        min_epochs, reduction: runs are compared after `min_epochs` epochs, then at each `reduction`
+            times as many; only the best 1 / `reduction` at each go on (ASHA, Li et al. 2020).
         space: for each dotted setting a Range, or a list of values.
     """
 

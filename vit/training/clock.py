@@ -13,11 +13,8 @@ from vit.runtime.device import synchronize
 
 
 class Clock:
-    """Seconds since `start`, without what happens under `paused`.
-
-    Args:
-        device: is waited for before the time is read at a pause.
-        seconds: where to go on from.
+    """Seconds of training, from `seconds` on, without what happens under `paused`; before the time
+    is read at a pause, `device` is waited for.
     """
 
     def __init__(self, device: torch.device, seconds: float) -> None:

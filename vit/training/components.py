@@ -34,14 +34,11 @@ class Components:
         config: final settings.
         plan: their durations.
         state: model, optimiser and counters, where the run goes on from.
-        loss: of a batch.
         train, val, test: loaders; of val and test there may be none.
         classes: names of the logits.
         images: digest of the list of the run's images.
         run: its folder.
-        logger: of its metrics.
         stop: whether a signal came.
-        device: where it computes.
         world: of its processes.
         should_prune: asked after each evaluation.
         fingerprint: what the bits of the result depend on besides the settings.

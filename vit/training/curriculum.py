@@ -15,13 +15,7 @@ from vit.training.state import flops_per_image
 
 
 class Curriculum:
-    """Drops patches and shrinks images until the schedule's step for each.
-
-    Args:
-        config: of the run.
-        plan: when each ends.
-        model: is told how many patches to drop, and what smaller images are.
-    """
+    """Drops patches and shrinks images until the schedule's step for each; `model` is told."""
 
     def __init__(self, config: RunConfig, plan: Plan, model: VisionTransformer) -> None:
         self._config = config

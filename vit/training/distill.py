@@ -28,8 +28,7 @@ class Teacher:
 
     Args:
         model: gives logits of normalised images; on the device, never trained here.
-        mean, std: the teacher's, per channel.
-        size: height and width of the teacher's images in pixels.
+        mean, std, size: of the teacher's images: per channel, and height and width in pixels.
         config: of the student.
         device: where both compute.
         images: that it was trained on, as far as they are known.
@@ -68,12 +67,7 @@ class Teacher:
 
 
 def load_teacher(config: RunConfig, classes: list[str], device: torch.device) -> Teacher | None:
-    """The teacher that `config.distill` names; None: it names none.
-
-    Args:
-        config: of the student.
-        classes: names of the student's logits.
-        device: where it goes.
+    """The teacher that `config.distill` of a student names; None: it names none.
 
     Raises:
         ConfigError: it does not exist, is damaged or not finite, or was trained on other classes or

@@ -134,4 +134,4 @@ def _described(sizes: np.ndarray) -> str:
 def _relative(path: Path) -> Path:
     """The path as seen from here, where it lies below."""
     here = Path.cwd()
-    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -100,10 +100,8 @@ class Loss:
 
 
 def by_head(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The class head's and the teacher's logits, both (B, K); the same where there is one head.
-
-    Args:
-        logits: of a model in training, (B, K) or (B, 2, K).
+    """The class head's and the teacher's logits, both (B, K), of those of a model in training,
+    (B, K) or (B, 2, K); the same where there is one head.
     """
     if logits.ndim == 2:
         return logits, logits

@@ -32,13 +32,7 @@ MOST_CURVES = 100
 
 
 class TensorBoardPictures:
-    """Pictures of a model after its evaluations.
-
-    Args:
-        logger: shows them.
-        loader: validation, of which a fixed set of images is shown.
-        classes: names of the logits.
-    """
+    """Pictures of a model after its evaluations; of `loader` a fixed set of images is shown."""
 
     def __init__(self, logger: Logger, loader: EvalLoader, classes: list[str]) -> None:
         self.logger = logger
@@ -105,11 +99,8 @@ class TensorBoardPictures:
 
 
 def in_turn(labels: np.ndarray, count: int) -> np.ndarray:
-    """Positions of `count` samples (fewer, if there are fewer): one of each class, then the next.
-
-    Args:
-        labels: (N,).
-        count: how many.
+    """Positions of `count` of N samples with these labels (N,), or of all if there are fewer: one
+    of each class, then the next.
     """
     order = np.argsort(labels, kind="stable")
     firsts = np.searchsorted(labels[order], labels[order])

@@ -21,10 +21,7 @@ NOTABLE = 0.1
 class Reporter:
     """Tells console, `metrics.jsonl` and TensorBoard how a run fares.
 
-    Args:
-        parts: of the run; only read, but for the windows over which means are taken.
-        clock: its training time.
-        curriculum: what the last step's images were like.
+    Of `parts` it changes nothing but the windows over which means are taken.
     """
 
     def __init__(self, parts: Components, clock: Clock, curriculum: Curriculum) -> None:

@@ -58,10 +58,7 @@ def set_up(
     Args:
         settings: as composed.
         user_keys: keys that the user gave: the others make room for what weights bring.
-        run: its folder.
-        stop: whether a signal came.
-        world: of its processes.
-        should_prune: asked after each evaluation.
+        run, stop, world, should_prune: as in `Components`.
 
     Returns:
         None when the run is finished and nothing longer is asked for; that was said.

@@ -21,17 +21,9 @@ from vit.training.state import TrainState
 
 
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    lr: float,
-    *,
-    seed: int,
-    world: World,
-    config: TrainerConfig,
-    loss: Loss,
-    clip_norm: float | None,
-    device: torch.device,
-) -> None:
+    state: TrainState, batch: Batch, lr: float, *, seed: int, world: World, config: TrainerConfig,
+    loss: Loss, clip_norm: float | None, device: torch.device,
+) -> None:  # fmt: skip
     """Train on `batch`, our share of the global batch, and advance `state` by one step.
 
     A batch in `config.accumulate` parts gives the gradient of the whole batch. A step whose loss

@@ -216,8 +216,7 @@ class Trainer:
 
     def _stop_if_signalled(self) -> None:
         """Stop where a signal came, to any of the processes."""
-        signum = self.async_max.largest(self.parts.stop.signum or 0)
-        if signum:
+        if signum := self.async_max.largest(self.parts.stop.signum or 0):
             raise InterruptedRun(signum, f"interrupted and {self._saved_here()}")
 
     def _saved_here(self) -> str:
@@ -229,8 +228,7 @@ class Trainer:
         """Scores of the best weights (without validation: the last) on val and test."""
         state, parts = self.state, self.parts
         scores: dict[str, float] = {}
-        if state.best is not None:
-            best = state.best
+        if best := state.best:
             scores = {"val_loss": best.loss, "val_top1": best.top1, "val_top5": best.top5}
         elif parts.val is not None:
             scores = {"val_loss": math.nan}
@@ -247,6 +245,5 @@ class Trainer:
         return scores
 
     def _check_finished(self, scores: dict[str, float]) -> None:
-        why = self.state.diverged(scores)
-        if why is not None:
+        if why := self.state.diverged(scores):
             raise DivergedError(f"the run ended, but {why}; {START_AGAIN}")
