@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from commands import run
-from composing import changed
+from composing import changed, sized
 from exporting import trained, written
 from pictures import noise, save
 from safetensors.torch import save_file
@@ -214,7 +214,7 @@ def test_what_fits_nowhere_is_named() -> None:
     start = Pretrained("x", state).into(model, CLASSES)
     assert start.new == ["reg_token"]
     assert start.unused == ["cls_token", "dist_token", "head_dist.weight", "head_dist.bias"]
-    config = to_config(changed(model__weights="x", trainer__freeze="blocks:1"))
+    config = sized(changed(model__weights="x", trainer__freeze="blocks:1"))
     assert describe(Pretrained("x", state), start, config) == [
         "weights  x: 31 tensors taken",
         "         new: reg_token",

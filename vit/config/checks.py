@@ -15,10 +15,12 @@ class Check:
     """`rule(*values of keys)` returns the complaint with its remedy, or None.
 
     Among the keys may be `world_size`: the number of processes, or None where it is not known.
+    With `waits` a value of FITTED_TO_DATA that is `auto` puts the check off until it is known.
     """
 
     keys: tuple[str, ...]
     rule: Callable[..., str | None]
+    waits: bool = True
 
 
 Complaint = Iterator[str]
@@ -41,11 +43,11 @@ PHOTO_SIZE = 128
 """From this side on, images are taken for photos."""
 
 
-def check(*keys: str) -> Callable[[Callable[..., Complaint]], None]:
+def check(*keys: str, waits: bool = True) -> Callable[[Callable[..., Complaint]], None]:
     """Add a rule to CHECKS, on the values of `keys`."""
 
     def register(rule: Callable[..., Complaint]) -> None:
-        CHECKS.append(Check(keys, lambda *values: next(rule(*values), None)))
+        CHECKS.append(Check(keys, lambda *values: next(rule(*values), None), waits))
 
     return register
 
@@ -68,9 +70,11 @@ def nearest_multiples(value: int, step: int) -> str:
     return f"{below} or {below + step}" if below else f"{step}"
 
 
-@check("model.dim", "model.heads")
-def _heads_divide_dim(dim: int, heads: int) -> Complaint:
-    if dim % heads:
+@check("model.dim", "model.heads", waits=False)
+def _heads_divide_dim(dim: int | str, heads: int | str) -> Complaint:
+    few = range(2, 5) if heads == "auto" else [int(heads)]  # of these one is chosen
+    if dim != "auto" and all(int(dim) % count for count in few):
+        dim, heads = int(dim), few[-1]
         yield (
             f"model.dim={dim} is not divisible by model.heads={heads}; "
             f"try {nearest_multiples(dim, heads)}"

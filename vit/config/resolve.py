@@ -73,7 +73,7 @@ def fit_to_data(config: RunConfig, images: int, side: int | None, *, gpu: bool) 
     if model.heads != "auto":  # a width that they divide
         dim = max(1, round(dim / model.heads / 4)) * 4 * model.heads
     if model.dim != "auto":
-        heads = next(h for h in range(heads, 0, -1) if model.dim % h == 0)
+        heads = next((h for h in range(heads, 1, -1) if model.dim % h == 0), 4)
 
     return replace(
         config,

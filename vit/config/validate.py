@@ -77,9 +77,8 @@ def checked(
     problems = [_unknown(key, schema) for key in flatten(plain) if key not in known]
     config: Config = _collect(schema, plain, "", values, problems)
     for check in checks:
-        # What waits for the data is checked when it is known.
-        if all(key in values and not (key in FITTED_TO_DATA and values[key] == "auto")
-               for key in check.keys):  # fmt: skip
+        waiting = [key for key in FITTED_TO_DATA if values.get(key) == "auto"]
+        if set(check.keys) <= values.keys() - (waiting if check.waits else []):
             remedy = check.rule(*(values[key] for key in check.keys))
             if remedy:
                 problems.append(remedy)
