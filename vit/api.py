@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from vit.artifacts.predictions import Labelled
 from vit.artifacts.run_dir import RunDir
 from vit.cli import front
 from vit.cli import train as command
@@ -99,8 +98,8 @@ class Run(Trained):
         """
         if not isinstance(top, int) or top < 1:
             raise ConfigError(f"top={top} must be a whole number, 1 or more")
-        loader, count = self._open(images), min(top, len(self.classes))
-        found: Iterator[Labelled] = classify(self, loader, count)
+        loader = self._open(images)
+        found = classify(self, loader, top)
         with console.progress(found, desc="predicting", total=len(loader.names)) as bar:
             predictions = [
                 Prediction(name, [label for label, _ in best], [share for _, share in best])
@@ -144,8 +143,7 @@ class Run(Trained):
         if not isinstance(method, str) or method not in pictures.METHODS:
             raise ConfigError(f"method={method} is none of {', '.join(pictures.METHODS)}")
         if label is not None and label not in self.classes:
-            close = nearest(label, self.classes)
-            hint = f"; did you mean {close}?" if close else ""
+            hint = f"; did you mean {close}?" if (close := nearest(label, self.classes)) else ""
             raise ConfigError(f"label={label} is none of the model's classes{hint}")
         wanted = None if label is None else self.classes.index(label)
         loader = self._open(images, _EXPLAINED_AT_ONCE)
