@@ -64,8 +64,7 @@ def to_search(plain: Mapping[str, Any]) -> Search:
     space: dict[str, Range | list[Any]] = {}
     for key, value in (plain.get("space") or {}).items():
         if key not in legal_keys():
-            close = nearest(key, legal_keys())
-            hint = f"; did you mean {close}?" if close else ""
+            hint = f"; did you mean {close}?" if (close := nearest(key, legal_keys())) else ""
             problems.append(f"search.space: {key} is no known setting{hint}")
         elif isinstance(value, list) and value:
             space[key] = value

@@ -32,7 +32,6 @@ def announce(parts: Components, data: DataSet, start: list[str]) -> None:
     """The header: what this run is, and where."""
     config, device = parts.config, parts.device
     versions = console.versions()
-    notes = _about(config, data)
     commit = console.commit()
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     model, shape = parts.state.model, parts.state.model.config
@@ -45,7 +44,7 @@ def announce(parts: Components, data: DataSet, start: list[str]) -> None:
         f"{config.trainer.precision}",
         f"data     {config.data.name}: {sizes}; {len(data.classes)} classes, "
         f"{'x'.join(map(str, shape.image_size))} px",
-        *notes,
+        *_about(config, data),
         f"model    {config.model.name}: patch {shape.patch_size}, dim {shape.dim}, depth "
         f"{shape.depth}, heads {shape.heads}; {parameter_count(model):,} parameters, "
         f"{flops_per_image(model) / 1e9:.3g} GFLOPs per image",
