@@ -14,6 +14,7 @@ import vit
 from vit import api
 from vit.artifacts.run_dir import RunDir
 from vit.config import model as config
+from vit.config import plugins
 from vit.errors import NoCheckpointError
 from vit.inference import load as restore
 from vit.model import attention, pooling
@@ -28,6 +29,7 @@ PUBLIC = {
     "Run": api.Run,
     "load_run": api.load_run,
     "train": api.train,
+    "use_plugins": plugins.use_plugins,
 }
 
 

@@ -24,6 +24,8 @@ SCHEMAS = {
     "vit-explain": ExplainConfig,
     "vit-export": ExportConfig,
 }
+PLUGINS = re.findall(r'^    "vit\.\w+": {"(\w+)"', (ROOT / "docs/plugins.md").read_text(), re.M)
+"""The names that the example of docs/plugins.md has."""
 COMMANDS = sorted(
     {
         line.split("#")[0].strip("`$ ")
@@ -39,14 +41,15 @@ def test_command_is_accepted(command: str) -> None:
     program, *args = shlex.split(command)
     groups = groups_in(config_dir())
     legal = set(legal_keys(SCHEMAS[program]))
-    flags, lines = split([re.sub(r"[<>]", "", arg) for arg in args if arg != "--help"])
+    args = [re.sub(r"[<>]", "", arg) for arg in args if arg != "--help"]
+    flags, lines = split([arg for arg in args if not arg.startswith("import=")])
     assert all(flag in HYDRA_FLAGS for flag in flags if flag.startswith("-")), command
     overrides = Overrides(prepare(lines, groups))
     for key in overrides.keys:
         if key in groups:
-            assert set(overrides.choices(key)) <= set(groups[key]), command
+            assert set(overrides.choices(key)) <= {*groups[key], *PLUGINS}, command
         elif not key.startswith("hydra"):
-            assert key in legal, command
+            assert key.partition(".options.")[0] in legal | {"optim", "data"}, command
 
 
 @pytest.mark.parametrize("text", [t for t in TEXTS if "```python" in t.read_text()], ids=str)

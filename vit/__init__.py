@@ -23,6 +23,7 @@ from vit import errors as errors
 if TYPE_CHECKING:
     from vit.api import Prediction, Run, load_run, train
     from vit.config.model import ViTConfig
+    from vit.config.plugins import use_plugins
     from vit.model.attention import Attention
     from vit.model.pooling import AttentionPool
     from vit.model.vit import VisionTransformer
@@ -36,6 +37,7 @@ __all__ = [
     "VisionTransformer",
     "load_run",
     "train",
+    "use_plugins",
 ]
 
 _HOMES = {
@@ -47,6 +49,7 @@ _HOMES = {
     "VisionTransformer": "vit.model.vit",
     "load_run": "vit.api",
     "train": "vit.api",
+    "use_plugins": "vit.config.plugins",
 }
 
 

@@ -61,7 +61,7 @@ def test_what_earlier_versions_left_out_of_a_spec_is_what_they_did() -> None:
         "dim": 48, "mlp_dim": 96, "heads": 4, "registers": 0, "norm": "layernorm", "mlp": "gelu",
         "norm_eps": 1e-6, "pre_norm": False, "pooled_norm": False,
         "layer_scale": None, "qkv_bias": True, "qk_norm": False, "attention": "scaled_dot",
-        "patch_dropout": 0.0, "zero_branches": False, "distillation_token": False,
+        "patch_dropout": 0.0, "zero_branches": False, "distillation_token": False, "options": {},
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ BROUGHT = {
     "model.norm": "rmsnorm", "model.layer_scale": 0.1, "model.qkv_bias": False,
     "model.qk_norm": True, "model.attention": "cosine", "model.positions": "rope2d",
     "model.patch_size": 8, "model.pool": "mean", "model.registers": 2, "model.norm_eps": 1e-5,
-    "model.pre_norm": True, "model.pooled_norm": True,
+    "model.pre_norm": True, "model.pooled_norm": True, "model.options": {},
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ OTHER = {
     "data.bad_image_limit": 0.5, "data.max_pixels": 7,
     "trainer.checkpoint_activations": True, "trainer.shard": "fsdp",
     "distill.teacher": "elsewhere", "distill.weights": "elsewhere",
+    "tracker.name": "other", "tracker.options": {"project": "flowers"},
 }  # fmt: skip
 
 

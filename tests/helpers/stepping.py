@@ -20,7 +20,7 @@ from vit.training.step import train_step
 CLASSES = 7
 ADAMW = OptimConfig(
     name="adamw", lr=1e-3, other_lr=1e-3, weight_decay=0.1, layer_decay=1.0, betas=[0.9, 0.999],
-    momentum=0.95, clip_norm=1.0,
+    momentum=0.95, clip_norm=1.0, options={},
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vit.artifacts.run_dir import RunDir
+from vit.config.plugins import missing
 from vit.config.resume import migrate, migrate_spec
 from vit.config.saved import Checkpoint
 from vit.config.validate import misfits
@@ -138,6 +139,14 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:
     with contextlib.suppress(Exception):  # of settings that are none, which is said below
         migrated["config"] = migrate(content["config"])
         migrated["spec"] = migrate_spec(content["spec"])
-    if wrong := misfits(Checkpoint, migrated):
+    wrong = misfits(Checkpoint, migrated)
+    told = content["plugins"] if isinstance(content.get("plugins"), dict) else {}
+    needed = missing({k: v for k, v in told.items() if str(k).startswith("model.")})
+    if needed and any(problem.startswith("spec.") for problem in wrong):
+        raise NoCheckpointError(
+            f"{path} needs the plug-in {' and '.join(needed)}: install its package, or give "
+            f"import=<its file.py>"
+        )
+    if wrong:
         raise BadCheckpointError(f"{path} is no checkpoint of vit-train ({shortened(wrong, 3)})")
     return migrated

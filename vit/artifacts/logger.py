@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vit.artifacts.run_dir import RunDir
+from vit.artifacts.trackers import Tracker
 from vit.errors import printable
 from vit.runtime import console
 from vit.runtime.files import disk_errors, from_json, to_json, write_atomic
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 _BOARD = "TensorBoard's curves and pictures"
+_TRACKER = "what the tracker is told"
 VOLATILE = ("time", "seconds", "images_per_second", "mfu", "data_share")
 """Fields that two runs of the same config may differ in."""
 
@@ -75,11 +77,13 @@ class RunLogger(Logger):
         step, metrics_bytes, metrics_digest: what a resumed run's checkpoint says; what was logged
             after it is cut off and will be logged again. A damaged file is kept under another
             name, and its sound lines are gone on from. Zero and None for a new run.
+        tracker: told what it lacks of what was logged, and what is logged from here on.
     """
 
     def __init__(
-        self, run: RunDir, step: int = 0, metrics_bytes: int = 0, metrics_digest: str | None = None
-    ) -> None:
+        self, run: RunDir, step: int = 0, metrics_bytes: int = 0, metrics_digest: str | None = None,
+        tracker: Tracker | None = None,
+    ) -> None:  # fmt: skip
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.path = run.metrics
@@ -90,6 +94,9 @@ class RunLogger(Logger):
             self._file.truncate(len(kept))
             self._file.seek(0, os.SEEK_END)
         self._only_warned = console.OnlyWarned()
+        self._tracker, self._lines = tracker, 0
+        for line in kept.splitlines():
+            self._track(line)
         self._board: SummaryWriter | None = None
         threading.excepthook = _without_writers
         with self._only_warned(_BOARD):
@@ -104,6 +111,7 @@ class RunLogger(Logger):
             self._file.write(text)
             self._file.flush()
             self._digest.update(text)
+        self._track(text)
         numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
         self.scalars({tag: v for tag, v in numbers.items() if math.isfinite(v)}, step)
 
@@ -118,6 +126,23 @@ class RunLogger(Logger):
         """Write out what is buffered."""
         self._file.close()
         self._draw(lambda board: board.close())
+        self._tell(lambda tracker: tracker.close())
+
+    def images(self, tag: str, grid: Tensor, step: int) -> None:
+        """Show a picture (C, height, width) with values in [0, 1] in TensorBoard."""
+        super().images(tag, grid, step)
+        picture = (grid.expand(3, -1, -1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        self._tell(lambda tracker: tracker.image(tag, picture, step))
+
+    def _track(self, line: bytes) -> None:
+        """Tell the tracker a line of the log, unless it has that already."""
+        number, self._lines = self._lines, self._lines + 1
+        self._tell(lambda t: t.log(from_json(line)) if number >= t.lines else None)
+
+    def _tell(self, tell: Callable[[Tracker], object]) -> None:
+        if self._tracker is not None:
+            with self._only_warned(_TRACKER):
+                tell(self._tracker)
 
     def _draw(self, draw: Callable[[SummaryWriter], object]) -> None:
         """Have TensorBoard draw something, whose failure ends no run."""

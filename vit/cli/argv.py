@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields
 
+from vit.config.plugins import use_plugins
 from vit.config.schema import RunConfig
 from vit.errors import ConfigError, printable
 
@@ -33,7 +34,18 @@ OPTIONAL_GROUPS = frozenset({"experiment", "sweep"})
 NO_SETTING = "{} is no setting; write key=value, e.g. trainer.epochs=10 (--help lists them)"
 _OF_FOLDERS = re.compile(r"\+*hydra\.(run\.dir|sweep\.(dir|subdir)|output_subdir|job\.chdir)")
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
+_IMPORT = re.compile(r"\+{0,2}import=(.*)", re.DOTALL)
 _LENGTHS = {"trainer.steps": "trainer.epochs", "trainer.epochs": "trainer.steps"}
+
+
+def without_imports(argv: list[str]) -> list[str]:
+    """The arguments without `import=<file.py>`, whose plug-ins are known from here on.
+
+    Raises:
+        ConfigError: a file that is none, or has no plug-ins.
+    """
+    use_plugins(*(match[1] for match in map(_IMPORT.fullmatch, argv) if match))
+    return [arg for arg in argv if not _IMPORT.fullmatch(arg)]
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:

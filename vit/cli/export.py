@@ -13,7 +13,7 @@ from vit.config.commands import ExportConfig
 from vit.config.schema import height_width
 from vit.config.validate import checked
 from vit.errors import ConfigError
-from vit.export.formats import CHECKS, FORMATS
+from vit.export.formats import CHECKS, format_of
 from vit.runtime import console
 from vit.runtime.files import prepare_file
 from vit.runtime.memory import retain_freed_memory
@@ -33,14 +33,14 @@ def export(plain: dict[str, Any], overrides: Overrides) -> None:
     """Write a checkpoint in another format, run what was written, and say how they compare."""
     retain_freed_memory()
     config = checked(ExportConfig, plain, CHECKS)
-    FORMATS[config.format].check_packages()
+    format_of(config.format).check_packages()
     import_torch()  # here: an error in the settings is answered without it
     from vit.export import export as exporting
 
     job = exporting.open_trained(config)
     samples, what = exporting.find_images(config, job)
     output = output_path(config, job.trained)
-    prepare(output, FORMATS[config.format].suffix)
+    prepare(output, format_of(config.format).suffix)
     exported = exporting.export(config, job, samples, what, output)
     console.say(
         f"{config.format}, {config.precision}, compared on {len(samples):,} images of {what}:\n"
@@ -52,7 +52,7 @@ def output_path(config: ExportConfig, trained: Trained) -> Path:
     """Where the export goes: as asked, else into the run folder, else beside the file."""
     if config.output is not None:
         return Path(config.output)
-    kind, size = FORMATS[config.format], tuple(trained.preprocessing["image_size"])
+    kind, size = format_of(config.format), tuple(trained.preprocessing["image_size"])
     parts = ["model" if kind.suffix else config.format]
     if size != height_width(trained.config["data"]["image_size"]):
         parts.append(f"{size[0]}x{size[1]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vit.cli.answers import errors_to_exit_code, hydra_words
-from vit.cli.argv import OPTIONAL_GROUPS, prepare, quoted, short_hash, split
+from vit.cli.argv import OPTIONAL_GROUPS, prepare, quoted, short_hash, split, without_imports
 from vit.cli.overrides import Overrides
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
+from vit.config import plugins
 from vit.config.validate import config_dir, legal_keys
 from vit.errors import ConfigError, VitError, nearest
 
@@ -28,7 +30,7 @@ _COMPOSING = threading.Lock()
 def run(command: str, job: Job) -> int:
     """Run `vit-<command>` on sys.argv; returns the exit code."""
     with errors_to_exit_code(command) as outcome:
-        argv = sys.argv[1:]
+        argv = without_imports(sys.argv[1:])
         if {"-h", "--help"} & set(argv):
             print(usage(command, config_dir()), end="")
             return 0
@@ -61,8 +63,8 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
             raise ConfigError(f"{given!r} is no text; give settings: 'key=value'")
         if given.startswith(("-", "~")):
             raise ConfigError(f"{given} is for the command line; give settings: 'key=value'")
-    _, lines = split(list(overrides))
-    groups = groups_in(config_dir())
+    _, lines = split(without_imports(list(overrides)))
+    groups = _groups([])
     try:
         parsed = Overrides(prepare(lines, groups))
         _check_groups(command, parsed, groups)
@@ -143,14 +145,57 @@ def _compose_and_run(command: str, job: Job, flags: list[str], overrides: Overri
 
 
 def _groups(flags: list[str]) -> dict[str, list[str]]:
-    """Every config group with its options, the user's own included."""
+    """Every config group with its options, plug-ins and the user's own included."""
     groups = groups_in(config_dir())
+    for group in (group for group in groups if plugins.KINDS.get(group) == f"{group}.name"):
+        for name in plugins.names(group):
+            _offer(group, name)
+            groups[group] = sorted({*groups[group], name})
     own = _after(flags, "--config-dir") or _after(flags, "-cd")
     if own and Path(own).is_dir():
+        _refuse_calls(Path(own))
         for group, options in groups_in(Path(own)).items():
             if group not in legal_keys():
                 groups[group] = sorted({*groups.get(group, []), *options})
     return groups
+
+
+def _refuse_calls(folder: Path) -> None:
+    """Refuse YAML files that name code, which Hydra and Python's logging would import and call.
+
+    Raises:
+        ConfigError: a value of `_target_`, `()` or `class` that is not Hydra's own.
+    """
+    import yaml
+
+    for file in sorted(folder.rglob("*.yaml")):
+        rest: list[Any] = []
+        with contextlib.suppress(yaml.YAMLError, ValueError, OSError):  # which Hydra will tell
+            rest = [yaml.safe_load(file.read_text(encoding="utf-8"))]
+        known: set[int] = set()  # for YAML may hold itself
+        for value in rest:  # which grows
+            if id(value) in known:
+                continue
+            known.add(id(value))
+            if isinstance(value, list):
+                rest += value
+            for key, inner in value.items() if isinstance(value, dict) else ():
+                rest.append(inner)
+                if key in ("_target_", "()", "class") and not str(inner).startswith("hydra"):
+                    raise ConfigError(
+                        f"{file}: {key}: {inner} names code, which no YAML runs here; plug-ins are "
+                        f"given as import=<file.py>"
+                    )
+
+
+def _offer(group: str, name: str) -> None:
+    """Let Hydra find a plug-in as an option of a group that has no YAML of its own."""
+    from hydra.core.config_store import ConfigStore
+
+    base = "none" if group == "tracker" else "_base"
+    node = {"defaults": [base], "name": name}
+    fitted = {"image_size": "auto"} if group == "data" else {}
+    ConfigStore.instance().store(name, {**node, **fitted}, group, provider="plug-in")
 
 
 def _check_groups(command: str, overrides: Overrides, groups: dict[str, list[str]]) -> None:
@@ -169,7 +214,8 @@ def _check_groups(command: str, overrides: Overrides, groups: dict[str, list[str
                 problems.append(f"{group}=null is no choice of a sweep; run it by itself")
             else:
                 close = nearest(name, options)
-                hint = f" (did you mean {close}?)" if close else ""
+                elsewhere = f", or {plugins.ELSEWHERE}" if group in plugins.KINDS else ""
+                hint = f" (did you mean {close}?)" if close else elsewhere
                 listed = ", ".join(options)
                 problems.append(f"{group}={name} does not exist; choose one of {listed}{hint}")
     if problems:

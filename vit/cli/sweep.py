@@ -18,6 +18,7 @@ from vit.cli.argv import safe_name
 from vit.cli.overrides import Overrides
 from vit.cli.runs import overview, write_page
 from vit.cli.search import run_search
+from vit.config import plugins
 from vit.config.search import to_search
 from vit.config.validate import dump_yaml
 from vit.errors import InterruptedRun, InUseError, PrunedRun, VitError, printable
@@ -51,6 +52,8 @@ def as_sweep_job(job: Job, folder: Path, common: Overrides) -> Job:
         common: the overrides of all jobs; what a job has besides them names it.
     """
 
+    files = plugins.files()
+
     def run_one(plain: dict[str, Any], overrides: Overrides) -> None:
         wanted = plain.pop("search", None)
         if wanted is None:
@@ -71,6 +74,7 @@ def as_sweep_job(job: Job, folder: Path, common: Overrides) -> Job:
         print(f"\n=== {name}", flush=True)
         (folder / name / "error.txt").unlink(missing_ok=True)
         if multiprocessing.current_process().name != "MainProcess":  # a launcher started it
+            plugins.use_plugins(*files)
             stop_with_parent()
             own_gpu(multiprocessing.current_process().name)
         try:

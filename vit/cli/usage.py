@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vit.config import plugins
+
 EXAMPLES = {
     "train": (
         ("vit-train", "handwritten digits, a small model: a good result within two minutes"),
@@ -94,6 +96,13 @@ def usage(command: str, configs: Path) -> str:
     if command == "train":
         for group, options in groups_in(configs).items():
             lines += _group(configs / group, options, _default(top, group))
+    if found := [
+        f"  {key}={name}  ({plugins.find(kind, name).source})"
+        for kind, key in plugins.KINDS.items()
+        for name in plugins.names(kind)
+        if command == ("export" if kind == "export" else "train")
+    ]:
+        lines += ["plug-ins:", *found, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

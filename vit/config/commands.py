@@ -9,7 +9,7 @@ from vit.config.rules import Count, Fraction, Length, Registered, Whole, ending,
 from vit.config.schema import Place, Places, Side, height_width
 
 Method = Annotated[str, Registered("inference/pictures.py", "METHODS")]
-Format = Annotated[str, Registered("export/formats.py", "FORMATS")]
+Format = Annotated[str, Registered("export/formats.py", "FORMATS", "export")]
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,21 @@ from vit.config.model import ViTConfig
 from vit.config.resolve import Plan, fit_to_data, plan, resolve, resolve_memory, vit_config
 from vit.config.resume import with_saved
 from vit.config.schema import RunConfig
-from vit.config.validate import flatten, to_config, to_plain
+from vit.config.validate import to_config, to_plain
 from vit.errors import ConfigError
 
 
 class DataFacts(NamedTuple):
     """What of a data set decides settings: how many classes, training images and images of all
-    splits it has, and the typical shorter side of its files in pixels; None: it is no files.
+    splits it has, and the typical shorter side of its files in pixels; None: it is no files, but
+    arrays of pixels, whose height and width are `shape`.
     """
 
     classes: int
     train: int
     images: int
     side: int | None
+    shape: tuple[int, int] = (16, 16)
 
 
 class FinalConfig(NamedTuple):
@@ -57,12 +59,14 @@ def final_config(
             held, or a warm-up longer than the run.
     """
     if saved is not None and settings.model.weights is not None:
-        weights = {key: flatten(saved)[key] for key in FROM_WEIGHTS}
+        weights = {key: saved[key.split(".")[0]][key.split(".")[1]] for key in FROM_WEIGHTS}
     if weights is not None:
         settings = _with_weights(settings, user_keys, weights)
     if saved is not None:
         settings = to_config(with_saved(saved, to_plain(settings)))
-    settings = to_config(to_plain(fit_to_data(settings, data.train, data.side, gpu=gpu)))
+    settings = to_config(
+        to_plain(fit_to_data(settings, data.train, data.side, data.shape, gpu=gpu))
+    )
     config = resolve(settings, precision=precision)
     config = resolve_memory(config, data.images, in_files=data.side is not None)
     return FinalConfig(config, vit_config(config, data.classes), plan(config, data.train))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+from vit.config import plugins
 from vit.config.rules import Fraction, Positive, Registered, Whole
 
 SAME: Mapping[str, str] = {"weights": "same"}
 """Marks an option in which weights to start from must agree with the model, and bring it along."""
+Options = dict[str, Any]
+"""Settings of a plug-in's own, `<group>.options.<name>`; empty where none is picked."""
+Part = TypeVar("Part")
 FITTED: Mapping[str, str] = {"weights": "fitted"}
 """Marks an option that such weights bring along and are fitted to, where another is set."""
 
@@ -21,20 +25,20 @@ class ModelOptions:
     A new one is a line here, one in `configs/model/_base.yaml`, and the module that reads it.
     """
 
-    positions: Annotated[str, Registered("model/positions.py", "POSITIONS")] = field(
+    positions: Annotated[str, Registered("model/positions.py", "POSITIONS", "positions")] = field(
         default="learned", metadata=SAME
     )
-    pool: Annotated[str, Registered("model/pooling.py", "POOLINGS")] = field(
+    pool: Annotated[str, Registered("model/pooling.py", "POOLINGS", "pool")] = field(
         default="cls", metadata=FITTED
     )
-    attention: Annotated[str, Registered("model/attention.py", "SCORES")] = field(
+    attention: Annotated[str, Registered("model/attention.py", "SCORES", "attention")] = field(
         default="scaled_dot", metadata=SAME
     )
     registers: Whole = field(default=0, metadata=FITTED)  # learned tokens (Darcet et al. 2024)
-    norm: Annotated[str, Registered("model/layers.py", "NORMS")] = field(
+    norm: Annotated[str, Registered("model/layers.py", "NORMS", "norm")] = field(
         default="layernorm", metadata=SAME
     )
-    mlp: Annotated[str, Registered("model/layers.py", "MLPS")] = field(
+    mlp: Annotated[str, Registered("model/layers.py", "MLPS", "mlp")] = field(
         default="gelu", metadata=SAME
     )
     norm_eps: Positive = field(default=1e-6, metadata=SAME)  # added to what a norm divides by
@@ -48,6 +52,7 @@ class ModelOptions:
     patch_dropout: Fraction = 0.0  # share of each image's patches that is dropped in training
     zero_branches: bool = False  # both branches of a block start as zero (Goyal et al. 2017)
     distillation_token: bool = False  # a token with a head of its own (DeiT, Touvron et al. 2021)
+    options: Options = field(default_factory=dict, metadata=SAME)  # by kind: {"positions": {...}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +110,10 @@ class ViTConfig(ModelOptions):
     def head_dim(self) -> int:
         """Width of an attention head."""
         return self.dim // self.heads
+
+    def part(self, kind: str, table: Mapping[str, Part]) -> Part:
+        """What an option (`norm`, `mlp`, ...) names: an entry of `table`, or a plug-in."""
+        return plugins.part(table, kind, getattr(self, kind), self.options.get(kind))
 
     def plain(self) -> dict[str, Any]:
         """Plain values, of which `ViTConfig(**values)` makes it again."""

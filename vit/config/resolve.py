@@ -51,25 +51,31 @@ def auto_lr(dim: int, batch_size: int) -> float:
     return float(f"{0.1 / dim * math.sqrt(batch_size / 64):.3g}")
 
 
-def fit_to_data(config: RunConfig, images: int, side: int | None, *, gpu: bool) -> RunConfig:
+def fit_to_data(
+    config: RunConfig, images: int, side: int | None, shape: tuple[int, int] = (16, 16), *,
+    gpu: bool,
+) -> RunConfig:  # fmt: skip
     """Replace `auto` in image size, shape of the model and length by what suits the images.
 
     Args:
         config: settings in which these may be `auto`; others stay.
         images: number of training images.
-        side: typical shorter side of the files in pixels; None: they are no files, but small.
+        side: typical shorter side of the files in pixels; None: they are no files.
+        shape: height and width of the pixels then, which are taken as they are.
         gpu: there is one; a CPU gets a size, a model and a length that it can train in minutes.
     """
     data, model, trainer = config.data, config.model, config.trainer
+    size: int | list[int]
     if side is None:
-        size, (dim, depth, heads), epochs = 16, MICRO, 160.0
+        size = shape[0] if shape[0] == shape[1] else [*shape]
+        (dim, depth, heads), epochs = MICRO, 160.0
     elif gpu:
-        size, (dim, depth, heads), epochs = 224, TINY, min(300, max(30, 3e7 // images))
+        size = max(16, min(224, side) // 16 * 16)
+        (dim, depth, heads), epochs = TINY, min(300, max(30, 3e7 // images))
     else:
-        size, (dim, depth, heads) = 64, MICRO if images < MANY else MINI
+        size = max(16, min(64, side) // 16 * 16)
+        dim, depth, heads = MICRO if images < MANY else MINI
         epochs = min(160, max(10, 5e5 // images))
-    if side is not None:
-        size = max(16, min(size, side) // 16 * 16)
     if model.heads != "auto":  # a width that they divide
         dim = max(1, round(dim / model.heads / 4)) * 4 * model.heads
     if model.dim != "auto":
@@ -77,7 +83,9 @@ def fit_to_data(config: RunConfig, images: int, side: int | None, *, gpu: bool) 
 
     return replace(
         config,
-        data=_without_auto(data, image_size=size),
+        data=_without_auto(
+            data, image_size=size or (shape[0] if shape[0] == shape[1] else [*shape])
+        ),
         model=_without_auto(model, dim=dim, depth=depth, heads=heads),
         trainer=_without_auto(trainer, epochs=None if trainer.steps else epochs),
     )

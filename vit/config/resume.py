@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import fields
 from typing import Any
 
@@ -16,7 +17,7 @@ MAY_CHANGE = frozenset(
         "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
         "data.root", "data.workers", "data.timeout", "data.on_bad_image", "data.bad_image_limit",
         "data.verify", "data.max_pixels", "data.cache_dir", "distill.teacher", "distill.weights",
-        "outputs", "name", "resume",
+        "tracker.name", "tracker.options", "outputs", "name", "resume",
     }
 )  # fmt: skip
 """Where, how fast, how often and how long; everything else would make it another run."""
@@ -75,6 +76,13 @@ MIGRATIONS = {
     "schedule.mix_end": "100%",
     "schedule.small_images": None,
     "schedule.small_images_end": "80%",
+    "data.options": {},
+    "model.options": {},
+    "augment.options": {},
+    "optim.options": {},
+    "schedule.options": {},
+    "tracker.name": "none",
+    "tracker.options": {},
 }
 """Keys that runs of earlier versions do not have, with what those versions did."""
 
@@ -100,7 +108,7 @@ def changes(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
         f"{key}={wanted.get(key)} differs from the run's {key}={saved.get(key)}; leave it out, "
         f"or start a new run with it"
         for key in differing
-        if key not in MAY_CHANGE
+        if key not in MAY_CHANGE and not key.startswith("tracker.options.")
     ]
     if refused:
         raise ConfigError(refused)
@@ -138,7 +146,7 @@ def migrate(saved: Mapping[str, Any]) -> dict[str, Any]:
         section, _, name = key.partition(".")
         entries = plain.setdefault(section, {})
         if isinstance(entries, dict):
-            entries.setdefault(name, value)
+            entries.setdefault(name, copy(value))
     data = plain["data"]
     if isinstance(data, dict) and data.get("name") == "digits":  # which once ignored a root
         data["root"] = None

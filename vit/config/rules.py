@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
+from vit.config import plugins
 from vit.config.durations import parse_duration
 from vit.errors import nearest
 
@@ -119,15 +120,22 @@ def registry_names(file: str, table: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Registered:
-    """A name that is a key of a builder dictionary."""
+    """A name that is a key of a builder dictionary, or of a plug-in of this kind."""
 
     file: str
     table: str
+    kind: str | None = None
 
     def __call__(self, value: Any) -> str | None:
         """The complaint, or None."""
         names = registry_names(self.file, self.table)
-        return None if value in names else none_of(value, names)
+        if self.kind is None or value in names:
+            return None if value in names else none_of(value, names)
+        others = plugins.names(self.kind)
+        if value in others:
+            return None
+        complaint = none_of(value, (*names, *others))
+        return complaint if "did you mean" in complaint else f"{complaint}, or {plugins.ELSEWHERE}"
 
 
 Count = Annotated[int, Range(1)]

@@ -117,3 +117,4 @@ class Checkpoint:
     weights: Weights
     images: str | None
     training: Progress | None = None
+    plugins: dict[str, str] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vit.config.model import ModelOptions
+from vit.config.model import ModelOptions, Options
 from vit.config.rules import (
     Count,
     DurationRule,
@@ -69,7 +69,7 @@ class ReadConfig:
 class DataConfig(ReadConfig):
     """Group `data`: which images, and how they are split; the others are those of `ReadConfig`."""
 
-    name: Annotated[str, Registered("data/sources/registry.py", "SOURCES")]
+    name: Annotated[str, Registered("data/sources/registry.py", "SOURCES", "data")]
     root: Place | None
     mirror: bool
     val_fraction: Fraction
@@ -79,6 +79,7 @@ class DataConfig(ReadConfig):
     limit_per_class: Count | None
     balance: Literal["none", "sampler", "loss"]
     verify: bool | Literal["auto"]
+    options: Options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ class AugmentConfig:
     crop_padding: Fraction
     crop_scale: Annotated[list[float], Length(2), Range(0.001, 1)]
     flip: Probability | Literal["auto"]
-    policy: Annotated[str, Registered("data/augment/policies.py", "POLICIES")]
+    policy: Annotated[str, Registered("data/augment/policies.py", "POLICIES", "augment")]
     operations: Annotated[int, Range(1, 14)]
     magnitude: Annotated[int, Range(0, 30)]
     color_jitter: Probability
@@ -112,13 +113,14 @@ class AugmentConfig:
     cutmix: NonNegative
     mix_probability: Probability
     repeats: Count
+    options: Options
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Group `optim`: the optimiser."""
 
-    name: Annotated[str, Registered("optim/build.py", "OPTIMIZERS")]
+    name: Annotated[str, Registered("optim/build.py", "OPTIMIZERS", "optim")]
     lr: NonNegative | Literal["auto"]
     other_lr: NonNegative | Literal["auto"]
     weight_decay: NonNegative
@@ -126,19 +128,21 @@ class OptimConfig:
     betas: Annotated[list[float], Length(2), Range(0, 1, open_high=True)]
     momentum: Fraction
     clip_norm: Positive | None
+    options: Options
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Group `schedule`: the learning rate as a function of the step."""
 
-    name: Annotated[str, Registered("optim/schedule.py", "SCHEDULES")]
+    name: Annotated[str, Registered("optim/schedule.py", "SCHEDULES", "schedule")]
     warmup: Span
     final: Probability
     patch_dropout_end: Span
     mix_end: Span
     small_images: Side | Annotated[list[Side], Length(2)] | None
     small_images_end: Span
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,14 @@ class DistillConfig:
 
 
 @dataclass(frozen=True)
+class TrackerConfig:
+    """Group `tracker`: what the run's log is told to, besides metrics.jsonl and TensorBoard."""
+
+    name: Annotated[str, Registered("artifacts/trackers.py", "TRACKERS", "tracker")]
+    options: Options
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All settings of one training run; immutable."""
 
@@ -193,6 +205,7 @@ class RunConfig:
     schedule: ScheduleConfig
     trainer: TrainerConfig
     distill: DistillConfig
+    tracker: TrackerConfig
     seed: Whole
     name: Name | None
     outputs: Place

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
+from vit.config import plugins
 from vit.config.checks import FITTED_TO_DATA, FROM_WEIGHTS, Check
-from vit.config.rules import DurationRule, none_of
+from vit.config.rules import DurationRule, Registered, none_of
 from vit.config.run_checks import CHECKS
 from vit.config.schema import ReadConfig, RunConfig
 from vit.errors import ConfigError, nearest
@@ -74,7 +75,9 @@ def checked(
     values: dict[str, Any] = {"world_size": world_size}
     legal = legal_keys(schema)
     known = set(legal) | {key.rpartition(".")[0] for key in legal}
-    problems = [_unknown(key, schema) for key in flatten(plain) if key not in known]
+    own = tuple(f"{key}." for key in legal if key.endswith("options"))  # of plug-ins
+    given = (key for key in flatten(plain) if key not in known and not key.startswith(own))
+    problems = [_unknown(key, schema) for key in given]
     config: Config = _collect(schema, plain, "", values, problems)
     for check in checks:
         waiting = [key for key in FITTED_TO_DATA if values.get(key) == "auto"]
@@ -125,11 +128,11 @@ def misfits(schema: type, values: Mapping[str, Any], where: str = "") -> list[st
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values as one dict with dotted keys (`trainer.epochs`)."""
+    """Nested values as one dict with dotted keys (`trainer.epochs`); an empty dict is a value."""
     flat: dict[str, Any] = {}
     for key, value in plain.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{name}."))
         else:
             flat[name] = value
@@ -212,7 +215,61 @@ def _collect(
                 result[field] = values[key] = value
             else:
                 problems.append(f"{key}={typed(plain[name])} {problem}")
+    if "options" in result:
+        result["options"] = _of_plugins(schema, result, f"{prefix}options.", problems)
     return None if problems else schema(**result)
+
+
+def _of_plugins(
+    schema: type, section: Mapping[str, Any], prefix: str, problems: list[str]
+) -> dict[str, Any]:
+    """The settings of their own that a section's plug-ins have, every default filled in.
+
+    `options` are those of the part that the section names; of the model, which has several parts,
+    `options.<kind>` are.
+    """
+    rules = {
+        rule.kind: field
+        for field, hint in get_type_hints(schema, include_extras=True).items()
+        for rule in getattr(hint, "__metadata__", ())
+        if isinstance(rule, Registered) and rule.kind is not None
+    }
+    given = section["options"]
+    if len(rules) == 1:
+        ((kind, field),) = rules.items()
+        return _own(kind, section.get(field), given, prefix, problems)
+    problems += [f"{prefix}{name} is no known key; take {' or '.join(rules)}"
+                 for name in given if name not in rules]  # fmt: skip
+    made = {
+        kind: _own(kind, section.get(field), given.get(kind, {}), f"{prefix}{kind}.", problems)
+        for kind, field in rules.items()
+    }
+    return {kind: options for kind, options in made.items() if options}
+
+
+def _own(kind: str, name: Any, given: Any, prefix: str, problems: list[str]) -> dict[str, Any]:
+    """The settings of one plug-in's own, checked by its dataclass."""
+    if name is None:  # and complained of
+        return {}
+    schema = plugins.options_schema(kind, name)
+    defaults: dict[str, Any] = {}
+    for field in dataclasses.fields(schema) if schema is not None else ():
+        if field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = field.default_factory()
+        else:
+            defaults[field.name] = "???" if field.default is dataclasses.MISSING else field.default
+    if not isinstance(given, Mapping):
+        problems.append(f"{prefix[:-1]}={typed(given)} must be a group of keys")
+        return {}
+    for key in given.keys() - defaults.keys():
+        close = nearest(key, defaults)
+        known = ", ".join(defaults) or "no settings of its own"
+        hint = f"did you mean {prefix}{close}?" if close else f"{name} has {known}"
+        problems.append(f"{prefix}{key} is no known key; {hint}")
+    if schema is None:
+        return {}
+    built = _collect(schema, {**defaults, **given}, prefix, {}, problems)
+    return {} if built is None else dataclasses.asdict(built)
 
 
 def _key(field: str) -> str:
@@ -221,6 +278,8 @@ def _key(field: str) -> str:
 
 
 def _unknown(key: str, schema: type) -> str:
+    if key == "import":
+        return "import counts on the command line alone: import=<file.py>; nothing was loaded"
     legal = legal_keys(schema)
     close = nearest(key, [*legal, *dict.fromkeys(name.partition(".")[0] for name in legal)])
     remedy = f"did you mean {close}?" if close else "--help lists all keys"

@@ -11,7 +11,7 @@ import torch
 from vit.config.commands import ExportConfig
 from vit.data.types import Samples
 from vit.errors import ConfigError, DataError, ExportError
-from vit.export.formats import FORMATS
+from vit.export.formats import format_of
 from vit.export.parity import AT_ONCE, BOUNDS, MERGING, Parity, compare, milliseconds
 from vit.export.source import Content, Source, WithPreprocessing, on_pixels
 from vit.inference.evaluator import Evaluator
@@ -94,7 +94,7 @@ def export(
         DataError: an image is damaged and may not be, or a worker failed.
         DiskFullError: no space.
     """
-    writer = FORMATS[config.format]
+    writer = format_of(config.format)
     source = Source(job.trained, config.merge)
     content = writer.write(source, config.precision)
     with staging(output) as staged:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit.config.checks import Check
+from vit.config.plugins import part
 from vit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,8 +73,13 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 
 
+def format_of(name: str) -> Format:
+    """The format of that name: one of FORMATS, or a plug-in."""
+    return part(FORMATS, "export", name)
+
+
 def _precision_exists(format: str, precision: str) -> str | None:
-    kind = FORMATS[format]
+    kind = format_of(format)
     if precision in kind.precisions:
         return None
     able = [name for name, other in FORMATS.items() if precision in other.precisions]
@@ -84,14 +90,14 @@ def _precision_exists(format: str, precision: str) -> str | None:
 
 
 def _output_fits(format: str, output: str | None) -> str | None:
-    suffix = FORMATS[format].suffix
+    suffix = format_of(format).suffix
     if output is None or output.endswith(suffix):
         return None
     return f"output={output} must end in {suffix}, as format={format} writes such a file"
 
 
 def _merging_is_computed(format: str, merge: int) -> str | None:
-    if not merge or FORMATS[format].computes:
+    if not merge or format_of(format).computes:
         return None
     able = [name for name, kind in FORMATS.items() if kind.computes]
     return (

@@ -40,8 +40,9 @@ def recorded_forward(
         maps.append(score.weights(q, k, mask))
         return score.mix(maps[-1], v)
 
-    def detached(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
-        return detached_norm(norm, *inputs)
+    def detached(norm: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        is_known = isinstance(norm, nn.LayerNorm | nn.RMSNorm)  # a plug-in's stays as it is
+        return detached_norm(norm, *inputs) if is_known else out
 
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     outer = (model.norm_pre, model.norm, model.fc_norm)

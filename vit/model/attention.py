@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit.config.model import ViTConfig
+from vit.config.plugins import part
 from vit.model.layers import RmsNorm, norm_of
 
 
@@ -208,7 +209,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(dim, heads * d_k, bias=bias)
         self.k = nn.Linear(dim, heads * d_k, bias=bias)
         self.v = nn.Linear(dim, heads * d_v, bias=bias)
-        self.score = SCORES[attention](heads, d_k)
+        self.score = part(SCORES, "attention", attention)(heads, d_k)
         self.proj = nn.Linear(heads * d_v, dim, bias=bias)
 
     def forward(
@@ -254,7 +255,7 @@ class SelfAttention(nn.Module):
         self.q_norm, self.k_norm = (
             norm_of(config, config.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)
         )
-        self.score = SCORES[config.attention](config.heads, config.head_dim, place)
+        self.score = config.part("attention", SCORES)(config.heads, config.head_dim, place)
         self.proj = nn.Linear(config.dim, config.dim)
         self.proj_drop = nn.Dropout(config.dropout)
 

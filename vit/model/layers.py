@@ -32,7 +32,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 
 def norm_of(config: ViTConfig, width: int | None = None) -> nn.Module:
     """A norm of the model's kind, over `width` features; None: as wide as its tokens."""
-    return NORMS[config.norm](width or config.dim, eps=config.norm_eps)
+    return config.part("norm", NORMS)(width or config.dim, eps=config.norm_eps)
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Block(nn.Module):
         self.attn = SelfAttention(config, place)
         self.ls1 = scale()
         self.norm2 = norm_of(config)
-        self.mlp = MLPS[config.mlp](config.dim, config.mlp_dim, config.dropout)
+        self.mlp = config.part("mlp", MLPS)(config.dim, config.mlp_dim, config.dropout)
         self.ls2 = scale()
         self.drop_path = DropPath(drop_path)
 
@@ -105,7 +105,7 @@ class VisionTransformer(nn.Module):
         self.config = c
         self.patch_embed = PatchEmbed(c.patch_size, c.channels, c.dim, bias=not c.pre_norm)
         self.patch_dropout = PatchDropout(c.patch_dropout)
-        self.positions = POSITIONS[c.positions](c.grid, c.dim, c.heads)
+        self.positions = c.part("positions", POSITIONS)(c.grid, c.dim, c.heads)
         self.register_buffer("coordinates", grid_coordinates(*c.grid), persistent=False)
         table = self.positions.table()
         if table is None or isinstance(table, nn.Parameter):
@@ -114,7 +114,7 @@ class VisionTransformer(nn.Module):
             self.register_buffer("pos_embed", table)
         self.dropout = nn.Dropout(c.dropout)
 
-        pool = POOLINGS[c.pool](c)
+        pool = c.part("pool", POOLINGS)(c)
         counts = int(pool.needs_class_token), int(c.distillation_token), c.registers
         self.cls_token, self.dist_token, self.reg_token = (
             nn.Parameter(torch.randn(1, count, c.dim)) if count else None for count in counts

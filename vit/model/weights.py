@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vit.config.model import ARCH_KEYS, ViTConfig
 from vit.errors import shortened
+from vit.model.layers import MLPS, NORMS
 from vit.model.vit import VisionTransformer
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -65,13 +66,16 @@ def timm_kwargs(config: ViTConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: rotary positions, a pooling with attention, or attention other than scaled_dot,
-            which timm's plain model has not, or a distillation token, which it gives a position.
+            which timm's plain model has not, or a distillation token, which it gives a position; a
+            norm or an MLP of a plug-in.
     """
     for key, names in {
         "positions": ("learned", "sincos1d", "sincos2d", "none"),
         "pool": ("cls", "mean"),
         "attention": ("scaled_dot",),
         "distillation_token": (False,),
+        "norm": NORMS,
+        "mlp": MLPS,
     }.items():
         if (value := getattr(config, key)) not in names:
             raise ValueError(f"timm's VisionTransformer has no {key}={value}")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vit.config.plugins import part
 from vit.config.schema import OptimConfig
 from vit.optim.lora import LEARNED
 
@@ -87,7 +88,7 @@ OPTIMIZERS: dict[str, Callable[[Declared, OptimConfig], torch.optim.Optimizer]] 
 
 def build_optimizer(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser that `config` names."""
-    return OPTIMIZERS[config.name](model, config)
+    return part(OPTIMIZERS, "optim", config.name, config.options)(model, config)
 
 
 @torch.no_grad()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vit.config.plugins import part
 
 
 def cosine(progress: float) -> float:
@@ -34,18 +37,23 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def lr_at(step: int, *, name: str, lr: float, steps: int, warmup: float, final: float) -> float:
+def lr_at(
+    step: int, *, name: str, lr: float, steps: int, warmup: float, final: float,
+    options: Mapping[str, Any] | None = None,
+) -> float:  # fmt: skip
     """The learning rate of the optimiser's step number `step`, in [0, steps].
 
     Args:
         step: counts from 0.
-        name: a key of SCHEDULES: the shape after the warm-up, from 1 down to 0.
+        name: a key of SCHEDULES, or a plug-in: the shape after the warm-up, from 1 down to 0.
         lr: the peak.
         steps: length of the run.
         warmup: steps of a linear rise from 0; the peak is reached at `step == warmup`.
         final: share of the peak that is left at the end.
+        options: of a plug-in.
     """
     if step < warmup:
         return lr * step / warmup
     progress = (step - warmup) / max(steps - warmup, 1e-9)
-    return lr * (final + (1 - final) * SCHEDULES[name](min(progress, 1.0)))
+    shape = part(SCHEDULES, "schedule", name, options)
+    return lr * (final + (1 - final) * shape(min(progress, 1.0)))

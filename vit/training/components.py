@@ -59,7 +59,7 @@ class Components:
     device: torch.device
     world: World
     should_prune: ShouldPrune
-    fingerprint: dict[str, str | int]
+    fingerprint: dict[str, Any]
 
     @property
     def trains_on_features(self) -> bool:
@@ -129,6 +129,7 @@ class Components:
             "weights": merged(model, weights_of(model)),
             "images": self.images,
             "training": training,
+            **({"plugins": found} if (found := self.fingerprint.get("plugins")) else {}),
         }
 
 
@@ -138,5 +139,5 @@ def schedule_lr(config: RunConfig, plan: Plan, step: int) -> float:
     assert not isinstance(lr, str)
     return lr_at(
         step, name=schedule.name, lr=lr, steps=plan.steps, warmup=plan.warmup,
-        final=schedule.final,
+        final=schedule.final, options=schedule.options,
     )  # fmt: skip

@@ -61,7 +61,8 @@ def announce(parts: Components, data: DataSet, start: list[str]) -> None:
 def chosen(asked: RunConfig, config: RunConfig) -> list[str]:
     """A line on what was chosen for the images, where their files may be of any size."""
     before, after = flatten(to_plain(asked)), flatten(to_plain(config))
-    values = [f"{key}={after[key]}" for key in FITTED_TO_DATA if before[key] == "auto"]
+    waited = ((key, after[key]) for key in FITTED_TO_DATA if before[key] == "auto")
+    values = [f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in waited]
     if config.data.name not in OF_FILES or not values:
         return []
     return [f"chosen   {' '.join(values)}, for these images and this device; what you give wins"]

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from vit.artifacts import checkpoint
 from vit.artifacts.logger import Logger, RunLogger
 from vit.artifacts.run_dir import RunDir
+from vit.artifacts.trackers import TRACKERS
+from vit.config import plugins
 from vit.config.checks import PHOTO_SIZE
 from vit.config.final import DataFacts, FinalConfig, final_config
+from vit.config.plugins import part
 from vit.config.resolve import Plan, plan, with_absolute_paths
 from vit.config.resume import changes
 from vit.config.schema import RunConfig
@@ -98,7 +101,9 @@ def set_up(
         known = [*(weights.trained_on if weights else ()), *(teacher.images if teacher else ())]
         images = images_of_new(data, run, known, is_main=world.is_main)
         data = images.data
-    fingerprint = runtime_device.fingerprint(device, world.size)
+    fingerprint: dict[str, Any] = {**runtime_device.fingerprint(device, world.size)}
+    if found := plugins.sources(flatten(to_plain(config))):
+        fingerprint["plugins"] = found
     if teacher is not None:
         fingerprint["teacher"] = teacher.fingerprint()
     if saved is not None:
@@ -130,8 +135,8 @@ def set_up(
         run.write_config(dump_yaml({**to_plain(config), "resume": None}))
     parts = Components(
         config, final.plan, state, Loss(config.trainer, config.distill, teacher), train, val, test,
-        data.classes, images.digest, run, _logger(run, state, saved, world), stop, device, world,
-        should_prune, fingerprint,
+        data.classes, images.digest, run, _logger(config, run, state, saved, world), stop, device,
+        world, should_prune, fingerprint,
     )  # fmt: skip
     announce(parts, data, [*chosen(settings, config), *start])
     for problem in doubts(config, data) if saved is None else []:
@@ -156,17 +161,19 @@ def _saved(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
 
 def _facts(data: DataSet) -> DataFacts:
     sides = sizes_of(data.splits["train"]).min(axis=1)
-    in_files = isinstance(data.splits["train"].images, FileImages)
-    return DataFacts(
+    images = data.splits["train"].images
+    in_files = isinstance(images, FileImages)
+    facts = DataFacts(
         classes=len(data.classes),
         train=len(data.splits["train"]),
         images=sum(map(len, data.splits.values())),
         side=int(np.median(sides)) if len(sides) else PHOTO_SIZE if in_files else None,
     )
+    return facts if isinstance(images, FileImages) else facts._replace(shape=images.shape[2:])
 
 
 def _compare(
-    final: FinalConfig, saved: dict[str, Any], fingerprint: dict[str, str | int], train_samples: int
+    final: FinalConfig, saved: dict[str, Any], fingerprint: dict[str, Any], train_samples: int
 ) -> None:
     """Say what is different from the run so far; refuse what would make it another run."""
     config = final.config
@@ -255,11 +262,17 @@ class HeadAlone(nn.Module):
         return logits
 
 
-def _logger(run: RunDir, state: TrainState, saved: dict[str, Any] | None, world: World) -> Logger:
+def _logger(
+    config: RunConfig, run: RunDir, state: TrainState, saved: dict[str, Any] | None, world: World
+) -> Logger:
     if not world.is_main:
         return Logger()
     logged = saved["training"] if saved else {}
-    return RunLogger(run, state.step, logged.get("metrics_bytes", 0), logged.get("metrics_digest"))
+    tracker = part(TRACKERS, "tracker", config.tracker.name, config.tracker.options)
+    return RunLogger(
+        run, state.step, logged.get("metrics_bytes", 0), logged.get("metrics_digest"),
+        tracker(run.path, to_plain(config)),
+    )  # fmt: skip
 
 
 def _loaders(

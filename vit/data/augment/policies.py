@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vit.config.plugins import part
 from vit.config.schema import AugmentConfig
 from vit.data.augment.operations import FAMILIES, NUMBERS, numbers
 from vit.runtime.seeding import numpy_generator
@@ -87,7 +88,8 @@ class Chain:
 
 def draw(config: AugmentConfig, batch: int, size: Size, seed: int, step: int) -> Chain:
     """Draw for a global batch of `batch` images of `size` (height, width) at `step`."""
-    policy = POLICIES[config.policy](config, batch, size, numpy_generator(seed, "augment", step, 6))
+    chosen = part(POLICIES, "augment", config.policy, config.options)
+    policy = chosen(config, batch, size, numpy_generator(seed, "augment", step, 6))
     jitter = _jitter(config, batch, numpy_generator(seed, "augment", step, 7))
     return Chain(
         np.concatenate([policy.operations, jitter.operations], axis=1),

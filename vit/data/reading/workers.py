@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from vit.config import plugins
 from vit.data.reading.decode import decode, reason
 from vit.data.reading.transform import Box, Transform
 from vit.data.types import CachedImage
@@ -159,7 +161,7 @@ class WorkerPool:
             self._boards = [context.Array(c_char, _LINE, lock=False) for _ in range(self.workers)]
             turn = context.Value("i", 0)
             self._pool = ProcessPoolExecutor(
-                self.workers, context, _start_worker, (turn, self._boards)
+                self.workers, context, _start_worker, (turn, self._boards, plugins.files())
             )
         try:
             # A worker that has started is known, to be ended.
@@ -297,8 +299,9 @@ def worker_count(workers: int | str, processes: int = 1) -> int:
     return max(1, min(available // processes, 16))
 
 
-def _start_worker(turn: Any, boards: list[Any]) -> None:
+def _start_worker(turn: Any, boards: list[Any], files: Sequence[Path]) -> None:
     global _board
+    plugins.load_files(*files)
     retain_freed_memory()
     torch.set_num_threads(1)
     with turn.get_lock():

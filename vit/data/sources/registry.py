@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vit.config.plugins import part
 from vit.config.schema import DataConfig
 from vit.data.sources import cifar, digits, folder
 from vit.data.sources.splits import Cutter
@@ -24,7 +25,7 @@ def load_data_set(config: DataConfig) -> DataSet:
     Raises:
         DataError: it is missing or unusable; the message says what to do.
     """
-    listed = SOURCES[config.name](config)
+    listed = part(SOURCES, "data", config.name, config.options)(config)
     cutter = Cutter(config.split_seed, config.split_by)
     splits = cutter.complete(listed.splits, config.val_fraction, config.test_fraction)
     unused = {}
