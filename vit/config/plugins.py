@@ -56,6 +56,10 @@ def use_plugins(*files: str | Path) -> None:
 
     Raises:
         ConfigError: there is no such file, or it has no dictionary PLUGINS that can be read.
+
+    Example:
+        >>> use_plugins("shapes.py")  # doctest: +SKIP
+        >>> run = vit.train(["data=shapes"])  # doctest: +SKIP
     """
     for given in files:
         path = Path(given).expanduser().absolute()
