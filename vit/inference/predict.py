@@ -114,7 +114,7 @@ def predict(
         loader.corrupt.note(reasons)
     in_order = [part[k] for k in range(len(loader)) for part, _ in shares if k < len(part)]
     columns = {name: np.concatenate([part[name] for part in in_order]) for name in in_order[0]}
-    return Predictions(**columns)
+    return Predictions(**_exact(columns))
 
 
 def with_mirror_images(predictions: Predictions) -> Predictions:
@@ -132,7 +132,12 @@ def with_mirror_images(predictions: Predictions) -> Predictions:
     logits = torch.logaddexp(alone.log_softmax(-1), mirrored.log_softmax(-1)) - math.log(2)
     judged = _judge(logits, torch.from_numpy(predictions.labels))
     columns = {name: column.numpy() for name, column in judged.items()}
-    return replace(predictions, **columns, logits=logits.numpy(), mirrored=None)
+    return replace(predictions, **_exact(columns), logits=logits.numpy(), mirrored=None)
+
+
+def _exact(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The losses in float64, which not every device has."""
+    return {**columns, "losses": columns["losses"].astype(np.float64)}
 
 
 def _logits(model: nn.Module, images: Tensor, mask: Tensor | None, precision: str) -> Tensor:
@@ -145,7 +150,7 @@ def _logits(model: nn.Module, images: Tensor, mask: Tensor | None, precision: st
 def _judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Loss, best classes and probability of the best one, of each image of a batch."""
     return {
-        "losses": F.cross_entropy(logits, labels, reduction="none").double(),
+        "losses": F.cross_entropy(logits, labels, reduction="none"),
         "top": logits.topk(min(5, logits.shape[1])).indices,
         "probability": logits.softmax(dim=-1).amax(dim=-1),
     }

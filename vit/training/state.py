@@ -104,8 +104,8 @@ class TrainState:
     Attributes:
         forward: the model as it is called in training; it may average gradients over processes.
         step: optimiser steps done.
-        metric_sums: float64 (5,) on the device since the run's start, over the steps that were
-            taken: sum of losses, correct images, images, sum of gradient norms, steps.
+        unread: of each step since `metric_sums` was read its sum of losses, correct images and
+            gradient norm, (3,) on the device, and its images.
         window_starts: `metric_sums` at the last log line and at the start of the epoch.
         non_finite: the steps that had no finite loss and gradient.
         loss_scale: of an fp16 run; None: the loss is as it is.
@@ -125,7 +125,8 @@ class TrainState:
         self.ema = ema
         self.optimizer = optimizer
         self.step = 0
-        self.metric_sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self._metric_sums = torch.zeros(5, dtype=torch.float64)
+        self.unread: list[tuple[Tensor, int]] = []
         self.window_starts = {"log": [0.0] * 5, "epoch": [0.0] * 5}
         self.non_finite = NonFiniteCounter(device)
         self.loss_scale = LossScale(device) if precision == "fp16" else None
@@ -139,6 +140,21 @@ class TrainState:
     def parameters(self) -> list[nn.Parameter]:
         """Of the model, in its order."""
         return list(self.model.parameters())
+
+    @property
+    def metric_sums(self) -> Tensor:
+        """Since the run's start, over the steps that were taken: sum of losses, correct images,
+        images, sum of gradient norms, steps; float64 (5,) on the host, which waits for the device.
+        """
+        if self.unread:
+            rows, images = zip(*self.unread, strict=True)
+            self.unread.clear()
+            loss, correct, norm = torch.stack(rows).cpu().double().unbind(dim=1)
+            columns = loss, correct, torch.tensor(images), norm, torch.ones_like(loss)
+            steps = torch.stack(columns, dim=1)
+            taken = steps.where(steps.isfinite().all(dim=1, keepdim=True), 0.0)
+            self._metric_sums = sum(taken, start=self._metric_sums)
+        return self._metric_sums
 
     @property
     def eval_model(self) -> VisionTransformer:
@@ -166,7 +182,7 @@ class TrainState:
             "model": weights_of(self.model),
             "ema": weights_of(self.ema.model) if self.ema is not None else None,
             "optimizer": tree_map_only(Tensor, to_leader, self.optimizer.state_dict()),
-            "odometer": self.metric_sums.cpu(),
+            "odometer": self.metric_sums,
             "marks": self.window_starts,
             "bad": self.non_finite.counts.cpu(),
             "best": asdict(self.best) if self.best is not None else None,
@@ -192,7 +208,8 @@ class TrainState:
         if self.ema is not None:
             set_weights(self.ema.model, saved["ema"])
         self._load_optimizer(saved["optimizer"])
-        self.metric_sums.copy_(saved["odometer"])
+        self._metric_sums.copy_(saved["odometer"])
+        self.unread.clear()
         self.window_starts = {name: list(values) for name, values in saved["marks"].items()}
         self.non_finite.counts.copy_(saved["bad"])
         self.best = Best(**saved["best"]) if saved["best"] is not None else None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from functools import lru_cache
 
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from vit.config.schema import TrainerConfig
@@ -60,8 +58,10 @@ def train_step(
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     norm = full_tensor(norm)
     columns = [sum(column[1:], column[0]) for column in zip(*counted, strict=True)]
-    sums = world.all_reduce(torch.stack(columns).double())
-    is_bad = ~(norm + sums[0]).isfinite()
+    if world.size > 1:
+        columns = [*world.all_reduce(torch.stack(columns).double())]
+    row = torch.stack([*columns, norm])
+    is_bad = ~row.isfinite().all()
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version
     if optimizer.defaults.get("fused"):
@@ -76,9 +76,7 @@ def train_step(
     if state.ema is not None:
         state.ema.update(state.model, state.step)
 
-    images, one = _constants(world.size * len(batch.labels), device)
-    row = torch.cat([sums, images, norm.double()[None], one])
-    state.metric_sums += row.where(~is_bad, 0.0)
+    state.unread.append((row, world.size * len(batch.labels)))
     state.non_finite.add(is_bad, state.step)
     state.step += 1
 
@@ -119,10 +117,3 @@ def _try_out(model: VisionTransformer, images: int, precision: str, device: torc
         logits = model.train()(noise)
     sum(part.float().square().sum() for part in tree_leaves(logits)).backward()
     del moments
-
-
-@lru_cache(maxsize=8)
-def _constants(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A number of images, and one, on the device: float64 (1,) each."""
-    images_there, one = torch.tensor([[images], [1]], dtype=torch.float64).to(device).unbind()
-    return images_there, one
