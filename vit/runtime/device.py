@@ -62,6 +62,11 @@ def gpu_precision(capability: tuple[int, int]) -> Native:
     return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on Apple's GPUs, which have no wider one."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def allow_tf32(precision: str, device: torch.device) -> None:
     """Let a GPU round the factors of fp32 products to 10 bits where `precision` is tf32."""
     if device.type == "cuda":

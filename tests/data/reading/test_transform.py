@@ -280,6 +280,17 @@ def test_batched_boxes_are_those_of_one_image_to_the_bit(height, width, mode):
         np.testing.assert_array_equal(row, resize(part, height, width).transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize(("side", "most"), [(32, 0.0), (64, 0.0), (224, 0.005)])
+def test_batched_boxes_without_float64_are_at_most_one_level_off(side, most, monkeypatch):
+    batch = torch.from_numpy(np.stack([pixels(noise(side, side, seed=k)) for k in range(8)]))
+    boxes = torch.from_numpy(boxes_within(side, side, 8))
+    exact = resize_boxes(batch, boxes)
+    monkeypatch.setattr("vit.data.reading.transform.widest_float", lambda _: torch.float32)
+    off = (resize_boxes(batch, boxes).int() - exact.int()).abs()
+    assert off.max() <= 1
+    assert off.float().mean() <= most
+
+
 @settings(max_examples=60, deadline=None)
 @given(height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 10**6))
 def test_batched_boxes_of_any_size_are_those_of_one_image_to_the_bit(height, width, seed):

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit.runtime.device import widest_float
+
 MAX_PIXELS = 100_000_000
 """What would be decoded to more is refused before, unless a setting says otherwise."""
 REDUCTIONS = (8, 4, 2, 1)
@@ -208,7 +210,8 @@ def resize_boxes(images: Tensor, boxes: Tensor) -> Tensor:
 
     torch resizes bytes on the CPU in fixed point: rows, then columns, each a sum of pixels times
     weights of 16 bits, rounded to a byte. All those integers are exact in float64, so two batched
-    matrix products do the same, whatever the order of their sums.
+    matrix products do the same, whatever the order of their sums; in float32, where there is no
+    float64, some bytes of large images are off by one.
 
     Args:
         images: uint8 (B, C, H, W).
@@ -220,7 +223,7 @@ def resize_boxes(images: Tensor, boxes: Tensor) -> Tensor:
     top, left, height, width = boxes.unbind(1)
     across, x_unit = _weights(left, width, images.shape[-1])
     down, y_unit = _weights(top, height, images.shape[-2])
-    narrowed = _rounded(images.double() @ across.transpose(-2, -1), x_unit)
+    narrowed = _rounded(images.to(across.dtype) @ across.transpose(-2, -1), x_unit)
     pixels: Tensor = _rounded(down @ narrowed, y_unit).to(torch.uint8)
     return pixels
 
@@ -238,10 +241,11 @@ def _weights(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor]:
     Returns:
         Whole numbers (B, 1, size, size), and powers of two (B, 1, 1, 1).
     """
-    scale = (length.double() / size)[:, None, None]
+    exact = widest_float(start.device)
+    scale = (length.to(exact) / size)[:, None, None]
     support = scale.clamp(min=1.0)
     at = torch.arange(size, device=start.device)
-    center = (at.double() + 0.5)[:, None] * scale  # B out 1
+    center = (at.to(exact) + 0.5)[:, None] * scale  # B out 1
     x = at - start[:, None, None]  # B 1 in, counted from the box
     first = (center - support + 0.5).floor().clamp(min=0)
     last = (center + support + 0.5).floor().minimum(length[:, None, None])
@@ -251,5 +255,5 @@ def _weights(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor]:
     largest = shares.amax(dim=(1, 2))  # B
     bits = torch.arange(1, _MOST_BITS + 1, device=start.device)
     fits = (0.5 + largest[:, None] * 2.0**bits).floor() < 2**15  # B bits
-    unit = (2.0 ** fits.sum(dim=1).double())[:, None, None]
+    unit = (2.0 ** fits.sum(dim=1).to(exact))[:, None, None]
     return (0.5 + shares * unit).floor()[:, None], unit[:, None]
