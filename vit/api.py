@@ -256,8 +256,12 @@ def _device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={name}, but torch sees no CUDA device; try device='cpu'")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    kind = device.type
+    if kind in ("cuda", "mps") and (found is None or kind != found.type):
+        raise ConfigError(
+            f"device={name}, but torch sees no {kind.upper()} device; try device='cpu'"
+        )
     return device
 
 

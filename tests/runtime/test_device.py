@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vit.errors import ConfigError
 from vit.runtime.device import (
     allow_tf32,
     autocast,
     best_precision,
     gpu_precision,
+    select_device,
     trusts_cudnn_attention,
 )
 
@@ -51,3 +53,13 @@ def test_a_cpu_is_left_as_it_is() -> None:
     allow_tf32("tf32", torch.device("cpu"))
     assert torch.get_float32_matmul_precision() == before
     assert best_precision(torch.device("cpu")) in ("bf16", "fp32")
+
+
+def test_apples_gpu_is_taken_by_one_process_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for is_there, taken in ((True, "mps"), (False, "cpu")):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=is_there: there)
+        assert select_device("auto").type == taken
+        assert select_device("auto", local_rank=0).type == "cpu"
+    with pytest.raises(ConfigError, match="no MPS device; try"):
+        select_device("mps")

@@ -40,7 +40,7 @@ class EvalConfig:
     corruptions: bool
     report: bool
     data: EvalDataConfig
-    device: Literal["auto", "cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
     output: Place | None
 
     @property
@@ -67,7 +67,7 @@ class PredictConfig:
     sheet: Annotated[str, ending(".png")] | None
     batch_size: Count | None
     data: PredictDataConfig
-    device: Literal["auto", "cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ExplainConfig:
     methods: Annotated[list[Method], not_empty]
     class_: Place | None
     layers: bool
-    device: Literal["auto", "cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
     output: Place | None
 
 

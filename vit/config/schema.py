@@ -155,7 +155,7 @@ class TrainerConfig:
     eval_batch_size: Count
     accumulate: Count | Literal["auto"]
     precision: Literal["auto", "bf16", "fp16", "fp32", "tf32"]
-    device: Literal["auto", "cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
     compile: bool
     shard: Literal["none", "fsdp"]
     freeze: Annotated[str, freezes]

@@ -17,22 +17,27 @@ _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def select_device(name: str, local_rank: int | None = None) -> torch.device:
-    """`auto` takes the GPU where there is one.
+    """`auto` takes the GPU where there is one, Apple's for one process alone.
 
     Args:
-        name: `auto`, `cpu` or `cuda`.
+        name: `auto`, `cpu`, `cuda` or `mps`.
         local_rank: number of the GPU, where several processes share the machine.
 
     Raises:
-        ConfigError: `cuda` was asked for and there is none.
+        ConfigError: a GPU was asked for and there is none of its kind.
     """
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
+    there = ["cpu"]
+    if local_rank is None and torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():
+        there.insert(0, "cuda")
+    if name not in ("auto", *there):
         raise ConfigError(
-            "trainer.device=cuda, but torch sees no CUDA device; try trainer.device=cpu"
+            f"trainer.device={name}, but torch sees no {name.upper()} device; try "
+            f"trainer.device={there[0]}"
         )
-    if not has_cuda or name == "cpu":
-        return torch.device("cpu")
+    if (kind := there[0] if name == "auto" else name) != "cuda":
+        return torch.device(kind)
     device = torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
     capability = torch.cuda.get_device_capability(device)
     torch.backends.cuda.enable_cudnn_sdp(trusts_cudnn_attention(capability))
@@ -77,6 +82,8 @@ def describe(device: torch.device) -> str:
     """The device's name, for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple's GPU"
     return str(torch.cpu.get_capabilities().get("cpu_name") or "CPU")
 
 
@@ -95,8 +102,8 @@ def make_deterministic() -> None:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:

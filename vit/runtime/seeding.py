@@ -27,3 +27,5 @@ def reseed(seed: int, stream: str, *index: int) -> None:
     torch.default_generator.manual_seed(drawn)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(drawn)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(drawn)

@@ -200,7 +200,7 @@ class Streaming(ImageStore):
         held: np.ndarray = np.ndarray(slots, np.uint8, self._memory.buf)
         pixels = held[slot, : len(request.positions)]
         if self._copies is None:
-            return torch.from_numpy(pixels.copy()), bad
+            return torch.from_numpy(pixels.copy()).to(self.device), bad
         moved, self._sent[slot] = self._moved(torch.from_numpy(pixels))
         return moved, bad
 
@@ -211,7 +211,8 @@ class Streaming(ImageStore):
         shape = (len(request.positions), *self.transform.shape)
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._copies is not None)
         bad = render_into(pixels.numpy(), self._task(request))
-        return pixels if self._copies is None else self._moved(pixels)[0], bad
+        copied = pixels.to(self.device) if self._copies is None else self._moved(pixels)[0]
+        return copied, bad
 
     def _task(self, request: BatchRequest, first: int = 0, start: int = 0) -> WorkerTask:
         """A request that is a batch's from row `first` on, which starts at row `start` of the

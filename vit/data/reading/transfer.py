@@ -24,7 +24,7 @@ class Event(Protocol):
 class Transfer:
     """Sends arrays to a device.
 
-    On a GPU the arrays of a call are packed into a pinned buffer and travel in one asynchronous
+    With CUDA the arrays of a call are packed into a pinned buffer and travel in one asynchronous
     copy, while the device still computes what came before. A buffer is written again only after
     the event of its copy; there are BUFFERS, so the host is that far ahead before it waits.
 
@@ -40,8 +40,8 @@ class Transfer:
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """The arrays on the device, by the same names."""
-        if self.device.type == "cpu":
-            return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self.device.type in ("cpu", "mps"):
+            return {name: torch.from_numpy(a).to(self.device) for name, a in arrays.items()}
         starts = np.cumsum([0, *(-(-a.nbytes // _ALIGNED) * _ALIGNED for a in arrays.values())])
         buffer = self._free_buffer(int(starts[-1]))
         for start, array in zip(starts, arrays.values(), strict=False):
