@@ -13,38 +13,58 @@ from timm.optim.muon import (
     resolve_ns_coefficients,
     zeropower_via_newtonschulz,
 )
+from torch import Tensor
 
 
 class BatchedMuon(Muon):
     """timm's Muon, to rounding, with one Newton-Schulz iteration for all matrices of one shape.
 
-    Groups with `use_fallback` are timm's own affair (AdamW; with Nesterov momentum, NAdamW).
+    Groups with `use_fallback` take timm's NAdamW, to the bit.
     """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Take one step; a parameter without a gradient stays."""
-        groups = self.param_groups
-        self.param_groups = [group for group in groups if group["use_fallback"]]
-        try:
-            super().step(closure)  # type: ignore[no-untyped-call]
-        finally:
-            self.param_groups = groups
-        for group in groups:
-            if not group["use_fallback"]:
-                self._orthogonalise(group)
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params and group["use_fallback"]:
+                self._nadamw(group, params)
+            elif params:
+                self._orthogonalise(group, params)
 
-    def _orthogonalise(self, group: dict[str, Any]) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
-        if not params:
-            return
+    def _nadamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Adam (Kingma & Ba 2015) that looks a step ahead, with decoupled weight decay."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p] |= {
+                    "use_muon": False, "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p),
+                }  # fmt: skip
+        steps, means, squares = (
+            [self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq")
+        )
+        grads = [p.grad for p in params if p.grad is not None]
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        torch._foreach_add_(steps, 1)
+        numbers = [step.item() for step in steps]
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        ahead = torch._foreach_lerp(means, grads, 1 - beta1)
+        scales = torch._foreach_sqrt(squares)
+        torch._foreach_div_(scales, [(1 - beta2**number) ** 0.5 for number in numbers])
+        torch._foreach_add_(scales, group["eps"])
+        torch._foreach_addcdiv_(params, ahead, scales, [-lr / (1 - beta1**n) for n in numbers])
+
+    def _orthogonalise(self, group: dict[str, Any], params: list[Tensor]) -> None:
         momenta = []
         for p in params:
             state = self.state[p]
             if "momentum_buffer" not in state:
                 state |= {"use_muon": True, "momentum_buffer": torch.zeros_like(p)}
             momenta.append(state["momentum_buffer"])
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, momenta, group["momentum"])
