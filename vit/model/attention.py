@@ -272,11 +272,12 @@ class SelfAttention(nn.Module):
             queries: so many tokens, the first, ask; None: all.
         """
         q, k, v = self.project(x, rope)
-        return self.mix(q[:, :, :queries], k, v, mask)
+        return self.mix(q if queries is None else q[:, :, :queries], k, v, mask)
 
     def project(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens (B, T, D), each (B, H, T, K)."""
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        parts = self.qkv(x).view(*x.shape[:2], 3 * self.heads, -1).chunk(3, dim=2)  # B T H K
+        q, k, v = (part.transpose(1, 2) for part in parts)
         return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

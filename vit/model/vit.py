@@ -55,7 +55,7 @@ class Block(nn.Module):
     ) -> Tensor:  # fmt: skip
         """(B, T, D) -> (B, T, D) or (B, queries, D); arguments as in `SelfAttention`."""
         mixed = self.attn(self.norm1(x), rope, mask, queries)
-        x = x[:, :queries] + self.drop_path(self.ls1(mixed))
+        x = (x if queries is None else x[:, :queries]) + self.drop_path(self.ls1(mixed))
         out: Tensor = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return out
 
