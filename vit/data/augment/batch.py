@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -83,8 +84,10 @@ def draw(config: AugmentConfig, batch: int, size: Size, seed: int, step: int) ->
     shift = shift_rng.integers(0, 2 * np.array(padding(config, size)) + 1, (batch, 2))
     assert not isinstance(config.flip, str)
     flip = flip_rng.random(batch) < config.flip
-    erase = _boxes(erase_rng, size, _erase_shape(erase_rng, batch, size))
-    erase[erase_rng.random(batch) >= config.erasing] = 0
+    erase = np.zeros((batch, 4), np.int64)
+    if config.erasing:
+        erase = _boxes(erase_rng, size, _erase_shape(erase_rng, batch, size))
+        erase[erase_rng.random(batch) >= config.erasing] = 0
 
     mixed = mix_rng.random(batch) < config.mix_probability
     use_cut = mix_rng.random(batch) < 0.5
@@ -112,11 +115,11 @@ def crop_flip(images: Tensor, draws: Draws, pad: Size, mask: Tensor | None = Non
         mirrored = images.flip(-1)
         return mirrored.bitwise_xor_(images).bitwise_and_(changed).bitwise_xor_(images)
     height, width = images.shape[-2:]
-    down, right = (torch.arange(n, device=images.device) for n in (height, width))
+    down, right = (_upto(n, images.device) for n in (height, width))
     rows = draws.shift[:, :1] + down  # B H
     columns = draws.shift[:, 1:] + torch.where(draws.flip[:, None], width - 1 - right, right)
     padded = torch.nn.functional.pad(images, (pad[1], pad[1], pad[0], pad[0]))
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    batch = _upto(len(images), images.device)[:, None, None]
     cropped = padded[batch, :, rows[:, :, None], columns[:, None, :]]  # B H W C
     return cropped.permute(0, 3, 1, 2)
 
@@ -157,7 +160,7 @@ def mixed_mask(mask: Tensor, draws: Draws) -> Tensor:
 
 
 def _partners(batch: Tensor) -> Tensor:
-    return torch.arange(len(batch), device=batch.device) ^ 1
+    return _upto(len(batch), batch.device) ^ 1
 
 
 def _cut_share(cut: Tensor, size: Size, mask: Tensor | None) -> Tensor:
@@ -179,11 +182,17 @@ def _cut_share(cut: Tensor, size: Size, mask: Tensor | None) -> Tensor:
 
 def _inside(boxes: Tensor, size: Size) -> Tensor:
     """Boxes (B, 4) as a mask (B, 1, H, W)."""
-    y, x = (torch.arange(n, device=boxes.device) for n in size)
+    y, x = (_upto(n, boxes.device) for n in size)
     top, left, bottom, right = boxes[:, :, None].unbind(1)  # each B 1
     rows = (y >= top) & (y < bottom)
     columns = (x >= left) & (x < right)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+@lru_cache(maxsize=16)
+def _upto(count: int, device: torch.device) -> Tensor:
+    """The whole numbers below `count`, int64 (count,), made once."""
+    return torch.arange(count, device=device)
 
 
 def _erase_shape(rng: np.random.Generator, batch: int, size: Size) -> np.ndarray:

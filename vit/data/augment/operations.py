@@ -47,19 +47,19 @@ def keep(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def move(images: Tensor, numbers: Tensor, counts: Sequence[int]) -> Tensor:
-    """Take each pixel from the nearest to across * u + down * v + shift + origin, where u and v are
-    the pixel's distances from the origin; black where that lies outside.
+    """Take each pixel from the nearest to across * u + down * v + target, where u and v are the
+    pixel's distances from the origin; black where that lies outside.
 
-    The numbers are across, down, shift and origin, each as (x, y).
+    The numbers are across, down, target and origin, each as (x, y).
     """
     height, width = images.shape[-2:]
     x, y, first, last = _grid(height, width, images.device)
-    across, down, shift, origin = numbers.view(-1, 4, 2, 1, 1).unbind(1)  # n 2 1 1
+    across, down, target, origin = numbers.view(-1, 4, 2, 1, 1).unbind(1)  # n 2 1 1
     at = across * (x - origin[:, :1]) + down * (y - origin[:, 1:])  # n 2 H W
-    at.add_(shift).add_(origin).sub_(0.5).round_()
+    at.add_(target).sub_(0.5).round_()
     nearest = at.clamp(first, last)
     is_inside = (nearest == at).all(dim=1, keepdim=True)  # n 1 H W
-    source = (nearest[:, 1] * width).add_(nearest[:, 0]).long()
+    source = nearest[:, 0].add(nearest[:, 1], alpha=width).long()
     source = source.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # n C H*W
     return images.flatten(2).gather(2, source).view_as(images).mul_(is_inside)
 
@@ -132,7 +132,7 @@ def _rotation(degrees: np.ndarray, size: Size) -> Sequence[np.ndarray | float]:
     """Around the centre, counter-clockwise."""
     radians = torch.deg2rad(torch.from_numpy(degrees))
     cos, sin = radians.cos().numpy(), radians.sin().numpy()
-    return cos, sin, -sin, cos, 0, 0, size[1] / 2, size[0] / 2
+    return cos, sin, -sin, cos, size[1] / 2, size[0] / 2, size[1] / 2, size[0] / 2
 
 
 FAMILIES = (
@@ -143,10 +143,10 @@ FAMILIES = (
             "shear_x": lambda m, size: (1, 0, m, 1),  # row y to the left by m y; the top stays
             "shear_y": lambda m, size: (1, m, 0, 1),
             "translate_x": lambda m, size: (
-                1, 0, 0, 1, -np.trunc(m), 0, size[1] / 2, size[0] / 2
+                1, 0, 0, 1, size[1] / 2 - np.trunc(m), size[0] / 2, size[1] / 2, size[0] / 2
             ),
             "translate_y": lambda m, size: (
-                1, 0, 0, 1, 0, -np.trunc(m), size[1] / 2, size[0] / 2
+                1, 0, 0, 1, size[1] / 2, size[0] / 2 - np.trunc(m), size[1] / 2, size[0] / 2
             ),
             "rotate": _rotation,
         },
@@ -214,6 +214,6 @@ def _smooth(images: Tensor) -> Tensor:
     """Each pixel the mean of its neighbours and five times itself, but at the edges: float32."""
     smooth = images.float()
     sums = F.avg_pool2d(smooth, 3, stride=1, divisor_override=1)  # whole numbers, so exact
-    sums.add_(smooth[:, :, 1:-1, 1:-1], alpha=4)
-    smooth[:, :, 1:-1, 1:-1] = sums.div_(13).round_()
+    inner = smooth[:, :, 1:-1, 1:-1]
+    torch.round(sums.add_(inner, alpha=4).div_(13), out=inner)
     return smooth

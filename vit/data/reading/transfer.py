@@ -44,9 +44,10 @@ class Transfer:
             return {name: torch.from_numpy(a).to(self.device) for name, a in arrays.items()}
         starts = np.cumsum([0, *(-(-a.nbytes // _ALIGNED) * _ALIGNED for a in arrays.values())])
         buffer = self._free_buffer(int(starts[-1]))
+        here = buffer.numpy()
         for start, array in zip(starts, arrays.values(), strict=False):
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            buffer[start : start + array.nbytes].numpy()[:] = flat
+            here[start : start + array.nbytes] = flat
         there, self._sent[self._turn] = self._copy(buffer)
         tensors = {}
         for start, (name, array) in zip(starts, arrays.items(), strict=False):

@@ -220,9 +220,13 @@ def resize_boxes(images: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         uint8 (B, C, H, W).
     """
-    top, left, height, width = boxes.unbind(1)
-    across, x_unit = _weights(left, width, images.shape[-1])
-    down, y_unit = _weights(top, height, images.shape[-2])
+    size = images.shape[-2:]
+    corners, lengths = boxes.T.reshape(2, 2, -1).unbind()  # (y, x) B
+    if size[0] == size[1]:  # both axes together
+        weights, unit = _weights(corners.flatten(), lengths.flatten(), size[0])
+        (down, across), (y_unit, x_unit) = weights.chunk(2), unit.chunk(2)
+    else:
+        (down, y_unit), (across, x_unit) = map(_weights, corners, lengths, size)
     narrowed = _rounded(images.to(across.dtype) @ across.transpose(-2, -1), x_unit)
     pixels: Tensor = _rounded(down @ narrowed, y_unit).to(torch.uint8)
     return pixels
