@@ -53,7 +53,7 @@ def train_step(
     if scale is not None:
         scale.undo(parameters)
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     norm = full_tensor(norm)
