@@ -98,7 +98,7 @@ def step_unless(optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
 
     Args:
         optimizer: its count of steps goes on.
-        is_bad: bool, on the device; the gradients, which may be NaN, are then zeroed.
+        is_bad: bool, on the device; the gradients may then be NaN.
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if len(optimizer.state) < len(params):  # moments that are made now start at zero
