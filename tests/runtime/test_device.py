@@ -55,11 +55,13 @@ def test_a_cpu_is_left_as_it_is() -> None:
     assert best_precision(torch.device("cpu")) in ("bf16", "fp32")
 
 
-def test_apples_gpu_is_taken_by_one_process_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apples_gpu_is_for_one_process_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for is_there, taken in ((True, "mps"), (False, "cpu")):
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=is_there: there)
-        assert select_device("auto").type == taken
-        assert select_device("auto", local_rank=0).type == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert select_device("mps").type == "mps"
+    assert select_device("auto").type == "cpu"  # it was never run
+    with pytest.raises(ConfigError, match="no MPS device; try"):
+        select_device("mps", local_rank=0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no MPS device; try"):
         select_device("mps")

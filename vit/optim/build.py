@@ -98,23 +98,18 @@ def step_unless(optimizer: torch.optim.Optimizer, is_bad: Tensor) -> None:
 
     Args:
         optimizer: its count of steps goes on.
-        is_bad: bool, on the device; the gradients may then be NaN.
+        is_bad: bool, on the device; the gradients, which may be NaN, are then zeroed.
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if len(optimizer.state) < len(params):  # moments that are made now start at zero
-        for p in params:
-            p.grad.masked_fill_(is_bad, 0.0)
+    for p in params:
+        p.grad.masked_fill_(is_bad, 0.0)
     state = (item for p in params for item in optimizer.state.get(p, {}).items())
     moments = [value for key, value in state if isinstance(value, Tensor) and key != "step"]
-    now = [*params, *moments]
-    before = torch._foreach_clone(now)
+    now = [*(p.detach() for p in params), *moments]  # moments that are made now start at zero
+    before = torch._foreach_mul(now, is_bad.float())  # all, or nothing
     optimizer.step()
-    # In one kernel `before` to `now` unless `found_inf` is 1, whatever is there: a first step of
-    # SGD writes gradients into momenta.
-    torch._fused_sgd_(
-        before, before, now, weight_decay=0.0, momentum=1.0, lr=0.0, dampening=0.0,
-        nesterov=False, maximize=False, is_first_step=True, found_inf=(~is_bad).float(),
-    )  # fmt: skip
+    torch._foreach_mul_(now, (~is_bad).float())
+    torch._foreach_add_(now, before)
 
 
 def freeze(model: Declared, how: str) -> None:

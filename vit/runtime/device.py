@@ -17,7 +17,7 @@ _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def select_device(name: str, local_rank: int | None = None) -> torch.device:
-    """`auto` takes the GPU where there is one, Apple's for one process alone.
+    """`auto` takes a CUDA GPU where there is one; Apple's, for one process alone, is asked for.
 
     Args:
         name: `auto`, `cpu`, `cuda` or `mps`.
@@ -26,17 +26,15 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     Raises:
         ConfigError: a GPU was asked for and there is none of its kind.
     """
-    there = ["cpu"]
-    if local_rank is None and torch.backends.mps.is_available():
-        there.insert(0, "mps")
-    if torch.cuda.is_available():
-        there.insert(0, "cuda")
-    if name not in ("auto", *there):
+    has_mps = local_rank is None and torch.backends.mps.is_available()
+    there = {"cpu": True, "mps": has_mps, "cuda": torch.cuda.is_available()}
+    best = "cuda" if there["cuda"] else "cpu"
+    if name != "auto" and not there[name]:
         raise ConfigError(
             f"trainer.device={name}, but torch sees no {name.upper()} device; try "
-            f"trainer.device={there[0]}"
+            f"trainer.device={best}"
         )
-    if (kind := there[0] if name == "auto" else name) != "cuda":
+    if (kind := best if name == "auto" else name) != "cuda":
         return torch.device(kind)
     device = torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
     capability = torch.cuda.get_device_capability(device)
