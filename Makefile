@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick lint format tensorboard kill-resume two-hosts try-settings try-damages bench bench-gpu clean
+.PHONY: help setup train test test-quick lint format tensorboard kill-resume two-hosts try-settings try-damages bench bench-gpu test-floors release clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,25 @@ bench-gpu: setup  ## what holds on a GPU, part by part, into docs/gpu.json: CIFA
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python scripts/bench_gpu.py $(if $(CIFAR),--cifar $(CIFAR))
 
+# Environments of uv: it can resolve the lowest versions.
+UV := $(BIN)/uv
+FLOORS := .floors/bin/python
+test-floors: setup  ## every command with the lowest versions of all direct dependencies, extras too
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) venv --quiet --clear .floors
+	$(UV) pip install --quiet --python $(FLOORS) --resolution lowest-direct '.[onnx,sweep,slurm]'
+	OMP_NUM_THREADS=1 $(FLOORS) scripts/use_installed.py --extras onnx sweep
+
+release: setup  ## wheel and sdist into dist/, each tried in a clean environment, and the tag
+	@test -z "$$(git status --porcelain)" || { echo "commit first: a release is what is committed"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	rm -rf dist && $(BIN)/python -m build --outdir dist
+	for built in dist/*; do $(UV) venv --quiet --clear .floors && \
+	  $(UV) pip install --quiet --python $(FLOORS) "$$built" && \
+	  OMP_NUM_THREADS=1 $(FLOORS) scripts/use_installed.py || exit 1; done
+	git tag --annotate "v$$($(FLOORS) -c 'from importlib.metadata import version as v; print(v("vit-train"))')" \
+	  --message "What changed stands in CHANGELOG.md"
+
 clean:  ## remove .venv and caches; outputs/ stays
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .floors build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -119,6 +119,8 @@ def draw(hint: Any, rng: random.Random, rules: tuple[Any, ...] = ()) -> str:
         return str(round(value)) if hint is int else f"{value:.4g}"
     if hint in (bool, str, type(None)):
         return {bool: rng.choice(("true", "false")), str: "nowhere", type(None): "null"}[hint]
+    if get_origin(hint) is dict:  # of plug-ins
+        return rng.choice(("{}", "{a: 1}"))
     return draw(rng.choice(get_args(hint)), rng, rules)  # a union
 
 
