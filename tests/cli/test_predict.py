@@ -35,7 +35,7 @@ HOSTILE = 'a,"b"\n\r=c\udcff\x1b[1m.png'
 def settings(**changes: object) -> dict[str, object]:
     """The defaults of vit-predict with `changes`, for its checks."""
     plain = load_yaml((config_dir() / "predict.yaml").read_text(), "predict.yaml")
-    del plain["defaults"], plain["hydra"]
+    del plain["defaults"]
     return {**plain, "checkpoint": "run", "images": "photos", **changes}
 
 

@@ -57,13 +57,13 @@ def test_the_groups_are_those_of_the_schema():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
 def test_every_option_is_listed_with_what_it_is(group, option):
-    section = usage("train", config_dir()).split(f"\n{group}=...", 1)[1].split("=...")[0]
+    section = usage("train", GROUPS).split(f"\n{group}=...", 1)[1].split("=...")[0]
     assert re.search(rf"^  {option} +\S", section, re.M)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_is_explained_in_the_help(key):
-    text = usage("train", config_dir())
+    text = usage("train", GROUPS)
     assert re.search(rf"^ +{re.escape(key)}: \S.* # \S", text, re.M)
 
 
@@ -72,12 +72,12 @@ def test_every_key_is_explained_in_the_help(key):
     [(command, key) for command, schema in USES.items() for key in legal_keys(schema)],
 )
 def test_every_key_of_the_other_commands_is_explained_in_the_help(command, key):
-    assert re.search(rf"^ +{key.split('.')[-1]}: \S.* # ", usage(command, config_dir()), re.M)
+    assert re.search(rf"^ +{key.split('.')[-1]}: \S.* # ", usage(command, GROUPS), re.M)
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_the_help_has_five_examples_that_name_only_what_exists(command):
-    text = usage(command, config_dir())
+    text = usage(command, GROUPS)
     assert len(EXAMPLES[command]) == 5
     known = {*(legal_keys(USES[command]) if command in USES else KEYS), *GROUPS}
     for line, why in EXAMPLES[command]:
@@ -86,7 +86,7 @@ def test_the_help_has_five_examples_that_name_only_what_exists(command):
         assert program == f"vit-{command}"
         flags, overrides = split([re.sub(r"[<>]", "", argument) for argument in arguments])
         Overrides(prepare(overrides, GROUPS))
-        assert set(flags) <= {"-m"}
+        assert set(flags) <= {"--multirun"}
         for key, equals, option in (a.partition("=") for a in arguments if a != "-m"):
             assert equals
             assert key in known
@@ -94,7 +94,7 @@ def test_the_help_has_five_examples_that_name_only_what_exists(command):
 
 
 def test_the_help_shows_no_plumbing():
-    text = usage("train", config_dir())
+    text = usage("train", GROUPS)
     assert "hydra" not in text.lower()
     assert "_self_" not in text
     assert "\n  defaults:" not in text

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.resources
+import io
 import os
+import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,8 @@ from vit.errors import ConfigError, VitError, nearest
 
 Job = Callable[[dict[str, Any], Overrides], object]
 """Runs on plain settings and the overrides that led to them; raises typed errors."""
+Groups = Mapping[str, Mapping[str, Path]]
+"""Config groups, each with its options and their files."""
 
 
 _COMPOSING = threading.Lock()
@@ -28,22 +34,16 @@ _COMPOSING = threading.Lock()
 def run(command: str, job: Job) -> int:
     """Run `vit-<command>` on sys.argv; returns the exit code."""
     with errors_to_exit_code(command) as outcome:
-        argv = sys.argv[1:]
-        if {"-h", "--help"} & set(argv):
-            print(usage(command, config_dir()), end="")
-            return 0
-        if "--version" in argv:
+        flags, lines = split(sys.argv[1:])
+        groups = _groups(flags, lines)
+        if "--help" in flags:
+            print(usage(command, groups), end="")
+        elif "--version" in flags:
             print(f"vit-train {version('vit-train')}")
-            return 0
-        flags, lines = split(argv)
-        groups = _groups(flags)
-        overrides = Overrides(prepare(lines, groups))
-        if is_sweep(flags, overrides) and command != "train":
-            raise ConfigError(f"vit-{command} takes no -m; run it once for each checkpoint")
-        if is_sweep(flags, overrides) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("torchrun runs one training, not a sweep; leave out -m and sweep=")
-        _check_groups(command, overrides, groups)
-        _compose_and_run(command, job, flags, overrides)
+        elif "--shell-completion" in flags:
+            _complete(command, lines)
+        else:
+            _compose_and_run(command, job, flags, Overrides(prepare(lines, groups)), groups)
     return outcome[0]
 
 
@@ -66,10 +66,9 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
     try:
         parsed = Overrides(prepare(lines, groups))
         _check_groups(command, parsed, groups)
-        several = [o.key_or_group for o in parsed.parsed if o.is_sweep_override()]
-        if several or is_sweep([], parsed):
+        if parsed.several or is_sweep({}, parsed):
             raise ConfigError(
-                f"{(several or ['sweep'])[0]} asks for several runs; write a loop, or start a "
+                f"{[*parsed.several, 'sweep'][0]} asks for several runs; write a loop, or start a "
                 f"sweep with vit-train -m"
             )
         # Hydra composes for one thread at a time.
@@ -87,10 +86,9 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
     return plain, parsed
 
 
-def is_sweep(flags: list[str], overrides: Overrides) -> bool:
+def is_sweep(flags: Mapping[str, str], overrides: Overrides) -> bool:
     """Whether the arguments ask for several runs."""
-    asked = {"-m", "--multirun"} & set(flags)
-    return bool(asked) or overrides.text("sweep") not in (None, "null")
+    return "--multirun" in flags or overrides.text("sweep") not in (None, "null")
 
 
 def sweep_folder(overrides: Overrides) -> Path:
@@ -103,11 +101,24 @@ def sweep_folder(overrides: Overrides) -> Path:
     return outputs / str(name)
 
 
-def _compose_and_run(command: str, job: Job, flags: list[str], overrides: Overrides) -> None:
-    import hydra
+def _compose_and_run(
+    command: str, job: Job, flags: dict[str, str], overrides: Overrides, groups: Groups
+) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    sweeps = is_sweep(flags, overrides)
+    if sweeps and command != "train":
+        raise ConfigError(f"vit-{command} takes no -m; run it once for each checkpoint")
+    if sweeps and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("torchrun runs one training, not a sweep; leave out -m and sweep=")
+    if sweeps and {"--cfg", "--info"} & set(flags):
+        raise ConfigError("--cfg shows the settings of one run; leave out sweep=")
+    _check_groups(command, overrides, groups)
+    if overrides.several and not sweeps:
+        raise ConfigError(
+            [f"{line} asks for several runs; add -m, or write [a,b]" for line in overrides.several]
+        )
     failure: list[Exception] = []
 
     def task(config: Any) -> None:
@@ -119,45 +130,81 @@ def _compose_and_run(command: str, job: Job, flags: list[str], overrides: Overri
         except Exception as error:
             failure.append(error)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
-    folder = sweep_folder(overrides) if is_sweep(flags, overrides) else None
-    lines = overrides.lines
+    folder = sweep_folder(overrides) if sweeps else None
+    lines = [*overrides.written_out(groups), "hydra.run.dir=.", "hydra.output_subdir=null"]
     if folder is not None:
-        if {"-c", "--cfg", "-i", "--info"} & set(flags):
-            raise ConfigError("--cfg shows the settings of one run; leave out -m and sweep=")
         job = as_sweep_job(job, folder, overrides)
-        flags = ["-m", *(flag for flag in flags if flag not in ("-m", "--multirun"))]
+        flags = {**flags, "--multirun": ""}
         lines = [*lines, f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=."]
-    before = sys.argv
-    sys.argv = [f"vit-{command}", *flags, *lines]
-    try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
-    except SweepInterrupted as stopped:
-        raise stopped.error from None
-    finally:
-        sys.argv = before
+    _start_hydra(command, flags, lines, task)
     if failure:
         raise failure[0]
     if folder is not None:
         report(folder)
 
 
-def _groups(flags: list[str]) -> dict[str, list[str]]:
-    """Every config group with its options, the user's own included."""
-    groups = groups_in(config_dir())
-    own = _after(flags, "--config-dir") or _after(flags, "-cd")
-    if own and Path(own).is_dir():
-        for group, options in groups_in(Path(own)).items():
-            if group not in legal_keys():
-                groups[group] = sorted({*groups.get(group, []), *options})
-    return groups
+def _start_hydra(
+    command: str, flags: Mapping[str, str], lines: list[str], task: Callable[[Any], None]
+) -> None:
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
+    before = sys.argv
+    options = [f"{flag}={value}" if value else flag for flag, value in flags.items()]
+    sys.argv = [f"vit-{command}", *options, *lines]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+    except SweepInterrupted as stopped:
+        raise stopped.error from None
+    finally:
+        sys.argv = before
 
 
-def _check_groups(command: str, overrides: Overrides, groups: dict[str, list[str]]) -> None:
+def _complete(command: str, lines: list[str]) -> None:
+    """What Hydra tells a shell, without `model=_base`, which is no option."""
+    flags = {"--shell-completion": ""}
+    own = re.search(r" (?:--config-dir|-cd)[ =](\S+)", os.environ.get("COMP_LINE", ""))
+    if own and os.path.isdir(own[1]):
+        flags["--config-dir"] = own[1]
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        _start_hydra(command, flags, lines, print)
+    print(re.sub(r"\w+=_\w*\s", "", told.getvalue()), end="")
+
+
+def _groups(flags: Mapping[str, str], lines: list[str]) -> Groups:
+    """Every config group with its options, the user's own included.
+
+    Raises:
+        ConfigError: what `hydra.searchpath` names is no folder.
+    """
+    own = [Path(flags["--config-dir"])] if "--config-dir" in flags else []
+    for line in lines:
+        key, _, value = line.lstrip("+").partition("=")
+        if key == "hydra.searchpath":
+            if not value.startswith("["):
+                raise ConfigError(f"{key}={value} must be a list: {key}=[{value}]")
+            own += map(_searched, re.findall(r"[^\s,'\"\[\]]+", value))
+    legal = legal_keys()
+    found = groups_in(config_dir(), *own)
+    return {group: options for group, options in found.items() if group not in legal}
+
+
+def _searched(path: str) -> Path:
+    """The folder of `file://mine`, `mine` or `pkg://package.conf`."""
+    kind, _, name = path.rpartition("://")
+    if kind == "pkg":
+        with contextlib.suppress(ImportError):
+            name = str(importlib.resources.files(name))
+    if not Path(name).is_dir():
+        raise ConfigError(f"hydra.searchpath: {path} is no folder; check the path")
+    return Path(name)
+
+
+def _check_groups(command: str, overrides: Overrides, groups: Groups) -> None:
     """Refuse `data=cifar`, naming what there is, and `data=~/photos`; the rest is Hydra's."""
     problems = []
     for group, options in groups.items():
-        for name in overrides.choices(group):
+        for name in overrides.choices(group, options):
             if name in options and command == "train":
                 continue
             if "/" in name or name.startswith(("~", ".")) or os.path.exists(name):
@@ -192,12 +239,3 @@ def _for_path(command: str, group: str, path: str) -> str:
         return f"model.weights={path}" if command == "train" else f"checkpoint={path}"
     name = Path(path).stem
     return f"--config-dir <folder> {group}={name}, with the file as <folder>/{group}/{name}.yaml"
-
-
-def _after(flags: list[str], flag: str) -> str | None:
-    for i, arg in enumerate(flags):
-        if arg == flag and i + 1 < len(flags):
-            return flags[i + 1]
-        if arg.startswith(f"{flag}="):
-            return arg.split("=", 1)[1]
-    return None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+
+from vit.config.validate import config_dir
 
 EXAMPLES = {
     "train": (
@@ -57,25 +60,27 @@ ABOUT = {
 }
 
 
-def groups_in(folder: Path) -> dict[str, list[str]]:
-    """The config groups below `folder`, each with the names of its options."""
-    found = {
-        group.name: sorted(
-            f.relative_to(group).with_suffix("").as_posix()
-            for f in (*group.glob("*.yaml"), *group.glob("*/*.yaml"))
-            if not f.name.startswith("_")
-        )
-        for group in sorted(folder.iterdir())
-        if group.is_dir() and not group.name.startswith((".", "_"))
-    }
-    return {group: options for group, options in found.items() if options}
+def groups_in(*folders: Path) -> dict[str, dict[str, Path]]:
+    """The config groups below `folders`, each with its options and their files."""
+    found: dict[str, dict[str, Path]] = {}
+    for group in (group for folder in folders for group in sorted(folder.iterdir())):
+        if group.is_dir() and not group.name.startswith((".", "_")):
+            files = (*group.glob("*.yaml"), *group.glob("*/*.yaml"))
+            options = {
+                f.relative_to(group).with_suffix("").as_posix(): f
+                for f in files
+                if not f.name.startswith("_")
+            }
+            if options:
+                found[group.name] = dict(sorted({**found.get(group.name, {}), **options}.items()))
+    return found
 
 
-def usage(command: str, configs: Path) -> str:
-    """The help text of `vit-<command>`."""
+def usage(command: str, groups: Mapping[str, Mapping[str, Path]]) -> str:
+    """The help text of `vit-<command>`, with the options of `groups`."""
+    configs = config_dir()
     top = (configs / f"{command}.yaml").read_text(encoding="utf-8")
-    # Between the defaults list and Hydra's own section.
-    settings = top.split("\n\n", 1)[1].split("\nhydra:", 1)[0].strip().splitlines()
+    settings = top.split("\n\n", 1)[1].splitlines()  # behind the defaults list
     lines = [
         ABOUT[command],
         "",
@@ -92,7 +97,7 @@ def usage(command: str, configs: Path) -> str:
         lines += ["  --cfg job            print the composed settings instead of running", ""]
     lines += ["settings (key: default  # meaning):", "", *(f"  {line}" for line in settings), ""]
     if command == "train":
-        for group, options in groups_in(configs).items():
+        for group, options in groups.items():
             lines += _group(configs / group, options, _default(top, group))
     return "\n".join(lines).rstrip() + "\n"
 
@@ -102,10 +107,10 @@ def _default(top: str, group: str) -> str:
     return found[1].strip() if found else "null"
 
 
-def _group(folder: Path, options: list[str], default: str) -> list[str]:
+def _group(folder: Path, options: Mapping[str, Path], default: str) -> list[str]:
     lines = [f"{folder.name}=...  (default: {default})"]
     width = max(map(len, options))
-    lines += [f"  {option:<{width}}  {_about(folder / f'{option}.yaml')}" for option in options]
+    lines += [f"  {option:<{width}}  {_about(file)}" for option, file in options.items()]
     base = folder / "_base.yaml"
     source = base if base.is_file() else folder / f"{default}.yaml"
     if source.is_file():
@@ -117,6 +122,6 @@ def _group(folder: Path, options: list[str], default: str) -> list[str]:
 
 def _about(file: Path) -> str:
     """The first comment of a YAML file that is not a Hydra directive."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     comments = (x[2:] for x in lines if x.startswith("# ") and "@package" not in x)
     return next(comments, "")
