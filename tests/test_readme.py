@@ -11,24 +11,20 @@ import pytest
 from vit.cli.argv import prepare, split
 from vit.cli.overrides import Overrides
 from vit.cli.usage import EXAMPLES, groups_in
-from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
-from vit.config.schema import RunConfig
+from vit.config.commands import SCHEMAS
 from vit.config.validate import config_dir, legal_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCHEMAS = {
-    "vit-train": RunConfig,
-    "vit-eval": EvalConfig,
-    "vit-predict": PredictConfig,
-    "vit-explain": ExplainConfig,
-    "vit-export": ExportConfig,
-}
 COMMANDS = sorted(
     {
         line.split("#")[0].strip("`$ ")
         for text in TEXTS
-        for line in re.findall(rf"(?:^|`)((?:{'|'.join(SCHEMAS)})[^`\n]*)", text.read_text(), re.M)
+        for line in re.findall(
+            rf"(?:^|`)((?:{'|'.join(f'vit-{command}' for command in SCHEMAS)})[^`\n]*)",
+            text.read_text(),
+            re.M,
+        )
     }
     | {line for examples in EXAMPLES.values() for line, _ in examples}
 )
@@ -38,11 +34,11 @@ COMMANDS = sorted(
 def test_command_is_accepted(command: str) -> None:
     program, *args = shlex.split(command)
     groups = groups_in(config_dir())
-    legal = set(legal_keys(SCHEMAS[program]))
+    legal = set(legal_keys(SCHEMAS[program.removeprefix("vit-")]))
     args = [re.sub(r"[<>]", "", arg) for arg in args]
     if "--config-dir" in args:  # which need not be here
         args[args.index("--config-dir") + 1] = "."
-    _, lines = split(args)
+    _, lines = split(args, program.removeprefix("vit-"))
     overrides = Overrides(prepare(lines, groups))
     for key in overrides.keys:
         if key in groups:

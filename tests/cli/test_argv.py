@@ -152,7 +152,7 @@ def test_unknown_keys_reach_the_checks():
     assert prepare(["nonsense.key=1"], GROUPS) == ["++nonsense.key=1"]
 
 
-@pytest.mark.parametrize("flag", ["--epochs", "--epochs=10", "-x", "--lr", "-mm", "--Help"])
+@pytest.mark.parametrize("flag", ["--faster", "--faster=10", "-x", "-mm", "--Help"])
 def test_an_option_that_does_not_exist_is_refused(flag):
     with pytest.raises(ConfigError, match=r"is no option.*key=value.*--help") as raised:
         split(["model=small", flag, "10"])
@@ -170,6 +170,41 @@ def test_an_option_that_does_not_exist_is_refused(flag):
 )  # fmt: skip
 def test_hydras_options_are_told_from_overrides(given_, flags):
     assert split(["seed=1", *given_, "model=small"]) == (flags, ["seed=1", "model=small"])
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides"),
+    [
+        (["run"], ["checkpoint=run"]),
+        (["run", "a.jpg", "top=1"], ["top=1", "checkpoint=run", "images=a.jpg"]),
+        (["run", "a b", "it's"], ["checkpoint=run", "images=['a b','it\\'s']"]),
+        (["a", "checkpoint=run"], ["checkpoint=run", "images=a"]),
+        (["run", "images=a"], ["images=a", "checkpoint=run"]),
+        (["./a=b", "~/x"], ["checkpoint=./a=b", "images=~/x"]),
+    ],
+)
+def test_a_model_and_images_are_known_by_their_order(words, overrides):
+    assert split(words, "predict") == ({}, overrides)
+
+
+def test_what_is_one_too_many_is_named():
+    with pytest.raises(ConfigError, match=r"^b is one too many"):
+        split(["checkpoint=run", "b", "images=a"], "explain")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lr", "1e-3"], "optim.lr=0.001"), (["--lr=1e-3"], "optim.lr=0.001"),
+        (["--lr", "model=small"], "optim.lr=<value>"), (["--lr", "-m"], "optim.lr=<value>"),
+        (["-b", "64"], "trainer.batch_size=64"), (["--drop-path", "0.1"], "model.drop_path=0.1"),
+        (["--compile", "true"], "trainer.compile=true"), (["--seed", "1"], "seed=1"),
+    ],
+)  # fmt: skip
+def test_an_option_of_another_trainer_is_told_as_a_setting(words, said):
+    with pytest.raises(ConfigError) as raised:
+        split(words)
+    assert str(raised.value).endswith(f" here: {said}")
 
 
 def test_prepared_arguments_parse_in_one_piece():

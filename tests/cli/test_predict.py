@@ -77,6 +77,17 @@ def test_labels_are_those_of_vit_eval(finished: Path, digits: Path) -> None:
         assert (768 < sheet.width < 900, 640 < sheet.height < 900) == (True, True)
 
 
+def test_a_model_and_images_need_no_keys(finished: Path, digits: Path) -> None:
+    images = ["in/0/0.png", "in/1/2.png"]
+    by_key = run(
+        "predict", f"checkpoint={finished}", f"images=[{','.join(images)}]", "top=1", cwd=digits
+    )
+    by_order = run("predict", str(finished), *images, "top=1", cwd=digits)
+    assert by_order.returncode == 0, by_order.stderr
+    assert by_order.stdout == by_key.stdout
+    assert len(by_order.stdout.splitlines()) == 3
+
+
 def test_only_labels_go_to_standard_output_and_bad_images_are_named(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import fields
+from typing import Any
 
+from vit.config.commands import SCHEMAS
 from vit.config.schema import RunConfig
-from vit.config.validate import legal_keys
+from vit.config.validate import in_our_words, legal_keys
 from vit.errors import ConfigError, printable
 
 PATH_KEYS = frozenset(
@@ -67,8 +70,10 @@ _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*
 _LENGTHS = {"trainer.steps": "trainer.epochs", "trainer.epochs": "trainer.steps"}
 
 
-def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+def split(argv: list[str], command: str = "train") -> tuple[dict[str, str], list[str]]:
     """Hydra's options by their long names, with their values or "", and overrides.
+
+    What uses a model takes it, then images, also without `checkpoint=` and `images=`.
 
     Raises:
         ConfigError: an option that does not exist or does nothing here, or lacks its value; what is
@@ -76,6 +81,7 @@ def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """
     flags: dict[str, str] = {}
     overrides: list[str] = []
+    words: list[str] = []
     rest = list(argv)
     while rest:
         arg = rest.pop(0)
@@ -89,16 +95,48 @@ def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
         elif _OVERRIDE.fullmatch(arg):
             overrides.append(arg)
         elif arg.startswith("-"):
+            if not equals and rest and not (rest[0].startswith("-") or "=" in rest[0]):
+                value = rest[0]
             raise ConfigError(
-                f"{arg} is no option; settings are written key=value, e.g. trainer.epochs=10 "
+                in_our_words(name, _plain(value), SCHEMAS[command])
+                or f"{arg} is no option; settings are written key=value, e.g. trainer.epochs=10 "
                 f"(--help lists them)"
             )
-        elif arg.startswith("~"):
-            raise ConfigError(f"{arg} takes away what is needed; give another value, or null")
         else:
-            raise ConfigError(NO_SETTING.format(printable(arg) or "''"))
+            words.append(arg)
+    if words:
+        overrides += _without_keys(words, overrides, command)
     _check_flags(flags, overrides)
     return flags, overrides
+
+
+def _plain(text: str) -> Any:
+    for read in (int, float):
+        with contextlib.suppress(ValueError):
+            return read(text)
+    return {"": None, "true": True, "false": False}.get(text.lower(), text)
+
+
+def _without_keys(words: list[str], overrides: list[str], command: str) -> list[str]:
+    """What is given without `key=` as overrides: a checkpoint, then images."""
+    given = {line.lstrip("+").partition("=")[0] for line in overrides}
+    arg = words[0]
+    if command == "train":
+        if arg.startswith(("/", "./", "../", "~/")) or os.path.exists(arg):
+            raise ConfigError(
+                f"{printable(arg)} is a path; data=folder data.root=<path> trains on it, "
+                f"resume=<path> goes on with a run"
+            )
+        if arg.startswith("~"):
+            raise ConfigError(f"{arg} takes away what is needed; give another value, or null")
+        raise ConfigError(NO_SETTING.format(printable(arg) or "''"))
+    found = [] if "checkpoint" in given else [f"checkpoint={words.pop(0)}"]
+    if words and "images" in given:
+        raise ConfigError(f"{printable(words[0])} is one too many; images= is given")
+    if words:
+        listed = f"[{','.join(_in_quotes(os.path.expanduser(word)) for word in words)}]"
+        found.append(f"images={listed if len(words) > 1 else words[0]}")
+    return found
 
 
 def _check_flags(flags: dict[str, str], overrides: list[str]) -> None:

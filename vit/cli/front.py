@@ -20,6 +20,7 @@ from vit.cli.overrides import Overrides
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config.validate import config_dir, legal_keys
+from vit.config.words import timm_shape
 from vit.errors import ConfigError, VitError, nearest
 
 Job = Callable[[dict[str, Any], Overrides], object]
@@ -34,7 +35,7 @@ _COMPOSING = threading.Lock()
 def run(command: str, job: Job) -> int:
     """Run `vit-<command>` on sys.argv; returns the exit code."""
     with errors_to_exit_code(command) as outcome:
-        flags, lines = split(sys.argv[1:])
+        flags, lines = split(sys.argv[1:], command)
         groups = _groups(flags, lines)
         if "--help" in flags:
             print(usage(command, groups), end="")
@@ -61,7 +62,7 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
             raise ConfigError(f"{given!r} is no text; give settings: 'key=value'")
         if given.startswith(("-", "~")):
             raise ConfigError(f"{given} is for the command line; give settings: 'key=value'")
-    _, lines = split(list(overrides))
+    _, lines = split(list(overrides), command)
     groups = groups_in(config_dir())
     try:
         parsed = Overrides(prepare(lines, groups))
@@ -215,7 +216,7 @@ def _check_groups(command: str, overrides: Overrides, groups: Groups) -> None:
             elif name == "null" and group in OPTIONAL_GROUPS:
                 problems.append(f"{group}=null is no choice of a sweep; run it by itself")
             else:
-                close = nearest(name, options)
+                close = (group == "model" and timm_shape(name)) or nearest(name, options)
                 hint = f" (did you mean {close}?)" if close else ""
                 listed = ", ".join(options)
                 problems.append(f"{group}={name} does not exist; choose one of {listed}{hint}")

@@ -17,36 +17,36 @@ EXAMPLES = {
         ("vit-train resume=outputs/<run>", "go on exactly where it was killed"),
     ),
     "eval": (
-        ("vit-eval checkpoint=outputs/<run>", "the best weights on the test set"),
-        ("vit-eval checkpoint=outputs/<run> split=val tta=flip", "validation, also mirrored"),
-        ("vit-eval checkpoint=outputs/<run> images=~/more", "another folder, the same classes"),
+        ("vit-eval outputs/<run>", "the best weights on the test set"),
+        ("vit-eval outputs/<run> split=val tta=flip", "validation, also mirrored"),
+        ("vit-eval outputs/<run> images=~/more", "another folder, the same classes"),
         (
-            "vit-eval checkpoint=outputs/<run> data.image_size=384 corruptions=true",
+            "vit-eval outputs/<run> data.image_size=384 corruptions=true",
             "larger images, and what noise, blur and other corruptions cost",
         ),
         ("vit-eval checkpoint=[outputs/<run>,outputs/<other>]", "two models on the same images"),
     ),
     "predict": (
-        ("vit-predict checkpoint=outputs/<run> images=~/photos output=labels.csv", "a folder"),
-        ("vit-predict checkpoint=outputs/<run> images='photos/**/*.jpg' top=1", "a pattern"),
-        ("vit-predict checkpoint=outputs/<run> images=rose.jpg", "a file, the answer as CSV here"),
-        ("vit-predict checkpoint=outputs/<run> images=photos output=all.jsonl", "as JSON lines"),
-        ("vit-predict checkpoint=outputs/<run> images=photos sheet=sheet.png", "as a picture too"),
+        ("vit-predict outputs/<run> ~/photos output=labels.csv", "a folder"),
+        ("vit-predict outputs/<run> 'photos/**/*.jpg' top=1", "a pattern"),
+        ("vit-predict outputs/<run> rose.jpg", "a file, the answer as CSV here"),
+        ("vit-predict outputs/<run> photos output=all.jsonl", "as JSON lines"),
+        ("vit-predict outputs/<run> photos sheet=sheet.png", "as a picture too"),
     ),
     "explain": (
-        ("vit-explain checkpoint=outputs/<run> images=rose.jpg", "where the model looks"),
-        ("vit-explain checkpoint=outputs/<run> images=photos limit=50", "the first 50 of a folder"),
-        ("vit-explain checkpoint=outputs/<run> images=rose.jpg class=tulip", "why not a tulip?"),
-        ("vit-explain checkpoint=outputs/<run> images=rose.jpg layers=true", "every head too"),
-        ("vit-explain checkpoint=outputs/<run> images=photos methods=[rollout]", "one method"),
+        ("vit-explain outputs/<run> rose.jpg", "where the model looks"),
+        ("vit-explain outputs/<run> photos limit=50", "the first 50 of a folder"),
+        ("vit-explain outputs/<run> rose.jpg class=tulip", "why not a tulip?"),
+        ("vit-explain outputs/<run> rose.jpg layers=true", "every head too"),
+        ("vit-explain outputs/<run> photos methods=[rollout]", "one method"),
     ),
     "export": (
-        ("vit-export checkpoint=outputs/<run>", "the best weights as ONNX"),
-        ("vit-export checkpoint=outputs/<run> precision=int8", "smaller, and faster on CPUs"),
-        ("vit-export checkpoint=outputs/<run> format=timm", "for timm and transformers"),
-        ("vit-export checkpoint=outputs/<run> data.image_size=288", "for larger images"),
+        ("vit-export outputs/<run>", "the best weights as ONNX"),
+        ("vit-export outputs/<run> precision=int8", "smaller, and faster on CPUs"),
+        ("vit-export outputs/<run> format=timm", "for timm and transformers"),
+        ("vit-export outputs/<run> data.image_size=288", "for larger images"),
         (
-            "vit-export checkpoint=outputs/<run> images=~/more output=flowers.onnx",
+            "vit-export outputs/<run> images=~/more output=flowers.onnx",
             "compared on another folder with the same classes, where the run's data is not",
         ),
     ),
@@ -57,6 +57,7 @@ ABOUT = {
     "predict": "Label images with a trained Vision Transformer.",
     "explain": "Show where in an image a trained Vision Transformer looks.",
     "export": "Write a trained Vision Transformer for other programs, and check what was written.",
+    "runs": "Compare training runs.",
 }
 
 
@@ -84,8 +85,9 @@ def usage(command: str, groups: Mapping[str, Mapping[str, Path]]) -> str:
     lines = [
         ABOUT[command],
         "",
-        f"usage: vit-{command} [key=value ...] [--config-dir FOLDER]"
-        + (" [-m]" if command == "train" else ""),
+        f"usage: vit-{command} [key=value ...] [--config-dir FOLDER] [-m]"
+        if command == "train"
+        else f"usage: vit-{command} CHECKPOINT [IMAGES ...] [key=value ...]",
         "",
         "examples:",
         *(f"  {line}\n      {why}" for line, why in EXAMPLES[command]),
