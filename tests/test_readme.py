@@ -10,7 +10,7 @@ import pytest
 
 from vit.cli.argv import prepare, split
 from vit.cli.overrides import Overrides
-from vit.cli.usage import EXAMPLES, groups_in
+from vit.cli.usage import EXAMPLES, FIRST_RUN, groups_in
 from vit.config.commands import SCHEMAS
 from vit.config.validate import config_dir, legal_keys
 
@@ -26,7 +26,7 @@ COMMANDS = sorted(
             re.M,
         )
     }
-    | {line for examples in EXAMPLES.values() for line, _ in examples}
+    | {FIRST_RUN, *(line for examples in EXAMPLES.values() for line, _ in examples)}
 )
 
 

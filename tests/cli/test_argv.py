@@ -187,6 +187,11 @@ def test_a_model_and_images_are_known_by_their_order(words, overrides):
     assert split(words, "predict") == ({}, overrides)
 
 
+@pytest.mark.parametrize("words", [["--help", "model"], ["model", "-h"], ["seed=1", "-h", "model"]])
+def test_help_of_a_group(words):
+    assert split(words)[0] == {"--help": "model"}
+
+
 def test_what_is_one_too_many_is_named():
     with pytest.raises(ConfigError, match=r"^b is one too many"):
         split(["checkpoint=run", "b", "images=a"], "explain")

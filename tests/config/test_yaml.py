@@ -3,11 +3,12 @@
 import re
 
 import pytest
+import yaml
 from composing import KEYS, composed, problems, put
 
 from vit.cli.argv import prepare, split
 from vit.cli.overrides import Overrides
-from vit.cli.usage import EXAMPLES, groups_in, usage
+from vit.cli.usage import EXAMPLES, FIRST, FIRST_RUN, groups_in, usage
 from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.rules import registry_names
 from vit.config.validate import (
@@ -20,6 +21,7 @@ from vit.config.validate import (
     to_plain,
 )
 from vit.data.sources.registry import SOURCES
+from vit.errors import ConfigError
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
 from vit.optim.build import OPTIMIZERS
@@ -90,6 +92,30 @@ def test_the_help_has_five_examples_that_name_only_what_exists(command):
         for key, _, option in (override.partition("=") for override in overrides):
             assert key in known
             assert option in GROUPS.get(key, [option])
+
+
+def test_the_help_starts_with_what_matters_for_a_first_run():
+    text = usage("train", GROUPS)
+    block = text.split("what matters for a first run:\n\n", 1)[1].split("\n\n")[0].splitlines()
+    assert [line.split(":")[0].strip() for line in block] == list(FIRST)
+    assert len(FIRST) == 8
+    plain = {**flatten(composed()), "data": "digits", "model": "auto", "augment": "medium"}
+    for line in block:
+        key, value, meaning = re.fullmatch(r"  (\S+): (.*?) +# (\S.*)", line).groups()
+        assert yaml.safe_load(value) == plain[key]
+        assert meaning
+    assert f"  {FIRST_RUN}\n" in text
+    assert text.index(FIRST_RUN) < text.index("settings (key")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_help_of_one_group_is_a_part_of_the_whole(group):
+    alone = usage("train", GROUPS, group)
+    assert alone.startswith(f"{group}=...")
+    assert alone in usage("train", GROUPS)
+    assert alone.count("=...") == 1
+    with pytest.raises(ConfigError, match=r"the groups are augment, data"):
+        usage("train", GROUPS, f"{group}s")
 
 
 def test_the_help_shows_no_plumbing():

@@ -104,9 +104,11 @@ def split(argv: list[str], command: str = "train") -> tuple[dict[str, str], list
             )
         else:
             words.append(arg)
-    if words:
+    if words and "--help" not in flags:
         overrides += _without_keys(words, overrides, command)
     _check_flags(flags, overrides)
+    if "--help" in flags:
+        flags["--help"] = "".join(words[:1])
     return flags, overrides
 
 

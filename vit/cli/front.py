@@ -38,7 +38,7 @@ def run(command: str, job: Job) -> int:
         flags, lines = split(sys.argv[1:], command)
         groups = _groups(flags, lines)
         if "--help" in flags:
-            print(usage(command, groups), end="")
+            print(usage(command, groups, flags["--help"]), end="")
         elif "--version" in flags:
             print(f"vit-train {version('vit-train')}")
         elif "--shell-completion" in flags:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vit.config.validate import config_dir
+from vit.errors import ConfigError
 
 EXAMPLES = {
     "train": (
@@ -51,6 +52,12 @@ EXAMPLES = {
         ),
     ),
 }
+FIRST = (
+    "data", "data.root", "model", "augment", "trainer.epochs", "trainer.batch_size", "optim.lr",
+    "name",
+)  # fmt: skip
+"""What a first run is told from the default one by."""
+FIRST_RUN = "vit-train data=folder data.root=~/flowers model=small trainer.epochs=30 name=flowers"
 ABOUT = {
     "train": "Train a Vision Transformer.",
     "eval": "Evaluate a trained Vision Transformer: scores, predictions, a report.",
@@ -77,31 +84,53 @@ def groups_in(*folders: Path) -> dict[str, dict[str, Path]]:
     return found
 
 
-def usage(command: str, groups: Mapping[str, Mapping[str, Path]]) -> str:
-    """The help text of `vit-<command>`, with the options of `groups`."""
+def usage(command: str, groups: Mapping[str, Mapping[str, Path]], topic: str = "") -> str:
+    """The help text of `vit-<command>`, with the options of `groups`; or of one group alone.
+
+    Raises:
+        ConfigError: there is no group `topic`.
+    """
     configs = config_dir()
     top = (configs / f"{command}.yaml").read_text(encoding="utf-8")
     settings = top.split("\n\n", 1)[1].splitlines()  # behind the defaults list
+    is_train = command == "train"
+    listed = {
+        group: _group(configs / group, options, _default(top, group))
+        for group, options in groups.items()
+        if is_train
+    }
+    if topic and is_train:
+        if topic not in listed:
+            raise ConfigError(f"--help {topic}: the groups are {', '.join(listed)}")
+        return "\n".join(listed[topic]).rstrip() + "\n"
+    takes = "[key=value ...] [--config-dir FOLDER] [-m]"
     lines = [
         ABOUT[command],
         "",
-        f"usage: vit-{command} [key=value ...] [--config-dir FOLDER] [-m]"
-        if command == "train"
-        else f"usage: vit-{command} CHECKPOINT [IMAGES ...] [key=value ...]",
+        f"usage: vit-{command} {takes if is_train else 'CHECKPOINT [IMAGES ...] [key=value ...]'}",
         "",
         "examples:",
         *(f"  {line}\n      {why}" for line, why in EXAMPLES[command]),
         "",
     ]
-    if command == "train":
+    if is_train:
         lines += ["  -m                   a sweep: every combination of comma-separated values"]
         lines += ["  --config-dir FOLDER  adds your own YAML files, laid out like the groups below"]
-        lines += ["  --cfg job            print the composed settings instead of running", ""]
+        lines += ["  --cfg job            print the composed settings instead of running"]
+        lines += ["  --help GROUP         one of the groups below alone", ""]
+        lines += ["what matters for a first run:", ""]
+        known = [*settings, *(line for group in listed.values() for line in group)]
+        for key in FIRST:
+            line = f"{key}: {_default(top, key)}  # one of {', '.join(groups.get(key, ()))}"
+            if key not in groups:
+                line = next(line for line in known if line.strip().startswith(f"{key}: "))
+            value, _, meaning = line.partition("#")
+            lines.append(f"  {value.strip():<24}#{meaning}")
+        lines += ["", f"  {FIRST_RUN}", ""]
     lines += ["settings (key: default  # meaning):", "", *(f"  {line}" for line in settings), ""]
-    if command == "train":
-        for group, options in groups.items():
-            lines += _group(configs / group, options, _default(top, group))
-    return "\n".join(lines).rstrip() + "\n"
+    return (
+        "\n".join([*lines, *(line for group in listed.values() for line in group)]).rstrip() + "\n"
+    )
 
 
 def _default(top: str, group: str) -> str:
