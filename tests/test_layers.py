@@ -23,7 +23,7 @@ LEVEL = {
         ("inference",),
         ("training", "evaluation", "export"),
         ("cli",),
-        ("api",),
+        ("api", "__main__"),
     ))
     for room in rooms
 }  # fmt: skip

@@ -157,7 +157,7 @@ def test_evaluation_is_that_of_the_command(run: vit.Run, tmp_path: Path) -> None
     [
         (lambda run: vit.train("seed=1"), r"give a list of settings: vit.train\(\['seed=1'\]\)"),
         (lambda run: vit.train(["-m", "seed=1"]), "-m is for the command line"),
-        (lambda run: vit.train(["seed=1,2"]), "seed asks for several runs; write a loop"),
+        (lambda run: vit.train(["seed=1,2"]), "seed=1,2 asks for several runs; write a loop"),
         (lambda run: vit.train(["sweep=lr_wd"]), "sweep asks for several runs"),
         (lambda run: vit.train(["model.dpeth=3"]), "did you mean model.depth"),
         (lambda run: vit.train(["data=cifar"]), "did you mean cifar10"),

@@ -85,8 +85,11 @@ def test_a_path_that_only_begins_like_a_quote_or_a_list(path):
     assert parsed(f"data.root={path}")[1] == path
 
 
-def test_a_folder_with_an_equals_sign_stays_with_its_option():
-    assert split(["--config-dir", "./my=configs"]) == (["--config-dir", "./my=configs"], [])
+def test_a_folder_with_an_equals_sign_stays_with_its_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my=configs").mkdir()
+    for flag in (["--config-dir", "./my=configs"], ["-cd=./my=configs"]):
+        assert split(flag) == ({"--config-dir": "./my=configs"}, [])
 
 
 @pytest.mark.parametrize("value", ["a=b", "(1)", "it's", "1e-3", "[1,2]", "{a:1}", "1,2"])
@@ -139,18 +142,17 @@ def test_a_folder_that_is_called_like_an_option_changes_nothing(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "argument", ["hydra.verbose=true", "hydra/launcher=basic", "model@other=small"]
+    "argument", ["hydra.launcher.n_jobs=2", "hydra/launcher=basic", "model@other=small"]
 )
 def test_hydras_own_words_are_left_alone(argument):
     assert prepare([argument], GROUPS) == [argument]
-    assert split(["~optim.lr"]) == (["~optim.lr"], [])
 
 
 def test_unknown_keys_reach_the_checks():
     assert prepare(["nonsense.key=1"], GROUPS) == ["++nonsense.key=1"]
 
 
-@pytest.mark.parametrize("flag", ["--epochs", "--epochs=10", "-x", "--lr", "-mm", "--Help"])
+@pytest.mark.parametrize("flag", ["--faster", "--faster=10", "-x", "-mm", "--Help"])
 def test_an_option_that_does_not_exist_is_refused(flag):
     with pytest.raises(ConfigError, match=r"is no option.*key=value.*--help") as raised:
         split(["model=small", flag, "10"])
@@ -158,10 +160,56 @@ def test_an_option_that_does_not_exist_is_refused(flag):
 
 
 @pytest.mark.parametrize(
-    "flags", [["-m"], ["--multirun"], ["--cfg", "job"], ["--config-dir", "mine"], ["-cd=mine"]]
+    ("given_", "flags"),
+    [
+        (["-m"], {"--multirun": ""}), (["--multirun"], {"--multirun": ""}),
+        (["--cfg", "job"], {"--cfg": "job"}), (["--config-dir", "/"], {"--config-dir": "/"}),
+        (["-cd=/"], {"--config-dir": "/"}), (["-i"], {"--info": ""}),
+        (["-i", "plugins"], {"--info": "plugins"}),
+    ],
+)  # fmt: skip
+def test_hydras_options_are_told_from_overrides(given_, flags):
+    assert split(["seed=1", *given_, "model=small"]) == (flags, ["seed=1", "model=small"])
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides"),
+    [
+        (["run"], ["checkpoint=run"]),
+        (["run", "a.jpg", "top=1"], ["top=1", "checkpoint=run", "images=a.jpg"]),
+        (["run", "a b", "it's"], ["checkpoint=run", "images=['a b','it\\'s']"]),
+        (["a", "checkpoint=run"], ["checkpoint=run", "images=a"]),
+        (["run", "images=a"], ["images=a", "checkpoint=run"]),
+        (["./a=b", "~/x"], ["checkpoint=./a=b", "images=~/x"]),
+    ],
 )
-def test_hydras_options_are_told_from_overrides(flags):
-    assert split(["seed=1", *flags, "model=small"]) == (flags, ["seed=1", "model=small"])
+def test_a_model_and_images_are_known_by_their_order(words, overrides):
+    assert split(words, "predict") == ({}, overrides)
+
+
+@pytest.mark.parametrize("words", [["--help", "model"], ["model", "-h"], ["seed=1", "-h", "model"]])
+def test_help_of_a_group(words):
+    assert split(words)[0] == {"--help": "model"}
+
+
+def test_what_is_one_too_many_is_named():
+    with pytest.raises(ConfigError, match=r"^b is one too many"):
+        split(["checkpoint=run", "b", "images=a"], "explain")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lr", "1e-3"], "optim.lr=0.001"), (["--lr=1e-3"], "optim.lr=0.001"),
+        (["--lr", "model=small"], "optim.lr=<value>"), (["--lr", "-m"], "optim.lr=<value>"),
+        (["-b", "64"], "trainer.batch_size=64"), (["--drop-path", "0.1"], "model.drop_path=0.1"),
+        (["--compile", "true"], "trainer.compile=true"), (["--seed", "1"], "seed=1"),
+    ],
+)  # fmt: skip
+def test_an_option_of_another_trainer_is_told_as_a_setting(words, said):
+    with pytest.raises(ConfigError) as raised:
+        split(words)
+    assert str(raised.value).endswith(f" here: {said}")
 
 
 def test_prepared_arguments_parse_in_one_piece():
@@ -185,13 +233,13 @@ def test_the_last_value_counts():
     ("argument", "options"),
     [
         ("model=small", ["small"]), ("model=tiny,'a/b',7", ["tiny", "a/b", "7"]),
-        ("model=7", ["7"]), ("model=null", ["null"]), ("model=glob(*)", []),
+        ("model=7", ["7"]), ("model=null", ["null"]), ("model=glob(s*)", ["small"]),
         ("model=null,a", ["null", "a"]),
         ("model=~/my models", ["~/my models"]), ("model=./x(1)", ["./x(1)"]), ("data=x", []),
     ],
 )  # fmt: skip
 def test_which_options_of_a_group_are_picked(argument, options):
-    assert Overrides(prepare([argument], GROUPS)).choices("model") == options
+    assert Overrides(prepare([argument], GROUPS)).choices("model", ["small", "tiny"]) == options
 
 
 @pytest.mark.parametrize("value", ["[a,b]", "{a:1}"])

@@ -92,7 +92,7 @@ def test_errors_are_one_line(finished: Path, tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be(changes: dict[str, object], words: str) -> None:
     plain = load_yaml((config_dir() / "explain.yaml").read_text(), "explain.yaml")
-    del plain["defaults"], plain["hydra"]
+    del plain["defaults"]
     plain |= {"checkpoint": "run", "images": "photos"}
     assert checked(ExplainConfig, {**plain, "class": "rose"}).class_ == "rose"
     with pytest.raises(ConfigError, match=words):

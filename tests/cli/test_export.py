@@ -43,7 +43,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def settings(**changes: object) -> dict[str, object]:
     """The defaults of vit-export with `changes`, for its checks."""
     plain = load_yaml((config_dir() / "export.yaml").read_text(), "export.yaml")
-    del plain["defaults"], plain["hydra"]
+    del plain["defaults"]
     return {**plain, "checkpoint": "run", **changes}
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from commands import SMALL, run
 from pictures import noise, save, write
+
+from vit.config.commands import SCHEMAS
 
 LEFT_OUT = "left out: 2 .heic, 1 special (a pipe, device or the like)"
 EMPTY = "Valid has no image of c; test has no image of a: support 0"
@@ -68,3 +73,27 @@ def test_flat_folders_are_labelled_and_not_scored(place: Path) -> None:
     done = run("explain", *flat, "output=seen", cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "warning: left out: 1 special (a pipe, device or the like)\n"
+
+
+def test_runs_are_asked_for_with_keys_too(finished: Path, tmp_path: Path) -> None:
+    given = run("runs", str(finished.parent), "--csv", cwd=tmp_path)
+    keys = run("runs", f"folder={finished.parent}", "csv=true", "html=a.html", cwd=tmp_path)
+    assert (given.returncode, keys.returncode) == (0, 0), keys.stderr
+    assert given.stdout == keys.stdout
+    assert (tmp_path / "a.html").is_file()
+    for slip in ("fodler=x", "csv=maybe"):
+        done = run("runs", slip, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"vit-runs: {slip} is no setting; there are folder=, csv=true and html=<file>\n"
+        )
+    assert run("runs", "--version", cwd=tmp_path).stdout.startswith("vit-train ")
+
+
+def test_the_package_lists_its_commands(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vit"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in (*SCHEMAS, "runs"):
+        assert re.search(rf"^vit-{command} +[A-Z].*\.$", done.stdout, re.M)

@@ -35,7 +35,7 @@ HOSTILE = 'a,"b"\n\r=c\udcff\x1b[1m.png'
 def settings(**changes: object) -> dict[str, object]:
     """The defaults of vit-predict with `changes`, for its checks."""
     plain = load_yaml((config_dir() / "predict.yaml").read_text(), "predict.yaml")
-    del plain["defaults"], plain["hydra"]
+    del plain["defaults"]
     return {**plain, "checkpoint": "run", "images": "photos", **changes}
 
 
@@ -75,6 +75,17 @@ def test_labels_are_those_of_vit_eval(finished: Path, digits: Path) -> None:
         assert {p["label"] for p in ours["predictions"]} == set("0123456789")
     with Image.open(digits / "made" / "sheet.PNG") as sheet:  # 6 x 5 thumbnails of 128 px
         assert (768 < sheet.width < 900, 640 < sheet.height < 900) == (True, True)
+
+
+def test_a_model_and_images_need_no_keys(finished: Path, digits: Path) -> None:
+    images = ["in/0/0.png", "in/1/2.png"]
+    by_key = run(
+        "predict", f"checkpoint={finished}", f"images=[{','.join(images)}]", "top=1", cwd=digits
+    )
+    by_order = run("predict", str(finished), *images, "top=1", cwd=digits)
+    assert by_order.returncode == 0, by_order.stderr
+    assert by_order.stdout == by_key.stdout
+    assert len(by_order.stdout.splitlines()) == 3
 
 
 def test_only_labels_go_to_standard_output_and_bad_images_are_named(

@@ -3,11 +3,12 @@
 import re
 
 import pytest
+import yaml
 from composing import KEYS, composed, problems, put
 
 from vit.cli.argv import prepare, split
 from vit.cli.overrides import Overrides
-from vit.cli.usage import EXAMPLES, groups_in, usage
+from vit.cli.usage import EXAMPLES, FIRST, FIRST_RUN, groups_in, usage
 from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.rules import registry_names
 from vit.config.validate import (
@@ -20,6 +21,7 @@ from vit.config.validate import (
     to_plain,
 )
 from vit.data.sources.registry import SOURCES
+from vit.errors import ConfigError
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
 from vit.optim.build import OPTIMIZERS
@@ -57,13 +59,13 @@ def test_the_groups_are_those_of_the_schema():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
 def test_every_option_is_listed_with_what_it_is(group, option):
-    section = usage("train", config_dir()).split(f"\n{group}=...", 1)[1].split("=...")[0]
+    section = usage("train", GROUPS).split(f"\n{group}=...", 1)[1].split("=...")[0]
     assert re.search(rf"^  {option} +\S", section, re.M)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_is_explained_in_the_help(key):
-    text = usage("train", config_dir())
+    text = usage("train", GROUPS)
     assert re.search(rf"^ +{re.escape(key)}: \S.* # \S", text, re.M)
 
 
@@ -72,29 +74,52 @@ def test_every_key_is_explained_in_the_help(key):
     [(command, key) for command, schema in USES.items() for key in legal_keys(schema)],
 )
 def test_every_key_of_the_other_commands_is_explained_in_the_help(command, key):
-    assert re.search(rf"^ +{key.split('.')[-1]}: \S.* # ", usage(command, config_dir()), re.M)
+    assert re.search(rf"^ +{key.split('.')[-1]}: \S.* # ", usage(command, GROUPS), re.M)
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_the_help_has_five_examples_that_name_only_what_exists(command):
-    text = usage(command, config_dir())
+    text = usage(command, GROUPS)
     assert len(EXAMPLES[command]) == 5
     known = {*(legal_keys(USES[command]) if command in USES else KEYS), *GROUPS}
     for line, why in EXAMPLES[command]:
         assert f"  {line}\n      {why}\n" in text
         program, *arguments = line.split()
         assert program == f"vit-{command}"
-        flags, overrides = split([re.sub(r"[<>]", "", argument) for argument in arguments])
+        flags, overrides = split([re.sub(r"[<>]", "", a) for a in arguments], command)
         Overrides(prepare(overrides, GROUPS))
-        assert set(flags) <= {"-m"}
-        for key, equals, option in (a.partition("=") for a in arguments if a != "-m"):
-            assert equals
+        assert set(flags) <= {"--multirun"}
+        for key, _, option in (override.partition("=") for override in overrides):
             assert key in known
             assert option in GROUPS.get(key, [option])
 
 
+def test_the_help_starts_with_what_matters_for_a_first_run():
+    text = usage("train", GROUPS)
+    block = text.split("what matters for a first run:\n\n", 1)[1].split("\n\n")[0].splitlines()
+    assert [line.split(":")[0].strip() for line in block] == list(FIRST)
+    assert len(FIRST) == 8
+    plain = {**flatten(composed()), "data": "digits", "model": "auto", "augment": "medium"}
+    for line in block:
+        key, value, meaning = re.fullmatch(r"  (\S+): (.*?) +# (\S.*)", line).groups()
+        assert yaml.safe_load(value) == plain[key]
+        assert meaning
+    assert f"  {FIRST_RUN}\n" in text
+    assert text.index(FIRST_RUN) < text.index("settings (key")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_help_of_one_group_is_a_part_of_the_whole(group):
+    alone = usage("train", GROUPS, group)
+    assert alone.startswith(f"{group}=...")
+    assert alone in usage("train", GROUPS)
+    assert alone.count("=...") == 1
+    with pytest.raises(ConfigError, match=r"the groups are augment, data"):
+        usage("train", GROUPS, f"{group}s")
+
+
 def test_the_help_shows_no_plumbing():
-    text = usage("train", config_dir())
+    text = usage("train", GROUPS)
     assert "hydra" not in text.lower()
     assert "_self_" not in text
     assert "\n  defaults:" not in text

@@ -50,7 +50,7 @@ def test_mcnemars_test_of_the_literature():
 def settings(**changes: Any) -> dict[str, Any]:
     """The defaults of vit-eval with `changes`, for its checks."""
     plain = load_yaml((config_dir() / "eval.yaml").read_text(), "eval.yaml")
-    del plain["defaults"], plain["hydra"]
+    del plain["defaults"]
     return {**plain, **changes}
 
 

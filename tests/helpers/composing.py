@@ -12,7 +12,7 @@ from vit.config.resolve import fit_to_data
 from vit.config.validate import config_dir, legal_keys, to_config
 from vit.errors import ConfigError
 
-KEYS = legal_keys()
+KEYS = list(legal_keys())
 UNHURRIED = settings(deadline=None)
 
 

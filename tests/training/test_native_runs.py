@@ -124,7 +124,7 @@ def test_files_and_evaluation_agree_to_the_last_digit(folder: Path, whole: RunDi
 def evaluated(checkpoint: Path, size: int | list[int], output: Path) -> dict[str, Any]:
     """metrics.json of an evaluation at another image size."""
     plain = load_yaml((config_dir() / "eval.yaml").read_text(), "eval.yaml")
-    del plain["defaults"], plain["hydra"]
+    del plain["defaults"]
     plain["data"]["image_size"] = size
     plain |= {"checkpoint": str(checkpoint), "output": str(output), "report": False}
     evaluate(plain, Overrides([]))

@@ -95,16 +95,43 @@ def hydra_words(error: Exception) -> tuple[str, int] | None:
         if "=" not in typed:
             return NO_SETTING.format(typed), 2
         return f"{typed} cannot be read; put special characters in quotes: \"key='value'\"", 2
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        if any("--multirun" in line for line in lines):
-            return f"{lines[0].replace('++', '')}: add -m to run each value, or write [a,b]", 2
-        return f"{' '.join(lines[:5])} (see --help)", 2
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OmegaConfBaseException):
+        why = re.sub(r"^\w+ raised while .*?: ", "", lines[0]).strip('"')
+        return f"{error.full_key or 'a setting'} cannot be computed: {why} (see --help)", 2
+    if isinstance(error, HydraException):
+        return _composition_words(error, lines), 2
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
     if package in _OF_COMPOSING:  # by input that Hydra itself does not expect
         return f"the settings cannot be read: {' '.join(str(error).split())} (see --help)", 2
     return None
+
+
+def _composition_words(error: Exception, lines: list[str]) -> str:
+    """What Hydra says of the options and files that it puts together."""
+    from hydra.errors import InstantiationException, MissingConfigException
+
+    file = re.match(r"In '(?!hydra/config)(\S+/\S+)':", lines[0])
+    by = f", which {file[1]}.yaml asks for," if file else ""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
+        options = [option for option in error.options or () if not option.startswith("_")]
+        listed = f"; choose one of {', '.join(options)}" if options else ""
+        if group == "hydra/launcher":
+            listed += "; pip install 'vit-train[sweep]' brings joblib, 'vit-train[slurm]' submitit"
+        return f"{group}={name}{by} does not exist{listed}"
+    if key := re.search(r"ould not override '(.*?)'", lines[0]):
+        of = "; e.g. hydra/launcher=joblib has hydra.launcher.n_jobs" * ("launcher" in key[1])
+        return f"{key[1]}{by} is no setting that there is{of} (--help lists them)"
+    if merged := re.search(r"rror merging override \+*(.*)", lines[0]):
+        return f"{merged[1]} is no value that it takes: {str(error.__cause__).splitlines()[0]}"
+    if isinstance(error, InstantiationException):
+        why = lines[0].partition(", set env")[0]
+        return f"hydra.callbacks needs _target_=<module>.<class> for each: {why}"
+    if file:
+        return f"{file[1]}.yaml cannot be used: {' '.join(lines[1:2])} (see docs/configuration.md)"
+    return f"{' '.join(lines[:5])} (see --help)"
 
 
 _LESS_MEMORY = {

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from vit.cli.answers import errors_to_exit_code, hydra_words
-from vit.cli.argv import OPTIONAL_GROUPS, prepare, quoted, short_hash, split, without_imports
+from vit.cli.argv import OPTIONAL_GROUPS, prepare, quoted, short_hash, split
 from vit.cli.overrides import Overrides
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config import plugins
 from vit.config.validate import config_dir, legal_keys
+from vit.config.words import timm_shape
 from vit.errors import ConfigError, VitError, nearest
 
 Job = Callable[[dict[str, Any], Overrides], object]
 """Runs on plain settings and the overrides that led to them; raises typed errors."""
+Groups = Mapping[str, Mapping[str, Path]]
+"""Config groups, each with its options and their files."""
 
 
 _COMPOSING = threading.Lock()
@@ -30,22 +35,16 @@ _COMPOSING = threading.Lock()
 def run(command: str, job: Job) -> int:
     """Run `vit-<command>` on sys.argv; returns the exit code."""
     with errors_to_exit_code(command) as outcome:
-        argv = without_imports(sys.argv[1:])
-        if {"-h", "--help"} & set(argv):
-            print(usage(command, config_dir()), end="")
-            return 0
-        if "--version" in argv:
-            print(f"vit-train {version('vit-train')}")
-            return 0
-        flags, lines = split(argv)
+        flags, lines = split(sys.argv[1:], command)
         groups = _groups(flags)
-        overrides = Overrides(prepare(lines, groups))
-        if is_sweep(flags, overrides) and command != "train":
-            raise ConfigError(f"vit-{command} takes no -m; run it once for each checkpoint")
-        if is_sweep(flags, overrides) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("torchrun runs one training, not a sweep; leave out -m and sweep=")
-        _check_groups(command, overrides, groups)
-        _compose_and_run(command, job, flags, overrides)
+        if "--help" in flags:
+            print(usage(command, groups, flags["--help"]), end="")
+        elif "--version" in flags:
+            print(f"vit-train {version('vit-train')}")
+        elif "--shell-completion" in flags:
+            _complete(command, lines)
+        else:
+            _compose_and_run(command, job, flags, Overrides(prepare(lines, groups)), groups)
     return outcome[0]
 
 
@@ -63,15 +62,14 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
             raise ConfigError(f"{given!r} is no text; give settings: 'key=value'")
         if given.startswith(("-", "~")):
             raise ConfigError(f"{given} is for the command line; give settings: 'key=value'")
-    _, lines = split(without_imports(list(overrides)))
-    groups = _groups([])
+    _, lines = split(list(overrides), command)
+    groups = _groups({})
     try:
         parsed = Overrides(prepare(lines, groups))
         _check_groups(command, parsed, groups)
-        several = [o.key_or_group for o in parsed.parsed if o.is_sweep_override()]
-        if several or is_sweep([], parsed):
+        if parsed.several or is_sweep({}, parsed):
             raise ConfigError(
-                f"{(several or ['sweep'])[0]} asks for several runs; write a loop, or start a "
+                f"{[*parsed.several, 'sweep'][0]} asks for several runs; write a loop, or start a "
                 f"sweep with vit-train -m"
             )
         # Hydra composes for one thread at a time.
@@ -89,10 +87,9 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
     return plain, parsed
 
 
-def is_sweep(flags: list[str], overrides: Overrides) -> bool:
+def is_sweep(flags: Mapping[str, str], overrides: Overrides) -> bool:
     """Whether the arguments ask for several runs."""
-    asked = {"-m", "--multirun"} & set(flags)
-    return bool(asked) or overrides.text("sweep") not in (None, "null")
+    return "--multirun" in flags or overrides.text("sweep") not in (None, "null")
 
 
 def sweep_folder(overrides: Overrides) -> Path:
@@ -105,11 +102,24 @@ def sweep_folder(overrides: Overrides) -> Path:
     return outputs / str(name)
 
 
-def _compose_and_run(command: str, job: Job, flags: list[str], overrides: Overrides) -> None:
-    import hydra
+def _compose_and_run(
+    command: str, job: Job, flags: dict[str, str], overrides: Overrides, groups: Groups
+) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    sweeps = is_sweep(flags, overrides)
+    if sweeps and command != "train":
+        raise ConfigError(f"vit-{command} takes no -m; run it once for each checkpoint")
+    if sweeps and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("torchrun runs one training, not a sweep; leave out -m and sweep=")
+    if sweeps and {"--cfg", "--info"} & set(flags):
+        raise ConfigError("--cfg shows the settings of one run; leave out sweep=")
+    _check_groups(command, overrides, groups)
+    if overrides.several and not sweeps:
+        raise ConfigError(
+            [f"{line} asks for several runs; add -m, or write [a,b]" for line in overrides.several]
+        )
     failure: list[Exception] = []
 
     def task(config: Any) -> None:
@@ -121,43 +131,58 @@ def _compose_and_run(command: str, job: Job, flags: list[str], overrides: Overri
         except Exception as error:
             failure.append(error)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
-    folder = sweep_folder(overrides) if is_sweep(flags, overrides) else None
-    lines = overrides.lines
+    folder = sweep_folder(overrides) if sweeps else None
+    lines = [*overrides.written_out(groups), "hydra.run.dir=.", "hydra.output_subdir=null"]
     if folder is not None:
-        if {"-c", "--cfg", "-i", "--info"} & set(flags):
-            raise ConfigError("--cfg shows the settings of one run; leave out -m and sweep=")
         job = as_sweep_job(job, folder, overrides)
-        flags = ["-m", *(flag for flag in flags if flag not in ("-m", "--multirun"))]
+        flags = {**flags, "--multirun": ""}
         lines = [*lines, f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=."]
-    before = sys.argv
-    sys.argv = [f"vit-{command}", *flags, *lines]
-    try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
-    except SweepInterrupted as stopped:
-        raise stopped.error from None
-    finally:
-        sys.argv = before
+    _start_hydra(command, flags, lines, task)
     if failure:
         raise failure[0]
     if folder is not None:
         report(folder)
 
 
-def _groups(flags: list[str]) -> dict[str, list[str]]:
+def _start_hydra(
+    command: str, flags: Mapping[str, str], lines: list[str], task: Callable[[Any], None]
+) -> None:
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
+    before = sys.argv
+    options = [f"{flag}={value}" if value else flag for flag, value in flags.items()]
+    sys.argv = [f"vit-{command}", *options, *lines]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+    except SweepInterrupted as stopped:
+        raise stopped.error from None
+    finally:
+        sys.argv = before
+
+
+def _complete(command: str, lines: list[str]) -> None:
+    """What Hydra tells a shell, without `model=_base`, which is no option."""
+    flags = {"--shell-completion": ""}
+    own = re.search(r" (?:--config-dir|-cd)[ =](\S+)", os.environ.get("COMP_LINE", ""))
+    if own and os.path.isdir(own[1]):
+        flags["--config-dir"] = own[1]
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        _start_hydra(command, flags, lines, print)
+    print(re.sub(r"\w+=_\w*\s", "", told.getvalue()), end="")
+
+
+def _groups(flags: Mapping[str, str]) -> Groups:
     """Every config group with its options, plug-ins and the user's own included."""
-    groups = groups_in(config_dir())
-    for group in (group for group in groups if plugins.KINDS.get(group) == f"{group}.name"):
-        for name in plugins.names(group):
-            _offer(group, name)
-            groups[group] = sorted({*groups[group], name})
-    own = _after(flags, "--config-dir") or _after(flags, "-cd")
-    if own and Path(own).is_dir():
-        _refuse_calls(Path(own))
-        for group, options in groups_in(Path(own)).items():
-            if group not in legal_keys():
-                groups[group] = sorted({*groups.get(group, []), *options})
-    return groups
+    own = [Path(flags["--config-dir"])] if "--config-dir" in flags else []
+    for folder in own:
+        _refuse_calls(folder)
+    legal = legal_keys()
+    found = groups_in(config_dir(), *own)
+    for group in (group for group in found if plugins.KINDS.get(group) == f"{group}.name"):
+        for name in set(plugins.names(group)) - found[group].keys():
+            found[group][name] = _offer(group, name)
+    return {group: options for group, options in found.items() if group not in legal}
 
 
 def _refuse_calls(folder: Path) -> None:
@@ -188,21 +213,22 @@ def _refuse_calls(folder: Path) -> None:
                     )
 
 
-def _offer(group: str, name: str) -> None:
-    """Let Hydra find a plug-in as an option of a group that has no YAML of its own."""
+def _offer(group: str, name: str) -> Path:
+    """Let Hydra find a plug-in as an option of a group, whose base it takes."""
     from hydra.core.config_store import ConfigStore
 
     base = "none" if group == "tracker" else "_base"
     node = {"defaults": [base], "name": name}
     fitted = {"image_size": "auto"} if group == "data" else {}
     ConfigStore.instance().store(name, {**node, **fitted}, group, provider="plug-in")
+    return config_dir() / group / f"{base}.yaml"
 
 
-def _check_groups(command: str, overrides: Overrides, groups: dict[str, list[str]]) -> None:
+def _check_groups(command: str, overrides: Overrides, groups: Groups) -> None:
     """Refuse `data=cifar`, naming what there is, and `data=~/photos`; the rest is Hydra's."""
     problems = []
     for group, options in groups.items():
-        for name in overrides.choices(group):
+        for name in overrides.choices(group, options):
             if name in options and command == "train":
                 continue
             if "/" in name or name.startswith(("~", ".")) or os.path.exists(name):
@@ -213,7 +239,7 @@ def _check_groups(command: str, overrides: Overrides, groups: dict[str, list[str
             elif name == "null" and group in OPTIONAL_GROUPS:
                 problems.append(f"{group}=null is no choice of a sweep; run it by itself")
             else:
-                close = nearest(name, options)
+                close = (group == "model" and timm_shape(name)) or nearest(name, options)
                 elsewhere = f", or {plugins.ELSEWHERE}" if group in plugins.KINDS else ""
                 hint = f" (did you mean {close}?)" if close else elsewhere
                 listed = ", ".join(options)
@@ -238,12 +264,3 @@ def _for_path(command: str, group: str, path: str) -> str:
         return f"model.weights={path}" if command == "train" else f"checkpoint={path}"
     name = Path(path).stem
     return f"--config-dir <folder> {group}={name}, with the file as <folder>/{group}/{name}.yaml"
-
-
-def _after(flags: list[str], flag: str) -> str | None:
-    for i, arg in enumerate(flags):
-        if arg == flag and i + 1 < len(flags):
-            return flags[i + 1]
-        if arg.startswith(f"{flag}="):
-            return arg.split("=", 1)[1]
-    return None

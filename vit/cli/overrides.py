@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vit.errors import ConfigError
@@ -54,13 +54,45 @@ class Overrides:
         value = override.value()
         return value if isinstance(value, str) else _behind_equals(override)
 
-    def choices(self, group: str) -> list[str]:
-        """The options that are picked of a config group; those of a `glob` are Hydra's to find.
+    @property
+    def several(self) -> list[str]:
+        """Those that ask for several runs: `model.depth=2,4`.
 
         Raises:
-            ConfigError: a list, of which Hydra would merge the options into one.
+            ConfigError: a range without steps, which a search draws from.
         """
-        from hydra.core.override_parser.types import ChoiceSweep
+        from hydra.core.override_parser.types import IntervalSweep, Override
+
+        several = []
+        for override in filter(Override.is_sweep_override, self.parsed):
+            line = str(override.input_line).lstrip("+")
+            if isinstance(override.value(), IntervalSweep):
+                raise ConfigError(
+                    f"{line} has no end of values; give some (a,b or range(0,1,0.5)), or see "
+                    f"sweep=asha_lr_wd"
+                )
+            several.append(line)
+        return several
+
+    def written_out(self, groups: Mapping[str, Collection[str]]) -> list[str]:
+        """The lines, each `glob` as the options that it means; Hydra would find `_base`, too."""
+        from hydra.core.override_parser.types import Glob
+
+        lines = []
+        for line, override in zip(self.lines, self.parsed, strict=True):
+            if isinstance(override.value(), Glob):
+                names = self.choices(override.key_or_group, groups.get(override.key_or_group, ()))
+                line = f"{line.partition('=')[0]}={','.join(names)}"
+            lines.append(line)
+        return lines
+
+    def choices(self, group: str, options: Collection[str] = ()) -> list[str]:
+        """The options that are picked of a config group that has `options`.
+
+        Raises:
+            ConfigError: a list, of which Hydra would merge the options into one; a `glob` of none.
+        """
+        from hydra.core.override_parser.types import ChoiceSweep, Glob
 
         override = self._last.get(group)
         if override is None:
@@ -69,6 +101,11 @@ class Overrides:
         if isinstance(value, ChoiceSweep):
             names = [getattr(option, "text", option) for option in value.list]
             return ["null" if name is None else str(name) for name in names]
+        if isinstance(value, Glob):
+            if found := value.filter(list(options)):
+                return found
+            wrong = f"fits none of {', '.join(options)}" if options else "is for groups of options"
+            raise ConfigError(f"{group}={_behind_equals(override)} {wrong}")
         if isinstance(value, (list, dict)):
             raise ConfigError(
                 f"{group}={_behind_equals(override)} must be one name; several are tried with -m "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from vit.artifacts.runs import Run, differing, effects, groups, read_runs
 from vit.artifacts.runs_page import runs_page
 from vit.artifacts.runs_table import effects_table, groups_table, runs_csv, runs_table
 from vit.cli.answers import errors_to_exit_code
+from vit.cli.usage import ABOUT
 from vit.errors import ConfigError
 from vit.runtime.files import prepare_file, write_atomic
 
@@ -22,12 +25,24 @@ def main() -> None:
 
 
 def compare() -> None:
-    """Print what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="vit-runs", description="Compare training runs.")
+    """Print what the command line asks for; `csv=true` is `--csv`, as in the other commands."""
+    parser = argparse.ArgumentParser(prog="vit-runs", description=ABOUT["runs"])
+    parser.add_argument("--version", action="version", version=f"vit-train {version('vit-train')}")
     parser.add_argument("folder", nargs="?", default="outputs", help="outputs/, a sweep or a run")
     parser.add_argument("--csv", action="store_true", help="print one CSV line per run instead")
     parser.add_argument("--html", metavar="FILE", help="also write a page with curves and plots")
-    args = parser.parse_args()
+    flags: list[str] = []
+    for arg in sys.argv[1:]:
+        key, _, value = arg.partition("=")
+        if not re.match(r"\w+=", arg) or Path(arg).is_dir():
+            flags.append(arg)
+        elif key in ("folder", "html"):
+            flags += ["--html"] * (key == "html") + [value]
+        elif arg in ("csv=true", "csv=false"):
+            flags += ["--csv"] * (value == "true")
+        else:
+            raise ConfigError(f"{arg} is no setting; there are folder=, csv=true and html=<file>")
+    args = parser.parse_args(flags)
     folder = Path(args.folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; give the folder of your runs")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from vit.config import plugins
+from vit.config.validate import config_dir
+from vit.errors import ConfigError
 
 EXAMPLES = {
     "train": (
@@ -16,93 +19,124 @@ EXAMPLES = {
         ("vit-train resume=outputs/<run>", "go on exactly where it was killed"),
     ),
     "eval": (
-        ("vit-eval checkpoint=outputs/<run>", "the best weights on the test set"),
-        ("vit-eval checkpoint=outputs/<run> split=val tta=flip", "validation, also mirrored"),
-        ("vit-eval checkpoint=outputs/<run> images=~/more", "another folder, the same classes"),
+        ("vit-eval outputs/<run>", "the best weights on the test set"),
+        ("vit-eval outputs/<run> split=val tta=flip", "validation, also mirrored"),
+        ("vit-eval outputs/<run> images=~/more", "another folder, the same classes"),
         (
-            "vit-eval checkpoint=outputs/<run> data.image_size=384 corruptions=true",
+            "vit-eval outputs/<run> data.image_size=384 corruptions=true",
             "larger images, and what noise, blur and other corruptions cost",
         ),
         ("vit-eval checkpoint=[outputs/<run>,outputs/<other>]", "two models on the same images"),
     ),
     "predict": (
-        ("vit-predict checkpoint=outputs/<run> images=~/photos output=labels.csv", "a folder"),
-        ("vit-predict checkpoint=outputs/<run> images='photos/**/*.jpg' top=1", "a pattern"),
-        ("vit-predict checkpoint=outputs/<run> images=rose.jpg", "a file, the answer as CSV here"),
-        ("vit-predict checkpoint=outputs/<run> images=photos output=all.jsonl", "as JSON lines"),
-        ("vit-predict checkpoint=outputs/<run> images=photos sheet=sheet.png", "as a picture too"),
+        ("vit-predict outputs/<run> ~/photos output=labels.csv", "a folder"),
+        ("vit-predict outputs/<run> 'photos/**/*.jpg' top=1", "a pattern"),
+        ("vit-predict outputs/<run> rose.jpg", "a file, the answer as CSV here"),
+        ("vit-predict outputs/<run> photos output=all.jsonl", "as JSON lines"),
+        ("vit-predict outputs/<run> photos sheet=sheet.png", "as a picture too"),
     ),
     "explain": (
-        ("vit-explain checkpoint=outputs/<run> images=rose.jpg", "where the model looks"),
-        ("vit-explain checkpoint=outputs/<run> images=photos limit=50", "the first 50 of a folder"),
-        ("vit-explain checkpoint=outputs/<run> images=rose.jpg class=tulip", "why not a tulip?"),
-        ("vit-explain checkpoint=outputs/<run> images=rose.jpg layers=true", "every head too"),
-        ("vit-explain checkpoint=outputs/<run> images=photos methods=[rollout]", "one method"),
+        ("vit-explain outputs/<run> rose.jpg", "where the model looks"),
+        ("vit-explain outputs/<run> photos limit=50", "the first 50 of a folder"),
+        ("vit-explain outputs/<run> rose.jpg class=tulip", "why not a tulip?"),
+        ("vit-explain outputs/<run> rose.jpg layers=true", "every head too"),
+        ("vit-explain outputs/<run> photos methods=[rollout]", "one method"),
     ),
     "export": (
-        ("vit-export checkpoint=outputs/<run>", "the best weights as ONNX"),
-        ("vit-export checkpoint=outputs/<run> precision=int8", "smaller, and faster on CPUs"),
-        ("vit-export checkpoint=outputs/<run> format=timm", "for timm and transformers"),
-        ("vit-export checkpoint=outputs/<run> data.image_size=288", "for larger images"),
+        ("vit-export outputs/<run>", "the best weights as ONNX"),
+        ("vit-export outputs/<run> precision=int8", "smaller, and faster on CPUs"),
+        ("vit-export outputs/<run> format=timm", "for timm and transformers"),
+        ("vit-export outputs/<run> data.image_size=288", "for larger images"),
         (
-            "vit-export checkpoint=outputs/<run> images=~/more output=flowers.onnx",
+            "vit-export outputs/<run> images=~/more output=flowers.onnx",
             "compared on another folder with the same classes, where the run's data is not",
         ),
     ),
 }
+FIRST = (
+    "data", "data.root", "model", "augment", "trainer.epochs", "trainer.batch_size", "optim.lr",
+    "name",
+)  # fmt: skip
+"""What a first run is told from the default one by."""
+FIRST_RUN = "vit-train data=folder data.root=~/flowers model=small trainer.epochs=30 name=flowers"
 ABOUT = {
     "train": "Train a Vision Transformer.",
     "eval": "Evaluate a trained Vision Transformer: scores, predictions, a report.",
     "predict": "Label images with a trained Vision Transformer.",
     "explain": "Show where in an image a trained Vision Transformer looks.",
     "export": "Write a trained Vision Transformer for other programs, and check what was written.",
+    "runs": "Compare training runs.",
 }
 
 
-def groups_in(folder: Path) -> dict[str, list[str]]:
-    """The config groups below `folder`, each with the names of its options."""
-    found = {
-        group.name: sorted(
-            f.relative_to(group).with_suffix("").as_posix()
-            for f in (*group.glob("*.yaml"), *group.glob("*/*.yaml"))
-            if not f.name.startswith("_")
-        )
-        for group in sorted(folder.iterdir())
-        if group.is_dir() and not group.name.startswith((".", "_"))
-    }
-    return {group: options for group, options in found.items() if options}
+def groups_in(*folders: Path) -> dict[str, dict[str, Path]]:
+    """The config groups below `folders`, each with its options and their files."""
+    found: dict[str, dict[str, Path]] = {}
+    for group in (group for folder in folders for group in sorted(folder.iterdir())):
+        if group.is_dir() and not group.name.startswith((".", "_")):
+            files = (*group.glob("*.yaml"), *group.glob("*/*.yaml"))
+            options = {
+                f.relative_to(group).with_suffix("").as_posix(): f
+                for f in files
+                if not f.name.startswith("_")
+            }
+            if options:
+                found[group.name] = dict(sorted({**found.get(group.name, {}), **options}.items()))
+    return found
 
 
-def usage(command: str, configs: Path) -> str:
-    """The help text of `vit-<command>`."""
+def usage(command: str, groups: Mapping[str, Mapping[str, Path]], topic: str = "") -> str:
+    """The help text of `vit-<command>`, with the options of `groups`; or of one group alone.
+
+    Raises:
+        ConfigError: there is no group `topic`.
+    """
+    configs = config_dir()
     top = (configs / f"{command}.yaml").read_text(encoding="utf-8")
-    # Between the defaults list and Hydra's own section.
-    settings = top.split("\n\n", 1)[1].split("\nhydra:", 1)[0].strip().splitlines()
+    settings = top.split("\n\n", 1)[1].splitlines()  # behind the defaults list
+    is_train = command == "train"
+    listed = {
+        group: _group(configs / group, options, _default(top, group))
+        for group, options in groups.items()
+        if is_train
+    }
+    if topic and is_train:
+        if topic not in listed:
+            raise ConfigError(f"--help {topic}: the groups are {', '.join(listed)}")
+        return "\n".join(listed[topic]).rstrip() + "\n"
+    takes = "[key=value ...] [--config-dir FOLDER] [-m]"
     lines = [
         ABOUT[command],
         "",
-        f"usage: vit-{command} [key=value ...] [--config-dir FOLDER]"
-        + (" [-m]" if command == "train" else ""),
+        f"usage: vit-{command} {takes if is_train else 'CHECKPOINT [IMAGES ...] [key=value ...]'}",
         "",
         "examples:",
         *(f"  {line}\n      {why}" for line, why in EXAMPLES[command]),
         "",
     ]
-    if command == "train":
+    if is_train:
         lines += ["  -m                   a sweep: every combination of comma-separated values"]
         lines += ["  --config-dir FOLDER  adds your own YAML files, laid out like the groups below"]
-        lines += ["  --cfg job            print the composed settings instead of running", ""]
+        lines += ["  --cfg job            print the composed settings instead of running"]
+        lines += ["  --help GROUP         one of the groups below alone", ""]
+        lines += ["what matters for a first run:", ""]
+        known = [*settings, *(line for group in listed.values() for line in group)]
+        for key in FIRST:
+            line = f"{key}: {_default(top, key)}  # one of {', '.join(groups.get(key, ()))}"
+            if key not in groups:
+                line = next(line for line in known if line.strip().startswith(f"{key}: "))
+            value, _, meaning = line.partition("#")
+            lines.append(f"  {value.strip():<24}#{meaning}")
+        lines += ["", f"  {FIRST_RUN}", ""]
     lines += ["settings (key: default  # meaning):", "", *(f"  {line}" for line in settings), ""]
-    if command == "train":
-        for group, options in groups_in(configs).items():
-            lines += _group(configs / group, options, _default(top, group))
+    lines += [line for group in listed.values() for line in group]
     if found := [
         f"  {key}={name}  ({plugins.find(kind, name).source})"
         for kind, key in plugins.KINDS.items()
         for name in plugins.names(kind)
         if command == ("export" if kind == "export" else "train")
     ]:
-        lines += ["plug-ins:", *found, ""]
+        lines += ["plug-ins:", *found]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -111,10 +145,10 @@ def _default(top: str, group: str) -> str:
     return found[1].strip() if found else "null"
 
 
-def _group(folder: Path, options: list[str], default: str) -> list[str]:
+def _group(folder: Path, options: Mapping[str, Path], default: str) -> list[str]:
     lines = [f"{folder.name}=...  (default: {default})"]
     width = max(map(len, options))
-    lines += [f"  {option:<{width}}  {_about(folder / f'{option}.yaml')}" for option in options]
+    lines += [f"  {option:<{width}}  {_about(file)}" for option, file in options.items()]
     base = folder / "_base.yaml"
     source = base if base.is_file() else folder / f"{default}.yaml"
     if source.is_file():
@@ -126,6 +160,6 @@ def _group(folder: Path, options: list[str], default: str) -> list[str]:
 
 def _about(file: Path) -> str:
     """The first comment of a YAML file that is not a Hydra directive."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     comments = (x[2:] for x in lines if x.startswith("# ") and "@package" not in x)
     return next(comments, "")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from vit.config.rules import Count, Fraction, Length, Registered, Whole, ending, not_empty
-from vit.config.schema import Place, Places, Side, height_width
+from vit.config.schema import Place, Places, RunConfig, Side, height_width
 
 Method = Annotated[str, Registered("inference/pictures.py", "METHODS")]
 Format = Annotated[str, Registered("export/formats.py", "FORMATS", "export")]
@@ -105,3 +105,10 @@ class ExportConfig:
             merge=self.merge, corruptions=False, report=False, data=self.data, device="cpu",
             output=None,
         )  # fmt: skip
+
+
+SCHEMAS: dict[str, type] = {
+    "train": RunConfig, "eval": EvalConfig, "predict": PredictConfig, "explain": ExplainConfig,
+    "export": ExportConfig,
+}  # fmt: skip
+"""The settings of each command."""

@@ -19,6 +19,7 @@ from vit.config.checks import FITTED_TO_DATA, FROM_WEIGHTS, Check
 from vit.config.rules import DurationRule, Registered, none_of
 from vit.config.run_checks import CHECKS
 from vit.config.schema import ReadConfig, RunConfig
+from vit.config.words import WORDS, timm_shape
 from vit.errors import ConfigError, nearest
 
 _NONE = type(None)
@@ -76,8 +77,11 @@ def checked(
     legal = legal_keys(schema)
     known = set(legal) | {key.rpartition(".")[0] for key in legal}
     own = tuple(f"{key}." for key in legal if key.endswith("options"))  # of plug-ins
-    given = (key for key in flatten(plain) if key not in known and not key.startswith(own))
-    problems = [_unknown(key, schema) for key in given]
+    problems = [
+        _unknown(key, value, schema)
+        for key, value in flatten(plain).items()
+        if key not in known and not key.startswith(own)
+    ]
     config: Config = _collect(schema, plain, "", values, problems)
     for check in checks:
         waiting = [key for key in FITTED_TO_DATA if values.get(key) == "auto"]
@@ -139,15 +143,41 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def legal_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of a schema, in its order."""
-    keys: list[str] = []
+def legal_keys(schema: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a schema, in its order, with its type."""
+    keys: dict[str, Any] = {}
     for name, hint in get_type_hints(schema, include_extras=True).items():
         if is_dataclass(hint):
-            keys += legal_keys(typing.cast(type, hint), f"{prefix}{name}.")
+            keys |= legal_keys(typing.cast(type, hint), f"{prefix}{name}.")
         else:
-            keys.append(prefix + _key(name))
+            keys[prefix + _key(name)] = hint
     return keys
+
+
+def in_our_words(word: str, value: Any, schema: type = RunConfig) -> str | None:
+    """What another trainer's word is called here, with its value (None: not given), in a sentence.
+
+    A value that does not fit is told with what does; None: nobody says so.
+    """
+    legal = legal_keys(schema)
+    groups = {key.partition(".")[0] for key in legal} if schema is RunConfig else set()
+    section, _, name = word.strip("-").lower().replace("-", "_").rpartition(".")
+    same = [key for key in legal if key.rpartition(".")[2] == name]
+    if section and same:  # a slip in the section
+        return None
+    said = [ours for words, ours in WORDS.items() if name in words.split()]
+    for ours in [*(f"{key}={{}}" for key in groups & {name}), *said, *(f"{k}={{}}" for k in same)]:
+        key, equals, given = ours.split()[-1].partition("=")
+        if not equals:
+            return f"{word}: {ours}"
+        if key in legal or key in groups:
+            text = ours.format("<value>" if value is None else typed(value))
+            if key == "model":
+                text = timm_shape(str(value)) or text
+            is_checked = key in legal and given == "{}" and value is not None
+            problem = _fit(value, legal[key])[1] if is_checked else None
+            return f"{word} is {key} here: {text}" + (f" {problem}" if problem else "")
+    return None
 
 
 def dump_yaml(plain: Mapping[str, Any]) -> str:
@@ -277,9 +307,9 @@ def _key(field: str) -> str:
     return field.removesuffix("_")
 
 
-def _unknown(key: str, schema: type) -> str:
-    if key == "import":
-        return "import counts on the command line alone: import=<file.py>; nothing was loaded"
+def _unknown(key: str, value: Any, schema: type) -> str:
+    if meant := in_our_words(key, value, schema):
+        return meant
     legal = legal_keys(schema)
     close = nearest(key, [*legal, *dict.fromkeys(name.partition(".")[0] for name in legal)])
     remedy = f"did you mean {close}?" if close else "--help lists all keys"
