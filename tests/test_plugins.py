@@ -171,9 +171,9 @@ def test_what_a_file_lacks_is_one_line(tmp_path: Path) -> None:
         ("optim.options.nesterof=true", "did you mean optim.options.nesterov?"),
         ("optim.options.nesterov=3", "optim.options.nesterov=3 must be true or false"),
         ("optim.options=3", "optim.options=3 must be"),
-        ("model.options.positions.base=3", "waves has no settings of its own"),
+        ("model.options.positions.base=3", "of waves: leave it out"),
         ("model.options.place.base=3", "model.options.place is no known key"),
-        ("schedule.options.x=3", "cosine has no settings of its own"),
+        ("schedule.options.x=3", "of cosine: leave it out"),
     ],
 )
 def test_settings_of_a_plug_in_are_checked(

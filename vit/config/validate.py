@@ -293,8 +293,8 @@ def _own(kind: str, name: Any, given: Any, prefix: str, problems: list[str]) -> 
         return {}
     for key in given.keys() - defaults.keys():
         close = nearest(key, defaults)
-        known = ", ".join(defaults) or "no settings of its own"
-        hint = f"did you mean {prefix}{close}?" if close else f"{name} has {known}"
+        known = f"choose one of {', '.join(defaults)}" if defaults else "leave it out"
+        hint = f"did you mean {prefix}{close}?" if close else f"of {name}: {known}"
         problems.append(f"{prefix}{key} is no known key; {hint}")
     if schema is None:
         return {}
