@@ -188,8 +188,12 @@ def test_gradients_are_averaged_once_per_step(told: list[dict[str, Any]]) -> Non
     for rank in (0, 1):
         whole, in_parts = (told[rank]["steps"][parts] for parts in (1, 2))
         for steps in (whole, in_parts):
-            assert len(steps["averaged"]) == 4
-            assert set(steps["averaged"]) == {len(steps["weights"])}
+            sums = ("allreduce_", torch.float64, 2)
+            averaged = ("allreduce_", torch.float32, len(steps["weights"]))
+            first, second, *others = steps["exchanged"]
+            assert first == [averaged, sums]
+            assert second[-2:] == [averaged, sums]  # DDP agrees on its buckets before
+            assert others == [[averaged, sums]] * 2
             assert np.array_equal(steps["weights"], told[0]["steps"][1]["weights"]) == (
                 steps is whole
             )
@@ -224,6 +228,7 @@ def sharded(folder: Path, two: RunDir) -> RunDir:
         2, *ARGS, "trainer.shard=fsdp", "trainer.epochs=1", "name=fsdp", cwd=folder
     )
     assert first.returncode == 0, first.stdout
+    assert "Warning" not in first.stdout
     found = outputs(folder, "fsdp")
     shutil.copytree(found.path, folder / "outputs" / "first")
     again = ["resume=outputs/fsdp", "trainer.epochs=2"]
@@ -249,6 +254,23 @@ def test_sharded_weights_train_alike(sharded: RunDir, two: RunDir) -> None:
                 assert b[key] == pytest.approx(a[key], rel=10 * WITHIN if key != "loss" else WITHIN)
             else:
                 assert a[key] == b[key]
+
+
+def test_shards_are_gathered_in_the_precision_of_products(told: list[dict[str, Any]]) -> None:
+    """The rest of the weights, and gradients, in fp32: what is computed is the same."""
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        whole, spread = (told[0]["shards"][precision, how] for how in ("none", "fsdp"))
+        for step in spread["exchanged"]:
+            gathered = [sent for name, *sent in step if name == "_allgather_base_"]
+            of_block = [dtype, 12 * 16**2 + 9 * 16]  # the products of dim 16, with biases
+            assert gathered.count(of_block) == 2 * 2 * 2  # blocks, forward and backward, parts
+            assert [kind for kind, n in gathered if n != of_block[1]] == [torch.float32] * 2
+            reduced = {kind for name, kind, _ in step if name == "_reduce_scatter_base_"}
+            assert reduced == {torch.float32}
+        np.testing.assert_allclose(spread["weights"], whole["weights"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(spread["losses"], whole["losses"], rtol=WITHIN)
+    exact, rounded = (told[0]["shards"][p, "fsdp"]["weights"] for p in ("fp32", "bf16"))
+    assert 1e-4 < np.abs(exact - rounded).max() < 1e-1
 
 
 def test_a_sharded_checkpoint_is_a_plain_file(folder: Path, sharded: RunDir, two: RunDir) -> None:
