@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import math
 import multiprocessing
 import os
 import pickle
@@ -28,11 +30,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+import vit.training.trainer
 from vit.artifacts.run_dir import RunDir
 from vit.cli.train import main
+from vit.config.schema import TrainerConfig
 from vit.config.validate import to_config
 from vit.data.loader import EvalLoader, TrainLoader
-from vit.data.types import Samples
+from vit.data.types import Batch, Samples
 from vit.inference.load import load_trained
 from vit.inference.predict import Predictions, predict
 from vit.runtime.device import product_dtype
@@ -170,10 +174,16 @@ def forked(size: int, target: Callable[..., None], *args: Any) -> Iterator[list[
             process.close()
 
 
-def run_together(processes: int, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `vit-train` in one or more processes; standard error is part of the output."""
+def run_together(
+    processes: int, *args: str, cwd: Path, target: Callable[..., None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `vit-train` in one or more processes; standard error is part of the output.
+
+    Args:
+        target: in place of `train`.
+    """
     file = cwd / f"said-{uuid.uuid4().hex}.txt"
-    with forked(processes, train, args, cwd, file) as started:
+    with forked(processes, target or train, args, cwd, file) as started:
         for process in started:
             process.join(120)
         codes = [process.exitcode for process in started]
@@ -195,6 +205,24 @@ def train(rank: int, size: int, port: int, args: Sequence[str], cwd: Path, said:
     }  # fmt: skip
     sys.argv = ["vit-train", *args]
     main()
+
+
+def watched(rank: int, size: int, port: int, args: Sequence[str], cwd: Path, said: Path) -> None:
+    """As `train`; what a process has exchanged since its steps began goes to `seen-<rank>`, a list
+    for each step.
+    """
+    collectives = Collectives()
+    steps: list[list[Exchanged]] = []
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        collectives.seen = []
+        steps.append(collectives.seen)
+        train_step(*args, **kwargs)
+
+    vit.training.trainer.train_step = step
+    atexit.register(lambda: (cwd / f"seen-{rank}").write_bytes(pickle.dumps(steps)))
+    with collectives:
+        train(rank, size, port, args, cwd, said)
 
 
 def experiments(size: int, folder: Path, checkpoint: Path) -> list[dict[str, Any]]:
@@ -276,6 +304,9 @@ def _agree(world: World) -> list[int]:
     return [agreement.largest(number) for number in asked]
 
 
+Exchanged = tuple[str, torch.dtype, int]
+
+
 class Collectives(TorchDispatchMode):
     """What is exchanged while it is entered: the operation, and of what it sends dtype and number.
 
@@ -285,7 +316,7 @@ class Collectives(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, torch.dtype, int]] = []
+        self.seen: list[Exchanged] = []
 
     def __torch_dispatch__(  # type: ignore[override]
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -312,7 +343,7 @@ def _steps(
     if how == "fsdp":
         shard(model, model.blocks, world, CPU, product_dtype(precision))  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=how == "none")
-    state = TrainState(model, None, optimizer, CPU)
+    state = TrainState(model, None, optimizer, CPU, world=world)
     if how == "none":
         state.forward = wrap_ddp(model, world, CPU)
     exchanged = []
@@ -324,9 +355,22 @@ def _steps(
                 loss=Loss(config), clip_norm=1.0, device=CPU,
             )  # fmt: skip
         exchanged.append(collectives.seen)
+    bad_step(state, loader.batch_at(4), world, config)
     said = predict(model, EvalLoader(_gray(19), 7, read, world), precision)
     weights = torch.cat([full_tensor(p).detach().flatten() for p in model.parameters()])
     return {
         "weights": weights.numpy(), "exchanged": exchanged, "losses": said.losses,
-        "odometer": state.metric_sums.numpy(),
+        "odometer": state.metric_sums().numpy(), "bad": state.non_finite.counts.tolist(),
     }  # fmt: skip
+
+
+def bad_step(state: TrainState, batch: Batch, world: World, config: TrainerConfig) -> None:
+    """A step in which one process has a loss that is not finite, and finite gradients."""
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return Loss(config)(logits, batch) + (math.inf if world.rank == 1 else 0.0)
+
+    train_step(
+        state, batch, 0.1, seed=0, world=world, config=config, loss=loss,  # type: ignore[arg-type]
+        clip_norm=1.0, device=CPU,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import torch
 from commands import SMALL, run
 from kill_resume import differences, metrics
 from pictures import data_config, reader, settings_of
-from together import experiments, largest_difference, run_together, torchrun, wait_until
+from together import experiments, largest_difference, run_together, torchrun, wait_until, watched
 
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
@@ -188,17 +189,39 @@ def test_gradients_are_averaged_once_per_step(told: list[dict[str, Any]]) -> Non
     for rank in (0, 1):
         whole, in_parts = (told[rank]["steps"][parts] for parts in (1, 2))
         for steps in (whole, in_parts):
-            sums = ("allreduce_", torch.float64, 2)
             averaged = ("allreduce_", torch.float32, len(steps["weights"]))
             first, second, *others = steps["exchanged"]
-            assert first == [averaged, sums]
-            assert second[-2:] == [averaged, sums]  # DDP agrees on its buckets before
-            assert others == [[averaged, sums]] * 2
+            assert first == [averaged]
+            assert second[-1:] == [averaged]  # DDP agrees on its buckets before
+            assert others == [[averaged]] * 2
             assert np.array_equal(steps["weights"], told[0]["steps"][1]["weights"]) == (
                 steps is whole
             )
         np.testing.assert_allclose(in_parts["weights"], whole["weights"], rtol=0, atol=1e-6)
         np.testing.assert_allclose(in_parts["odometer"], whole["odometer"], rtol=WITHIN)
+
+
+def test_a_loss_that_one_process_finds_not_finite_spoils_the_step_of_all(
+    told: list[dict[str, Any]],
+) -> None:
+    """It changes neither weights, which are those of four steps above, nor sums."""
+    for rank in (0, 1):
+        for steps in (*told[rank]["steps"].values(), *told[rank]["shards"].values()):
+            assert steps["bad"] == [1, 1, 1, 4]
+            assert steps["odometer"][[2, 4]].tolist() == [4 * 16, 4]
+            assert np.isfinite(steps["weights"]).all()
+
+
+def test_between_log_lines_processes_exchange_gradients_and_whether_to_stop(folder: Path) -> None:
+    args = ["trainer.steps=12", "trainer.log_every=4", "trainer.eval_every=12"]
+    args += ["trainer.epochs=null", "trainer.save_every=12", "name=watched"]
+    done = run_together(2, *ARGS, *args, cwd=folder, target=watched)
+    assert done.returncode == 0, done.stdout
+    stop = ("allreduce_", torch.int64, 1)
+    for rank in (0, 1):
+        steps = pickle.loads((folder / f"seen-{rank}").read_bytes())
+        alone = [step[1:] == [stop] for step in steps[2:]]  # before, DDP agrees on its buckets
+        assert alone == [number % 4 != 3 for number in range(2, 12)]
 
 
 @pytest.mark.parametrize("shard", ["none", "fsdp"])

@@ -210,7 +210,7 @@ def _state(
             dtype = runtime_device.product_dtype(config.trainer.precision)
             shard(spread, spread.blocks, world, device, dtype)  # type: ignore[arg-type]
     optimizer = build_optimizer(model, config.optim)
-    state = TrainState(model, ema, optimizer, device, config.trainer.precision)
+    state = TrainState(model, ema, optimizer, device, config.trainer.precision, world)
     if saved is not None:
         try:
             state.load_state_dict(saved["step"], saved["training"])

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from vit.config.saved import SavedBest
 from vit.model.vit import VisionTransformer
 from vit.optim.ema import Ema
-from vit.runtime.dist import full_tensor, shard_like, to_leader
+from vit.runtime.dist import ALONE, World, full_tensor, shard_like, to_leader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,7 @@ class TrainState:
     Attributes:
         forward: the model as it is called in training; it may average gradients over processes.
         step: optimiser steps done.
-        metric_sums: float64 (5,) on the device since the run's start, over the steps that were
-            taken: sum of losses, correct images, images, sum of gradient norms, steps.
+        own_sums: what `metric_sums` lacks, of our share of the batches; in a world of one all.
         window_starts: `metric_sums` at the last log line and at the start of the epoch.
         non_finite: the steps that had no finite loss and gradient.
         loss_scale: of an fp16 run; None: the loss is as it is.
@@ -118,14 +117,16 @@ class TrainState:
 
     def __init__(
         self, model: VisionTransformer, ema: Ema | None, optimizer: torch.optim.Optimizer,
-        device: torch.device, precision: str = "fp32",
+        device: torch.device, precision: str = "fp32", world: World = ALONE,
     ) -> None:  # fmt: skip
         self.model = model
         self.forward: nn.Module = model
         self.ema = ema
         self.optimizer = optimizer
         self.step = 0
-        self.metric_sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self._world = world
+        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self.own_sums = self._sums if world.size == 1 else torch.zeros_like(self._sums)
         self.window_starts = {"log": [0.0] * 5, "epoch": [0.0] * 5}
         self.non_finite = NonFiniteCounter(device)
         self.loss_scale = LossScale(device) if precision == "fp16" else None
@@ -147,12 +148,24 @@ class TrainState:
         assert isinstance(averaged, VisionTransformer)
         return averaged
 
+    def metric_sums(self) -> Tensor:
+        """Over the steps that were taken since the run's start: sum of losses, correct images,
+        images, sum of gradient norms, steps; float64 (5,) on the device.
+
+        Asked by all processes together, as is what is made of it.
+        """
+        if self.own_sums is not self._sums:
+            self._world.all_reduce(self.own_sums[:3])  # norms and steps are the same in each
+            self._sums += self.own_sums
+            self.own_sums.zero_()
+        return self._sums
+
     def window_means(self, window: str, *, reset: bool) -> dict[str, float]:
         """Means over the steps of a window (`log`, `epoch`): loss, top1 (percent) and grad_norm.
 
         Of no finite step at all they are not a number. With `reset` the next window starts here.
         """
-        now = self.metric_sums.tolist()
+        now = self.metric_sums().tolist()
         before = self.window_starts[window]
         if reset:
             self.window_starts[window] = now
@@ -166,7 +179,7 @@ class TrainState:
             "model": weights_of(self.model),
             "ema": weights_of(self.ema.model) if self.ema is not None else None,
             "optimizer": tree_map_only(Tensor, to_leader, self.optimizer.state_dict()),
-            "odometer": self.metric_sums.cpu(),
+            "odometer": self.metric_sums().cpu(),
             "marks": self.window_starts,
             "bad": self.non_finite.counts.cpu(),
             "best": asdict(self.best) if self.best is not None else None,
@@ -192,7 +205,7 @@ class TrainState:
         if self.ema is not None:
             set_weights(self.ema.model, saved["ema"])
         self._load_optimizer(saved["optimizer"])
-        self.metric_sums.copy_(saved["odometer"])
+        self._sums.copy_(saved["odometer"])
         self.window_starts = {name: list(values) for name, values in saved["marks"].items()}
         self.non_finite.counts.copy_(saved["bad"])
         self.best = Best(**saved["best"]) if saved["best"] is not None else None
