@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def test_tasks_of_srun_meet_at_the_first_node(
         monkeypatch.setenv(key, value)
     _meet("gloo")
     assert (met["rank"], met["world_size"]) == (4, 6)
+    assert met["timeout"] >= timedelta(hours=6)  # one makes the image cache while others wait
     assert os.environ["MASTER_ADDR"] == first
     assert os.environ["MASTER_PORT"] == "23456"
 

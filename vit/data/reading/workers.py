@@ -287,14 +287,19 @@ def without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def worker_count(workers: int | str, processes: int = 1) -> int:
-    """`auto` is one per processor that each of `processes` on this machine may use, at most 16."""
+def worker_count(workers: int | str, processes: int = 1, *, alone: bool = False) -> int:
+    """`auto` is one per processor that each of `processes` on this machine may use, at most 16.
+
+    Args:
+        alone: one has workers, for whom the others wait: as many as all of them would have
+            together, of `auto` one per processor.
+    """
     if isinstance(workers, int):
-        return workers
+        return workers * processes if alone else workers
     available = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    return max(1, min(available // processes, 16))
+    return available if alone else max(1, min(available // processes, 16))
 
 
 def _start_worker(turn: Any, boards: list[Any]) -> None:
