@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_char
 from dataclasses import dataclass
@@ -174,9 +174,16 @@ class WorkerPool:
         self, pool: ProcessPoolExecutor, job: Callable[[Item], Result], item: Item
     ) -> Future[Result]:
         """Submit to a pool that may start a worker for it, which has no time limit of its own."""
-        starting = ThreadPoolExecutor(1)
-        submitted = starting.submit(pool.submit, job, item)
-        starting.shutdown(wait=False)
+        submitted: Future[Future[Result]] = Future()
+
+        def start() -> None:
+            try:
+                submitted.set_result(pool.submit(job, item))
+            except BaseException as error:
+                submitted.set_exception(error)
+
+        # An executor that a signal interrupts as it starts a thread would wait for it for ever.
+        threading.Thread(target=start, daemon=True).start()
         try:
             return submitted.result(_STARTING)
         except TimeoutError:
