@@ -1,4 +1,4 @@
-"""What holds on a GPU: bits, waits, kernels, speed, a run; part by part, each written when it ends.
+"""What holds on a GPU: bits, waits, kernels, speed, NCCL, a run; each part written when it ends.
 
     python scripts/bench_gpu.py --cifar ~/cifar10-jpeg      # goes on with what docs/gpu.json lacks
     python scripts/bench_gpu.py --parts waits parity        # these again
@@ -12,18 +12,24 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 import yaml
+from bench_step import SHAPES, Shape, our_model, ours
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
 from vit.config.schema import AugmentConfig, OptimConfig, TrainerConfig
 from vit.config.validate import config_dir
@@ -35,10 +41,16 @@ from vit.model.positions import POSITIONS
 from vit.model.vit import VisionTransformer
 from vit.optim.build import OPTIMIZERS, build_optimizer
 from vit.runtime.console import commit, versions
-from vit.runtime.device import best_precision, describe, matrix_rate, select_device
-from vit.runtime.dist import ALONE
+from vit.runtime.device import (
+    best_precision,
+    describe,
+    matrix_rate,
+    product_dtype,
+    select_device,
+)
+from vit.runtime.dist import ALONE, World, shard
 from vit.training.loss import Loss
-from vit.training.state import TrainState
+from vit.training.state import TrainState, flops_per_image
 from vit.training.step import train_step
 
 HERE = Path(__file__).resolve().parent
@@ -151,9 +163,7 @@ def parity(device: torch.device, cifar: str | None) -> Found:
 def attention(device: torch.device, cifar: str | None) -> Found:
     """Milliseconds forward and backward of (64, 6, 197, 64), and whether gradients are finite."""
     found: Found = {}
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
-        best_precision(device), torch.float32
-    )
+    dtype = product_dtype(best_precision(device))
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
                     SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH):  # fmt: skip
         qkv = [torch.randn(64, 6, 197, 64, device=device, dtype=dtype, requires_grad=True)
@@ -212,9 +222,101 @@ def checkpoints(device: torch.device, cifar: str | None) -> Found:
         return {"test_top1": own["test_top1"], "on the CPU": again["top1"]}
 
 
-def steps(device: torch.device, cifar: str | None) -> Found:
-    """Images per second of S/16 and B/16, eager and compiled, ours and the peers'."""
-    done = command([str(HERE / "bench_step.py"), "--shapes", "S/16", "B/16", "--repetitions", "2"])
+def shape_of(name: str) -> Shape:
+    """The shape whose name begins so."""
+    return next(shape for shape in SHAPES if shape.name.startswith(name))
+
+
+def speed(name: str, device: torch.device, cifar: str | None) -> Found:
+    """Our step at a shape, eager and compiled: images per second, memory, and MFU: the share that
+    the model's operations are of the measured rate of large products.
+    """
+    shape, precision = shape_of(name), best_precision(device)
+    images, labels = noise(shape, device)
+    flops = 3 * flops_per_image(our_model(shape))
+    rate = matrix_rate(device, precision)
+    found: Found = {"precision": precision, "batch": len(images)}
+    for mode in ("eager", "compiled"):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            step = ours(shape, precision, mode == "compiled", device, images, labels)
+            per_second = len(images) / timed(device, step, repetitions(device))
+        except RuntimeError as error:  # no room, or no compiler: the other mode goes on
+            found[mode] = str(error).splitlines()[0]
+            continue
+        found[mode] = {"images/s": round(per_second, 1), "MFU": round(flops * per_second / rate, 4)}
+        if device.type == "cuda":
+            found[mode]["GB"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
+        del step
+    return found
+
+
+def noise(shape: Shape, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of a shape that is timed: images and labels."""
+    batch = shape.gpu_batch if device.type == "cuda" else shape.batch
+    images = torch.randn(batch, 3, shape.image_size, shape.image_size, device=device)
+    return images, torch.randint(shape.classes, (batch,), device=device)
+
+
+def repetitions(device: torch.device) -> int:
+    """How often a large step is timed."""
+    return 20 if device.type == "cuda" else 2
+
+
+def processes(device: torch.device, cifar: str | None) -> Found:
+    """Images per second of S/16 under torchrun, one process per GPU, gradients averaged (DDP) or
+    weights spread (FSDP) by NCCL; one GPU alone still goes through both. Without a GPU: two
+    processes, by gloo.
+    """
+    count = torch.cuda.device_count() if device.type == "cuda" else 2
+    told = json.dumps(asdict(shape_of("S/16")))
+    done = command(
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", __file__,
+         "--device", device.type, "--play", told]
+    )  # fmt: skip
+    if done.returncode:  # said by a process before torchrun sums it up
+        said = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
+        return {"failed": "\n".join(said)[-500:] or done.stderr[-500:]}
+    found: Found = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def play(kind: str, shape: Shape) -> None:
+    """One process of torchrun's; the first prints what was found."""
+    rank, size, place = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    world, device = World(rank, size, place, size), select_device(kind, place)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend)
+    precision = best_precision(device)
+    images, labels = noise(shape, device)
+    batch = Batch(images, labels, F.one_hot(labels, shape.classes).float())
+    whole = size * len(images)
+    config = TrainerConfig(**settings("trainer", "default", precision=precision, batch_size=whole))
+    optim = OptimConfig(**settings("optim", "adamw", lr=1e-3, other_lr=1e-3))
+    found: Found = {"processes": size, "backend": backend, "precision": precision, "batch": whole}
+    for how in ("ddp", "fsdp"):
+        model = our_model(shape).to(device)
+        if how == "fsdp":
+            shard(model, model.blocks, world, device, product_dtype(precision))
+        state = TrainState(model, None, build_optimizer(model, optim), device, world=world)
+        if how == "ddp":  # also in a world of one, where a run does without
+            state.forward = DistributedDataParallel(model)
+        step = partial(
+            train_step, state, batch, 1e-3, seed=0, world=world, config=config, loss=Loss(config),
+            clip_norm=1.0, device=device,
+        )  # fmt: skip
+        found[f"{how}, images/s"] = round(whole / timed(device, step, repetitions(device)), 1)
+    dist.destroy_process_group()
+    if world.is_main:
+        print(json.dumps(found), flush=True)
+
+
+def peers(name: str, device: torch.device, cifar: str | None) -> Found:
+    """Images per second of a shape, eager and compiled, ours and the peers'."""
+    done = command([str(HERE / "bench_step.py"), "--shapes", name, "--repetitions", "1"])
     return {"exit code": done.returncode, "measured": done.stdout.splitlines()}
 
 
@@ -250,7 +352,9 @@ def command(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 PARTS: dict[str, Callable[[torch.device, str | None], Found]] = {
     "waits": waits, "parity": parity, "attention": attention, "checkpoints": checkpoints,
-    "cifar10_1min": one_minute, "resume": resume, "steps": steps,
+    "S/16": partial(speed, "S/16"), "B/16": partial(speed, "B/16"), "torchrun": processes,
+    "cifar10_1min": one_minute, "resume": resume, "peers, S/16": partial(peers, "S/16"),
+    "peers, B/16": partial(peers, "B/16"),
 }  # fmt: skip
 
 
@@ -261,7 +365,11 @@ def main() -> int:
     parser.add_argument("--cifar", help="folder with train/ and val/ of CIFAR-10's files")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--play", metavar="SHAPE", help="be a process of the part `torchrun`")
     args = parser.parse_args()
+    if args.play:
+        play(args.device, Shape(**json.loads(args.play)))
+        return 0
     device = select_device(args.device)
     known = json.loads(args.out.read_text()) if args.out.is_file() else {}
     about = {

@@ -140,5 +140,5 @@ def test_steps_need_no_float64(optimizer):
     batch = Batch(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]), targets)
     with NoFloat64():
         step(state, [batch, batch], CPU)
-    assert state.metric_sums.dtype == torch.float64
-    assert state.metric_sums[[2, 4]].tolist() == [8, 2]
+    assert state.metric_sums().dtype == torch.float64
+    assert state.metric_sums()[[2, 4]].tolist() == [8, 2]

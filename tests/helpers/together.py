@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import math
 import multiprocessing
 import os
 import pickle
@@ -23,17 +25,22 @@ import torch
 import torch.distributed as dist
 from kill_resume import metrics
 from pictures import CPU, array_samples, augmentation, reader
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+import vit.training.trainer
 from vit.artifacts.run_dir import RunDir
 from vit.cli.train import main
+from vit.config.schema import TrainerConfig
 from vit.config.validate import to_config
 from vit.data.loader import EvalLoader, TrainLoader
-from vit.data.types import Samples
+from vit.data.types import Batch, Samples
 from vit.inference.load import load_trained
 from vit.inference.predict import Predictions, predict
-from vit.runtime.dist import AsyncMax, World, wrap_ddp
+from vit.runtime.device import product_dtype
+from vit.runtime.dist import AsyncMax, World, full_tensor, shard, wrap_ddp
 from vit.training.loss import Loss
 from vit.training.state import TrainState
 from vit.training.step import train_step
@@ -167,10 +174,16 @@ def forked(size: int, target: Callable[..., None], *args: Any) -> Iterator[list[
             process.close()
 
 
-def run_together(processes: int, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `vit-train` in one or more processes; standard error is part of the output."""
+def run_together(
+    processes: int, *args: str, cwd: Path, target: Callable[..., None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `vit-train` in one or more processes; standard error is part of the output.
+
+    Args:
+        target: in place of `train`.
+    """
     file = cwd / f"said-{uuid.uuid4().hex}.txt"
-    with forked(processes, train, args, cwd, file) as started:
+    with forked(processes, target or train, args, cwd, file) as started:
         for process in started:
             process.join(120)
         codes = [process.exitcode for process in started]
@@ -192,6 +205,24 @@ def train(rank: int, size: int, port: int, args: Sequence[str], cwd: Path, said:
     }  # fmt: skip
     sys.argv = ["vit-train", *args]
     main()
+
+
+def watched(rank: int, size: int, port: int, args: Sequence[str], cwd: Path, said: Path) -> None:
+    """As `train`; what a process has exchanged since its steps began goes to `seen-<rank>`, a list
+    for each step.
+    """
+    collectives = Collectives()
+    steps: list[list[Exchanged]] = []
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        collectives.seen = []
+        steps.append(collectives.seen)
+        train_step(*args, **kwargs)
+
+    vit.training.trainer.train_step = step
+    atexit.register(lambda: (cwd / f"seen-{rank}").write_bytes(pickle.dumps(steps)))
+    with collectives:
+        train(rank, size, port, args, cwd, said)
 
 
 def experiments(size: int, folder: Path, checkpoint: Path) -> list[dict[str, Any]]:
@@ -218,6 +249,10 @@ def _take_part(rank: int, size: int, port: int, folder: Path, checkpoint: Path) 
                 told["no array"] = _no_array(world)
                 told["agreement"] = _agree(world)
                 told["steps"] = {parts: _steps(world, checkpoint, parts) for parts in (1, 2)}
+                told["shards"] = {
+                    (precision, shard): _steps(world, checkpoint, 2, precision, shard)
+                    for precision in ("fp32", "bf16") for shard in ("none", "fsdp")
+                }  # fmt: skip
             if now > 1:
                 dist.destroy_process_group()
     (folder / f"rank-{rank}").write_bytes(pickle.dumps(told))
@@ -269,27 +304,73 @@ def _agree(world: World) -> list[int]:
     return [agreement.largest(number) for number in asked]
 
 
-def _steps(world: World, checkpoint: Path, accumulate: int) -> dict[str, Any]:
-    """Four steps of training: the weights, and how often gradients were averaged."""
+Exchanged = tuple[str, torch.dtype, int]
+
+
+class Collectives(TorchDispatchMode):
+    """What is exchanged while it is entered: the operation, and of what it sends dtype and number.
+
+    Attributes:
+        seen: in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Exchanged] = []
+
+    def __torch_dispatch__(  # type: ignore[override]
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # what it asks for itself is seen next
+        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__:
+            sent = max(tree_leaves(args), key=lambda a: a.numel() if hasattr(a, "numel") else -1)
+            self.seen.append((func.__name__.partition(".")[0], sent.dtype, sent.numel()))
+        return func(*args, **(kwargs or {}))
+
+
+def _steps(
+    world: World, checkpoint: Path, accumulate: int, precision: str = "fp32", how: str = "none"
+) -> dict[str, Any]:
+    """Four steps of training: the weights, what was exchanged, what evaluation then says."""
     trained = load_trained(checkpoint, CPU, print)
-    config = replace(to_config(trained.config).trainer, batch_size=16, accumulate=accumulate)
-    loader = TrainLoader(
-        _gray(40), 10, 16, augmentation("strong"), "none", 0, reader((8, 8), 1), world
+    config = replace(
+        to_config(trained.config).trainer, batch_size=16, accumulate=accumulate, precision=precision
     )
-    optimizer = torch.optim.SGD(trained.model.parameters(), lr=0.1, fused=True)
-    state = TrainState(trained.model, None, optimizer, CPU)
-    state.forward = wrap_ddp(state.model, world, CPU)
-    averaged = []
-
-    def hook(group, bucket):  # type: ignore[no-untyped-def]  # torch reads annotations
-        averaged.append(bucket.buffer().numel())
-        return allreduce_hook(group, bucket)
-
-    state.forward.register_comm_hook(None, hook)  # type: ignore[operator]
+    read = reader((8, 8), 1)
+    loader = TrainLoader(_gray(40), 10, 16, augmentation("strong"), "none", 0, read, world)
+    model = trained.model
+    if how == "fsdp":
+        shard(model, model.blocks, world, CPU, product_dtype(precision))  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=how == "none")
+    state = TrainState(model, None, optimizer, CPU, world=world)
+    if how == "none":
+        state.forward = wrap_ddp(model, world, CPU)
+    exchanged = []
     for step in range(4):
-        train_step(
-            state, loader.batch_at(step), 0.1, seed=0, world=world, config=config,
-            loss=Loss(config), clip_norm=1.0, device=CPU,
-        )  # fmt: skip
-    weights = torch.cat([p.detach().flatten() for p in state.model.parameters()])
-    return {"weights": weights.numpy(), "averaged": averaged, "odometer": state.metric_sums.numpy()}
+        batch = loader.batch_at(step)
+        with Collectives() as collectives:
+            train_step(
+                state, batch, 0.1, seed=0, world=world, config=config,
+                loss=Loss(config), clip_norm=1.0, device=CPU,
+            )  # fmt: skip
+        exchanged.append(collectives.seen)
+    bad_step(state, loader.batch_at(4), world, config)
+    said = predict(model, EvalLoader(_gray(19), 7, read, world), precision)
+    weights = torch.cat([full_tensor(p).detach().flatten() for p in model.parameters()])
+    return {
+        "weights": weights.numpy(), "exchanged": exchanged, "losses": said.losses,
+        "odometer": state.metric_sums().numpy(), "bad": state.non_finite.counts.tolist(),
+    }  # fmt: skip
+
+
+def bad_step(state: TrainState, batch: Batch, world: World, config: TrainerConfig) -> None:
+    """A step in which one process has a loss that is not finite, and finite gradients."""
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return Loss(config)(logits, batch) + (math.inf if world.rank == 1 else 0.0)
+
+    train_step(
+        state, batch, 0.1, seed=0, world=world, config=config, loss=loss,  # type: ignore[arg-type]
+        clip_norm=1.0, device=CPU,
+    )  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from commands import SMALL, run
 from kill_resume import differences, metrics
 from pictures import data_config, reader, settings_of
-from together import experiments, largest_difference, run_together, torchrun, wait_until
+from together import experiments, largest_difference, run_together, torchrun, wait_until, watched
 
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
@@ -157,6 +159,7 @@ def test_tasks_of_srun_meet_at_the_first_node(
         monkeypatch.setenv(key, value)
     _meet("gloo")
     assert (met["rank"], met["world_size"]) == (4, 6)
+    assert met["timeout"] >= timedelta(hours=6)  # one makes the image cache while others wait
     assert os.environ["MASTER_ADDR"] == first
     assert os.environ["MASTER_PORT"] == "23456"
 
@@ -188,13 +191,39 @@ def test_gradients_are_averaged_once_per_step(told: list[dict[str, Any]]) -> Non
     for rank in (0, 1):
         whole, in_parts = (told[rank]["steps"][parts] for parts in (1, 2))
         for steps in (whole, in_parts):
-            assert len(steps["averaged"]) == 4
-            assert set(steps["averaged"]) == {len(steps["weights"])}
+            averaged = ("allreduce_", torch.float32, len(steps["weights"]))
+            first, second, *others = steps["exchanged"]
+            assert first == [averaged]
+            assert second[-1:] == [averaged]  # DDP agrees on its buckets before
+            assert others == [[averaged]] * 2
             assert np.array_equal(steps["weights"], told[0]["steps"][1]["weights"]) == (
                 steps is whole
             )
         np.testing.assert_allclose(in_parts["weights"], whole["weights"], rtol=0, atol=1e-6)
         np.testing.assert_allclose(in_parts["odometer"], whole["odometer"], rtol=WITHIN)
+
+
+def test_a_loss_that_one_process_finds_not_finite_spoils_the_step_of_all(
+    told: list[dict[str, Any]],
+) -> None:
+    """It changes neither weights, which are those of four steps above, nor sums."""
+    for rank in (0, 1):
+        for steps in (*told[rank]["steps"].values(), *told[rank]["shards"].values()):
+            assert steps["bad"] == [1, 1, 1, 4]
+            assert steps["odometer"][[2, 4]].tolist() == [4 * 16, 4]
+            assert np.isfinite(steps["weights"]).all()
+
+
+def test_between_log_lines_processes_exchange_gradients_and_whether_to_stop(folder: Path) -> None:
+    args = ["trainer.steps=12", "trainer.log_every=4", "trainer.eval_every=12"]
+    args += ["trainer.epochs=null", "trainer.save_every=12", "name=watched"]
+    done = run_together(2, *ARGS, *args, cwd=folder, target=watched)
+    assert done.returncode == 0, done.stdout
+    stop = ("allreduce_", torch.int64, 1)
+    for rank in (0, 1):
+        steps = pickle.loads((folder / f"seen-{rank}").read_bytes())
+        alone = [step[1:] == [stop] for step in steps[2:]]  # before, DDP agrees on its buckets
+        assert alone == [number % 4 != 3 for number in range(2, 12)]
 
 
 @pytest.mark.parametrize("shard", ["none", "fsdp"])
@@ -224,6 +253,7 @@ def sharded(folder: Path, two: RunDir) -> RunDir:
         2, *ARGS, "trainer.shard=fsdp", "trainer.epochs=1", "name=fsdp", cwd=folder
     )
     assert first.returncode == 0, first.stdout
+    assert "Warning" not in first.stdout
     found = outputs(folder, "fsdp")
     shutil.copytree(found.path, folder / "outputs" / "first")
     again = ["resume=outputs/fsdp", "trainer.epochs=2"]
@@ -249,6 +279,23 @@ def test_sharded_weights_train_alike(sharded: RunDir, two: RunDir) -> None:
                 assert b[key] == pytest.approx(a[key], rel=10 * WITHIN if key != "loss" else WITHIN)
             else:
                 assert a[key] == b[key]
+
+
+def test_shards_are_gathered_in_the_precision_of_products(told: list[dict[str, Any]]) -> None:
+    """The rest of the weights, and gradients, in fp32: what is computed is the same."""
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        whole, spread = (told[0]["shards"][precision, how] for how in ("none", "fsdp"))
+        for step in spread["exchanged"]:
+            gathered = [sent for name, *sent in step if name == "_allgather_base_"]
+            of_block = [dtype, 12 * 16**2 + 9 * 16]  # the products of dim 16, with biases
+            assert gathered.count(of_block) == 2 * 2 * 2  # blocks, forward and backward, parts
+            assert [kind for kind, n in gathered if n != of_block[1]] == [torch.float32] * 2
+            reduced = {kind for name, kind, _ in step if name == "_reduce_scatter_base_"}
+            assert reduced == {torch.float32}
+        np.testing.assert_allclose(spread["weights"], whole["weights"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(spread["losses"], whole["losses"], rtol=WITHIN)
+    exact, rounded = (told[0]["shards"][p, "fsdp"]["weights"] for p in ("fp32", "bf16"))
+    assert 1e-4 < np.abs(exact - rounded).max() < 1e-1
 
 
 def test_a_sharded_checkpoint_is_a_plain_file(folder: Path, sharded: RunDir, two: RunDir) -> None:

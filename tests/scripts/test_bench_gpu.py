@@ -9,6 +9,7 @@ from pathlib import Path
 import bench_gpu
 import pytest
 import torch
+from bench_step import Shape
 
 CPU = torch.device("cpu")
 
@@ -43,3 +44,23 @@ def test_parts_that_are_done_are_not_repeated(
 def test_the_same_on_the_same_device() -> None:
     assert set(bench_gpu.waits(CPU, None).values()) == {"ok"}
     assert set(bench_gpu.parity(CPU, None).values()) == {0.0}
+
+
+TINY = Shape("S/16 tiny", 16, 8, 16, 2, 2, 32, 4, 4, 3)
+
+
+def test_a_step_is_timed_eager_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_gpu, "SHAPES", [TINY])
+    found = bench_gpu.speed("S/16", CPU, None)
+    assert found["batch"] == 4
+    for mode in ("eager", "compiled"):
+        assert found[mode]["images/s"] > 0
+        assert 0 <= found[mode]["MFU"] < 1
+
+
+def test_processes_of_torchrun_are_timed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_gpu, "SHAPES", [TINY])
+    found = bench_gpu.processes(CPU, None)
+    assert (found["processes"], found["backend"], found["batch"]) == (2, "gloo", 8)
+    assert found["ddp, images/s"] > 0
+    assert found["fsdp, images/s"] > 0

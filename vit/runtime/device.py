@@ -85,6 +85,11 @@ def describe(device: torch.device) -> str:
     return str(torch.cpu.get_capabilities().get("cpu_name") or "CPU")
 
 
+def product_dtype(precision: str) -> torch.dtype:
+    """What the factors of matrix products are rounded to."""
+    return _HALVES.get(precision, torch.float32)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Matrix products in bf16 or fp16 where `precision` is that; weights stay fp32."""
     dtype = _HALVES.get(precision)
@@ -110,8 +115,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     The best of a few products: the ceiling that model FLOPs utilisation (MFU) is a share of.
     """
     size = 4096 if device.type == "cuda" else 768
-    dtype = _HALVES.get(precision, torch.float32)
-    a = torch.ones(size, size, device=device, dtype=dtype)
+    a = torch.ones(size, size, device=device, dtype=product_dtype(precision))
     best = float("inf")
     for _ in range(6):
         synchronize(device)

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -240,18 +241,27 @@ def wrap_ddp(model: nn.Module, world: World, device: torch.device) -> nn.Module:
 
 
 def shard(
-    model: nn.Module, blocks: Iterable[nn.Module], world: World, device: torch.device
-) -> None:
+    model: nn.Module, blocks: Iterable[nn.Module], world: World, device: torch.device,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
     """Spread weights, gradients and optimiser state over all processes (FSDP2), in place.
 
-    A block's weights are gathered when it runs. To be called before the optimiser is made.
+    The factors of a block's products are gathered when it runs, in `dtype`, that of the products:
+    what autocast would round here is rounded before it is sent. All else is gathered once and
+    stays float32 (with it the sum that the blocks add to), and so do gradients. To be called before
+    the optimiser is made.
     """
+    from torch import float32, nn
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # A product's result is a view; nothing here is added to one in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(device.type, (world.size,))
+    policy = MixedPrecisionPolicy(dtype, reduce_dtype=float32, cast_forward_inputs=False)
     for block in blocks:
-        fully_shard(block, mesh=mesh)
+        products: list[nn.Module] = [m for m in block.modules() if isinstance(m, nn.Linear)]
+        fully_shard(products, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
 
 

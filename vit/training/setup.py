@@ -214,9 +214,10 @@ def _state(
     ema = None if decay is None else Ema(model, decay)
     if config.trainer.shard == "fsdp":
         for spread in (model, *([ema.model] if ema is not None else [])):
-            shard(spread, spread.blocks, world, device)  # type: ignore[arg-type]
+            dtype = runtime_device.product_dtype(config.trainer.precision)
+            shard(spread, spread.blocks, world, device, dtype)  # type: ignore[arg-type]
     optimizer = build_optimizer(model, config.optim)
-    state = TrainState(model, ema, optimizer, device, config.trainer.precision)
+    state = TrainState(model, ema, optimizer, device, config.trainer.precision, world)
     if saved is not None:
         try:
             state.load_state_dict(saved["step"], saved["training"])

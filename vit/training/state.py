@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from vit.config.saved import SavedBest
 from vit.model.vit import VisionTransformer
 from vit.optim.ema import Ema
-from vit.runtime.dist import full_tensor, shard_like, to_leader
+from vit.runtime.dist import ALONE, World, full_tensor, shard_like, to_leader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,8 @@ class TrainState:
     Attributes:
         forward: the model as it is called in training; it may average gradients over processes.
         step: optimiser steps done.
-        unread: of each step since `metric_sums` was read its sum of losses, correct images and
-            gradient norm, (3,) on the device, and its images.
+        unread: of each step since `metric_sums` was read, of our share of its batch, the sum of
+            losses, correct images and the gradient norm, (3,) on the device, and the images.
         window_starts: `metric_sums` at the last log line and at the start of the epoch.
         non_finite: the steps that had no finite loss and gradient.
         loss_scale: of an fp16 run; None: the loss is as it is.
@@ -118,14 +118,15 @@ class TrainState:
 
     def __init__(
         self, model: VisionTransformer, ema: Ema | None, optimizer: torch.optim.Optimizer,
-        device: torch.device, precision: str = "fp32",
+        device: torch.device, precision: str = "fp32", world: World = ALONE,
     ) -> None:  # fmt: skip
         self.model = model
         self.forward: nn.Module = model
         self.ema = ema
         self.optimizer = optimizer
         self.step = 0
-        self._metric_sums = torch.zeros(5, dtype=torch.float64)
+        self._world = world
+        self._sums = torch.zeros(5, dtype=torch.float64)
         self.unread: list[tuple[Tensor, int]] = []
         self.window_starts = {"log": [0.0] * 5, "epoch": [0.0] * 5}
         self.non_finite = NonFiniteCounter(device)
@@ -141,10 +142,11 @@ class TrainState:
         """Of the model, in its order."""
         return list(self.model.parameters())
 
-    @property
     def metric_sums(self) -> Tensor:
         """Since the run's start, over the steps that were taken: sum of losses, correct images,
         images, sum of gradient norms, steps; float64 (5,) on the host, which waits for the device.
+
+        Asked by all processes together, as is what is made of it.
         """
         if self.unread:
             rows, images = zip(*self.unread, strict=True)
@@ -153,8 +155,12 @@ class TrainState:
             columns = loss, correct, torch.tensor(images), norm, torch.ones_like(loss)
             steps = torch.stack(columns, dim=1)
             taken = steps.where(steps.isfinite().all(dim=1, keepdim=True), 0.0)
-            self._metric_sums = sum(taken, start=self._metric_sums)
-        return self._metric_sums
+            if self._world.size > 1:  # norms and steps are the same in each
+                own = taken.sum(dim=0)
+                shared = self._world.all_reduce(own[:3].to(rows[0].device)).cpu()
+                taken = torch.cat([shared, own[3:]])[None]
+            self._sums = sum(taken, start=self._sums)
+        return self._sums
 
     @property
     def eval_model(self) -> VisionTransformer:
@@ -168,7 +174,7 @@ class TrainState:
 
         Of no finite step at all they are not a number. With `reset` the next window starts here.
         """
-        now = self.metric_sums.tolist()
+        now = self.metric_sums().tolist()
         before = self.window_starts[window]
         if reset:
             self.window_starts[window] = now
@@ -182,7 +188,7 @@ class TrainState:
             "model": weights_of(self.model),
             "ema": weights_of(self.ema.model) if self.ema is not None else None,
             "optimizer": tree_map_only(Tensor, to_leader, self.optimizer.state_dict()),
-            "odometer": self.metric_sums,
+            "odometer": self.metric_sums(),
             "marks": self.window_starts,
             "bad": self.non_finite.counts.cpu(),
             "best": asdict(self.best) if self.best is not None else None,
@@ -208,7 +214,7 @@ class TrainState:
         if self.ema is not None:
             set_weights(self.ema.model, saved["ema"])
         self._load_optimizer(saved["optimizer"])
-        self._metric_sums.copy_(saved["odometer"])
+        self._sums.copy_(saved["odometer"])
         self.unread.clear()
         self.window_starts = {name: list(values) for name, values in saved["marks"].items()}
         self.non_finite.counts.copy_(saved["bad"])

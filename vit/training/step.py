@@ -25,7 +25,8 @@ def train_step(
     """Train on `batch`, our share of the global batch, and advance `state` by one step.
 
     A batch in `config.accumulate` parts gives the gradient of the whole batch. A step whose loss
-    or gradient is not finite changes no weight: the flag reaches a fused optimiser on the device.
+    or gradient is not finite changes no weight: the flag reaches a fused optimiser on the device,
+    and the other processes with the gradient, which is all that they exchange.
     """
     optimizer, scale, parameters = state.optimizer, state.loss_scale, state.parameters
     if not state.model.training:
@@ -44,9 +45,9 @@ def train_step(
             losses = loss(logits, part)
             total = losses.sum()
             mean = total / share
-            if scale is not None:
-                mean = mean * scale.factor
-            mean.backward()  # type: ignore[no-untyped-call]
+            # Not a number where the loss is not finite: then the gradients say so to everyone.
+            factor = 0 * mean.detach() + (1 if scale is None else scale.factor)
+            mean.backward(factor)  # type: ignore[no-untyped-call]
         own, _ = by_head(logits)
         counted.append((total.detach(), (own.argmax(dim=-1) == part.labels).sum()))
 
@@ -58,10 +59,8 @@ def train_step(
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     norm = full_tensor(norm)
     columns = [sum(column[1:], column[0]) for column in zip(*counted, strict=True)]
-    if world.size > 1:
-        columns = [*world.all_reduce(torch.stack(columns).double())]
     row = torch.stack([*columns, norm])
-    is_bad = ~row.isfinite().all()
+    is_bad = ~norm.isfinite()
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # absent in runs of the first version
     if optimizer.defaults.get("fused"):
@@ -76,7 +75,7 @@ def train_step(
     if state.ema is not None:
         state.ema.update(state.model, state.step)
 
-    state.unread.append((row, world.size * len(batch.labels)))
+    state.unread.append((row, len(batch.labels)))
     state.non_finite.add(is_bad, state.step)
     state.step += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import random
@@ -12,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import SMALL, lines, run
-from pictures import augmentation, data_config, noise, reader, save, write
+from pictures import CPU, augmentation, data_config, noise, reader, save, write
 from PIL import Image
 
 from vit.data.loader import TrainLoader
 from vit.data.reading import cache
+from vit.data.reading import reader as reader_module
 from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.decode import decode, reason
+from vit.data.reading.reader import Reader
 from vit.data.reading.transform import Transform, resize
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources.folder import load
@@ -271,6 +274,36 @@ def test_a_folder_that_cannot_be_made_is_named(photos, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Exception, match=r"data\.cache_dir=.*file/cache cannot be made"):
         kept(photos, tmp_path / "file" / "cache")
+
+
+@pytest.mark.parametrize(
+    ("workers", "of_all", "of_each"), [("auto", 40, 10), (3, 12, 3), (0, 0, 0)]
+)
+def test_one_process_makes_the_cache_with_the_workers_of_all(
+    photos, tmp_path, workers, of_all, of_each, monkeypatch
+):
+    """Then each streams with its share; images that are held are decoded by one, too."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(40)))
+    monkeypatch.setattr(World, "barrier", lambda world: None)
+    pools = []
+
+    class Made(CachedImages):
+        def __init__(self, images, folder, spec, pool, check):
+            pools.append((pool.workers, check))
+            super().__init__(images, folder, spec, ALONE, check)
+
+    monkeypatch.setattr(reader_module, "CachedImages", Made)
+    config = data_config(
+        "folder", root=str(photos), image_size=28, memory="stream", cache="jpeg", cache_size=32,
+        cache_dir=str(tmp_path / "cache"), workers=workers,
+    )  # fmt: skip
+    for rank in range(2):
+        read = Reader.of(config, 4, CPU, World(rank, 8, rank, 4))
+        read.with_cache(load(config).splits, config)
+        assert read.pool.workers == of_each
+    assert pools == [(of_all, True), (of_all, False)]
+    held = dataclasses.replace(config, memory="device")
+    assert Reader.of(held, 4, CPU, World(0, 8, 0, 4)).pool.workers == of_all
 
 
 @pytest.mark.parametrize("kind", ["uint8", "jpeg"])

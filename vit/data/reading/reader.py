@@ -139,6 +139,8 @@ class Reader:
         cls, config: ReadConfig, patch: int, device: torch.device, world: World = ALONE
     ) -> Reader:
         """The reader that settings describe, for a model with patches of `patch` px."""
+        held = config.memory == "device"  # decoded by one process for all of a machine
+        workers = worker_count(config.workers, world.local_size, alone=held)
         return cls(
             transform=Transform(
                 *config.size,
@@ -149,8 +151,8 @@ class Reader:
             ),
             normalise=Normalise(config.mean, config.std, device),
             device=device,
-            held=config.memory == "device",
-            pool=WorkerPool(worker_count(config.workers, world.local_size), config.timeout),
+            held=held,
+            pool=WorkerPool(workers, config.timeout),
             world=world,
             bad_images=config.bad_image_limit if config.on_bad_image == "skip" else None,
         )
@@ -158,7 +160,8 @@ class Reader:
     def with_cache(self, splits: dict[str, Samples], config: ReadConfig) -> dict[str, Samples]:
         """The splits, read from small versions of their images where `data.cache` wants them.
 
-        What is missing or damaged is made here, by one process of each machine; of damage it warns.
+        What is missing or damaged is made here, by one process of each machine with the workers of
+        all, which wait for it; of damage it warns.
 
         Raises:
             DataError: a worker died or hangs, or the folder cannot be written.
@@ -170,11 +173,14 @@ class Reader:
         folder = Path(config.cache_dir) if config.cache_dir else cache_home() / "images"
         listed = {id(samples.images): samples.images for samples in splits.values()}
         kept: dict[int, CachedImages] = {}
+        all_workers = worker_count(config.workers, self.world.local_size, alone=True)
+        pool = WorkerPool(all_workers if self.pool.workers else 0, self.pool.timeout)
         for turn in (True, False):  # the first process of a machine makes what the others find
             if turn == (self.world.local_rank == 0):
                 for key, images in listed.items():
                     if isinstance(images, FileImages):
-                        kept[key] = CachedImages(images, folder, spec, self.pool, check=turn)
+                        kept[key] = CachedImages(images, folder, spec, pool, check=turn)
+            pool.stop()
             self.world.barrier()
         return {
             split: replace(samples, images=kept.get(id(samples.images), samples.images))

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_char
 from dataclasses import dataclass
@@ -176,9 +176,16 @@ class WorkerPool:
         self, pool: ProcessPoolExecutor, job: Callable[[Item], Result], item: Item
     ) -> Future[Result]:
         """Submit to a pool that may start a worker for it, which has no time limit of its own."""
-        starting = ThreadPoolExecutor(1)
-        submitted = starting.submit(pool.submit, job, item)
-        starting.shutdown(wait=False)
+        submitted: Future[Future[Result]] = Future()
+
+        def start() -> None:
+            try:
+                submitted.set_result(pool.submit(job, item))
+            except BaseException as error:
+                submitted.set_exception(error)
+
+        # An executor that a signal interrupts as it starts a thread would wait for it for ever.
+        threading.Thread(target=start, daemon=True).start()
         try:
             return submitted.result(_STARTING)
         except TimeoutError:
@@ -289,14 +296,19 @@ def without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def worker_count(workers: int | str, processes: int = 1) -> int:
-    """`auto` is one per processor that each of `processes` on this machine may use, at most 16."""
+def worker_count(workers: int | str, processes: int = 1, *, alone: bool = False) -> int:
+    """`auto` is one per processor that each of `processes` on this machine may use, at most 16.
+
+    Args:
+        alone: one has workers, for whom the others wait: as many as all of them would have
+            together, of `auto` one per processor.
+    """
     if isinstance(workers, int):
-        return workers
+        return workers * processes if alone else workers
     available = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    return max(1, min(available // processes, 16))
+    return available if alone else max(1, min(available // processes, 16))
 
 
 def _start_worker(turn: Any, boards: list[Any], files: Sequence[Path]) -> None:
