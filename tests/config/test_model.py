@@ -30,7 +30,7 @@ def configured(**options: object) -> RunConfig:
     return resolve(sized(plain), precision="fp32")
 
 
-@pytest.mark.parametrize("name", OTHER.keys() - {"options"})  # plug-ins have those
+@pytest.mark.parametrize("name", sorted(OTHER.keys() - {"options"}))  # plug-ins have those
 def test_every_option_comes_from_its_setting(name: str) -> None:
     before, after = (vit_config(configured(**values), 7) for values in ({}, {name: OTHER[name]}))
     sizes = dict(zip(SHAPE, MICRO, strict=True))  # auto, of small images
