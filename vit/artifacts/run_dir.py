@@ -19,8 +19,8 @@ _STEP = re.compile(r"step-[0-9]{9}\.pt")
 class RunDir:
     """One run's folder.
 
-    Layout: `config.yaml`, `images.json.gz`, `metrics.jsonl`, `summary.json`, `checkpoints/`,
-    `tensorboard/`, `eval/`, `explain/`, `export/`.
+    Layout: `config.yaml`, `images.json.gz`, `metrics.jsonl`, `train.log`, `summary.json`,
+    `checkpoints/`, `tensorboard/`, `eval/`, `explain/`, `export/`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,6 +28,7 @@ class RunDir:
         self.config = path / "config.yaml"
         self.images = path / "images.json.gz"
         self.metrics = path / "metrics.jsonl"
+        self.said = path / "train.log"
         self.summary = path / "summary.json"
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.pt"

@@ -141,28 +141,30 @@ def _train(
     from vit.training.setup import set_up
     from vit.training.trainer import Trainer
 
-    parts = set_up(config, user_keys, run, stop, processes, should_prune)
-    if parts is None:
-        return
-    retain_freed_memory()  # from here on: what loading the data freed has gone back
+    with console.kept_in(run.said) as kept:
+        parts = set_up(config, user_keys, run, stop, processes, should_prune)
+        if parts is None:
+            return
+        kept.start()
+        retain_freed_memory()  # from here on: what loading the data freed has gone back
 
-    def note(state: str, scores: dict[str, float], more: Mapping[str, Any]) -> None:
+        def note(state: str, scores: dict[str, float], more: Mapping[str, Any]) -> None:
+            if processes.is_main:
+                run.write_summary({**parts.summary(state, scores), **more})
+
+        note("running", {}, {})
+        try:
+            scores = Trainer(parts).fit()
+        except Exception as error:
+            note("failed", {}, _failure(error))
+            raise
+        finally:
+            stop.deferred = False
+            parts.train.close()
+            parts.logger.close()
+        note("finished", scores, {})
         if processes.is_main:
-            run.write_summary({**parts.summary(state, scores), **more})
-
-    note("running", {}, {})
-    try:
-        scores = Trainer(parts).fit()
-    except Exception as error:
-        note("failed", {}, _failure(error))
-        raise
-    finally:
-        stop.deferred = False
-        parts.train.close()
-        parts.logger.close()
-    note("finished", scores, {})
-    if processes.is_main:
-        _print_result(parts, scores)
+            _print_result(parts, scores)
 
 
 def _print_result(parts: Components, scores: dict[str, float]) -> None:

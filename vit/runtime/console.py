@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vit.errors import VitError, printable
 
 _MUTED = [False]
+_KEPT: list[Kept] = []
 _NAMED = 10
 
 
@@ -28,12 +29,54 @@ def say(text: str) -> None:
     if not _MUTED[0]:
         tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
         sys.stdout.flush()
+        keep(text)
 
 
 def warn(text: str) -> None:
     """Print a warning to standard error."""
     if not _MUTED[0]:
         tqdm.write(f"warning: {printable(text)}", file=sys.stderr)
+        keep(f"warning: {text}")
+
+
+class Kept:
+    """What is said, also in a file, as far as that can be written; it waits in memory until
+    `start`, so that what comes to nothing leaves nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: list[str] | None = []
+
+    def add(self, text: str) -> None:
+        """Add a line."""
+        if self._waiting is not None:
+            self._waiting.append(text)
+            return
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+            file.write("\n".join(map(printable, text.split("\n"))) + "\n")
+
+    def start(self) -> None:
+        """Write down what waits, and from here on at once."""
+        waiting, self._waiting = self._waiting or [], None
+        for text in waiting:
+            self.add(text)
+
+
+def keep(text: str) -> None:
+    """Write a line to the file of `kept_in` alone."""
+    for kept in () if _MUTED[0] else _KEPT:
+        kept.add(text)
+
+
+@contextlib.contextmanager
+def kept_in(path: Path) -> Iterator[Kept]:
+    """What is said in here is kept in a file, too."""
+    _KEPT.append(Kept(path))
+    try:
+        yield _KEPT[-1]
+    finally:
+        _KEPT.pop()
 
 
 class OnlyWarned:
@@ -95,32 +138,30 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
     return bar
 
 
-class EpochBar:
-    """A bar over the images of an epoch."""
+class RunBar:
+    """A bar over the steps of a run, with the time that is left; it comes with the first step.
 
-    def __init__(self) -> None:
+    Args:
+        total: steps of the whole run.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
         self._bar: tqdm[Any] | None = None
 
-    def start(self, epoch: int, total: int, done: int) -> None:
-        """Open the bar of `epoch` (from 1) at `done` of `total` images."""
-        self.close()
-        self._bar = progress(
-            total=total, initial=done, desc=f"epoch {epoch}", file=sys.stderr, dynamic_ncols=True
-        )
+    def advance(self, step: int) -> None:
+        """So many steps are done."""
+        if self._bar is None:
+            self._bar = progress(
+                total=self.total, initial=step - 1, unit="step", file=sys.stderr,
+                dynamic_ncols=True, smoothing=0,  # what takes time at intervals counts, too
+            )  # fmt: skip
+        self._bar.update(step - self._bar.n)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a bar."""
-        return self._bar is not None
-
-    def advance(self, images: int) -> None:
-        """Count images."""
+    def show(self, title: str, **values: str) -> None:
+        """Put a title before the bar, and values behind it."""
         if self._bar is not None:
-            self._bar.update(images)
-
-    def show(self, **values: str) -> None:
-        """Put values behind the bar."""
-        if self._bar is not None:
+            self._bar.set_description(title, refresh=False)
             self._bar.set_postfix(values, refresh=False)
 
     def close(self) -> None:

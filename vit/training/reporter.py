@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import time
+
 from vit.artifacts.logger import image_grid
 from vit.config.validate import flatten, to_plain
 from vit.data.reading.reader import CorruptImages
 from vit.inference.predict import Predictions
 from vit.runtime import console
 from vit.runtime.device import matrix_rate
-from vit.training.clock import Clock, due
+from vit.training.clock import Clock
 from vit.training.components import Components
 from vit.training.curriculum import Curriculum
 from vit.training.monitor import TensorBoardPictures
@@ -16,6 +19,10 @@ from vit.training.state import NonFiniteSteps
 
 NOTABLE = 0.1
 """From this share on, the time that images were waited for is said."""
+SETTLED = 3.0
+"""Seconds of training after which it is known how long the rest takes."""
+PAUSE = 3.0
+"""Seconds between lines on a terminal."""
 
 
 class Reporter:
@@ -30,12 +37,14 @@ class Reporter:
         self.clock = clock
         self.curriculum = curriculum
         self.rate = matrix_rate(parts.device, parts.config.trainer.precision)
-        self.bar = console.EpochBar()
+        self.bar = console.RunBar(parts.plan.steps)
         self.only_warned = console.OnlyWarned()
         self._pictures: TensorBoardPictures | None = None
         self._last_log = (parts.state.seconds, parts.state.images, 0.0)
         self._began = parts.state.seconds
         self._val_scores: dict[str, float] = {}
+        self._last_line = 0.0
+        self._told_length = self._told_waiting = False
 
     def first_batch(self) -> None:
         """The first images as the model sees them, in TensorBoard."""
@@ -44,15 +53,6 @@ class Reporter:
             with self.only_warned("a picture of the first batch"):
                 images = parts.train.normalise.undo(parts.train.batch_at(0).images[:32])
                 parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
-
-    def open_bar(self) -> None:
-        """A new bar at the start of an epoch, or where a resumed run is."""
-        step = self.state.step
-        if self.bar.is_open and not due(step, self.parts.plan.steps_per_epoch):
-            return
-        images = len(self.parts.train)
-        epoch, done = divmod(step * self.parts.config.trainer.batch_size, images)
-        self.bar.start(epoch + 1, images, done)
 
     def log(self, lr: float) -> tuple[NonFiniteSteps, float]:
         """The line of some steps: read the counters from the device, write them down.
@@ -85,11 +85,10 @@ class Reporter:
             "seconds": round(seconds, 3),
         }
         parts.logger.log("train", state.step, values)
-        batch = parts.config.trainer.batch_size
-        left = (parts.plan.steps - state.step) * batch / max(speed, 1e-9)
-        self.bar.show(
-            loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}", eta=console.duration(left)
-        )
+        self.bar.show(self._epochs(), loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}")
+        if not self._told_length and seconds - self._began >= SETTLED:
+            self._told_length = True
+            console.say(f"time     about {console.duration(self._left(speed))} from here on")
         self.warn_corrupt(parts.train.corrupt, "replaced by the next ones")
         return non_finite, means["grad_norm"]
 
@@ -100,25 +99,45 @@ class Reporter:
         parts.logger.log("val", state.step, {"epoch": parts.epoch, **scores, "weights": weights})
         self._val_scores = scores
 
-    def epoch_line(self, *, is_end: bool) -> None:
-        """How the epoch went, or went so far, on the console."""
+    def epoch_line(self, *, is_end: bool, is_last: bool) -> None:
+        """How the epoch went, or went so far: on a terminal every few seconds, and at the end."""
         parts, state = self.parts, self.state
         means = state.window_means("epoch", reset=is_end)
-        total = float(parts.plan.epoch_at(parts.plan.steps))
-        line = (
-            f"epoch {parts.epoch:6.2f}/{total:g}  step {state.step}  "
-            f"train loss {means['loss']:.4f} top-1 {means['top1']:5.2f}"
-        )
+        line = f"{self._epochs()}  loss {means['loss']:.3f} top-1 {means['top1']:5.2f}"
         if self._val_scores and state.evaluated_at == state.step:
             best = " *" if state.best is not None and state.best.step == state.step else ""
             loss, top1 = self._val_scores["loss"], self._val_scores["top1"]
-            line += f" | val loss {loss:.4f} top-1 {top1:5.2f}{best}"
+            line += f"  val loss {loss:.3f} top-1 {top1:5.2f}{best}"
         seconds = max(self.clock.seconds, 1e-9)
-        line += f" | {state.images / seconds:,.0f} images/s"
+        speed = state.images / seconds
+        left = console.duration(seconds if is_last else self._left(speed))
+        line += f"  {speed:,.0f} img/s  {left}{'' if is_last else ' left'}"
+        if is_last or not sys.stdout.isatty() or time.monotonic() - self._last_line >= PAUSE:
+            self._last_line = time.monotonic()
+            console.say(line)
+        else:
+            console.keep(line)
         share = parts.train.waited / max(seconds - self._began, 1e-9)
-        if share >= NOTABLE:
-            line += f", {100 * share:.0f} % of the time waiting for images"
-        console.say(f"{line}  {console.duration(seconds)}")
+        if share >= NOTABLE and not self._told_waiting:
+            self._told_waiting = True
+            console.say(
+                f"waiting  {100 * share:.0f} % of the time goes to waiting for images; try "
+                f"data.cache=jpeg, or more data.workers"
+            )
+
+    def _epochs(self) -> str:
+        parts = self.parts
+        return f"epoch {parts.epoch:.1f}/{float(parts.plan.epoch_at(parts.plan.steps)):.4g}"
+
+    def _left(self, speed: float) -> float:
+        """Seconds until the end at so many images/s; of a validation's images a third of the time,
+        that of the forward pass.
+        """
+        parts, steps = self.parts, self.parts.plan.steps - self.state.step
+        images = steps * parts.config.trainer.batch_size
+        if parts.val is not None:
+            images += int(steps / parts.plan.eval_every) * len(parts.val) // 3
+        return images / max(speed, 1e-9)
 
     def pictures(self, predictions: Predictions, *, is_last: bool) -> None:
         """Pictures of the selected weights after a validation, as far as there is time for them."""

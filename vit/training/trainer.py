@@ -84,7 +84,7 @@ class Trainer:
             if evaluates := self._evaluation_is_due():
                 self._evaluate()
             if is_epoch or evaluates:
-                self.reporter.epoch_line(is_end=is_epoch)
+                self.reporter.epoch_line(is_end=is_epoch, is_last=self._finished())
             if self._due(plan.save_every):
                 self._save()
             if evaluates:
@@ -109,7 +109,6 @@ class Trainer:
 
     def _step(self, batch: Batch, lr: float) -> None:
         parts, state, config = self.parts, self.state, self.parts.config
-        self.reporter.open_bar()
         # What is seen for the first time is compiled for, which is no training time.
         compiles = config.trainer.compile and self.curriculum.seen not in self.compiled
         with self.clock.paused() if compiles else contextlib.nullcontext():
@@ -122,7 +121,7 @@ class Trainer:
             self.compiled.add(self.curriculum.seen)
         else:
             state.images += config.trainer.batch_size
-        self.reporter.bar.advance(config.trainer.batch_size)
+        self.reporter.bar.advance(state.step)
 
     def _log(self, lr: float) -> None:
         """Write down how training goes, and judge it."""
