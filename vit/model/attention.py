@@ -276,7 +276,9 @@ class SelfAttention(nn.Module):
 
     def project(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens (B, T, D), each (B, H, T, K)."""
-        parts = self.qkv(x).view(*x.shape[:2], 3 * self.heads, -1).chunk(3, dim=2)  # B T H K
+        batch, tokens, width = x.shape
+        by_head = self.qkv(x).view(batch, tokens, 3 * self.heads, width // self.heads)
+        parts = by_head.chunk(3, dim=2)  # B T H K
         q, k, v = (part.transpose(1, 2) for part in parts)
         return rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v
 
