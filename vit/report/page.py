@@ -114,7 +114,7 @@ def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping
     """
     labels, predicted, classes = report.labels, report.predicted, report.classes
     table, wrong = per_class(labels, predicted, len(classes)), labels != predicted
-    pairs = largest_pairs(labels[wrong], predicted[wrong], len(classes))
+    pairs = largest_pairs(labels[wrong], predicted[wrong])
     is_whole = len(classes) <= FULL_MATRIX
     return rendered(
         "report.html",
