@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,7 +121,7 @@ def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping
         report=report,
         scores=_cards(report),
         compared=_comparison(report.compared),
-        versus=_versus(report, report.versus, thumbnails) if report.versus else None,
+        sides=_sides(report, report.versus, thumbnails) if report.versus else (),
         corruptions=_corruptions(report.corruptions) if report.corruptions else None,
         rows=zip(classes, *(column.tolist() for column in vars(table).values()), strict=True),
         matrix=confusion(labels, predicted, len(classes)).tolist() if is_whole else None,
@@ -171,20 +171,13 @@ def _comparison(compared: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     return table
 
 
-def _versus(report: Report, versus: Versus, thumbnails: Mapping[int, str]) -> dict[str, Any]:
-    """Both models, and for each the images that it alone is right on, as the other took them."""
-    both, first, second, none = versus.counts
+def _sides(report: Report, versus: Versus, thumbnails: Mapping[int, str]) -> Iterable[Any]:
+    """Of both models the name, and the images that it alone is right on, as the other took them:
+    how many there are, and those that are shown."""
     by_second = replace(report, predicted=versus.predicted)
-    images = [
-        _figures(by_second, versus.first, thumbnails),
-        _figures(report, versus.second, thumbnails),
-    ]
-    sides = zip(versus.names, versus.top1, (first, second), images, strict=True)
-    return {
-        "statement": versus.statement,
-        "sides": [dict(zip(("name", "top1", "count", "images"), s, strict=True)) for s in sides],
-        "cells": [[both, first], [second, none]],
-    }
+    first = _figures(by_second, versus.first, thumbnails)
+    second = _figures(report, versus.second, thumbnails)
+    return zip(versus.names, versus.counts[1:3], (first, second), strict=True)
 
 
 def _corruptions(scores: Mapping[str, Mapping[int, float]]) -> dict[str, list[float]]:
