@@ -17,7 +17,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.config.resume import migrate, migrate_spec
 from vit.config.saved import Checkpoint
 from vit.config.validate import misfits
-from vit.errors import NoCheckpointError, VitError, shortened
+from vit.errors import NoCheckpointError, shortened
 from vit.runtime.files import write_atomic
 
 FORMAT_VERSION = 2
@@ -56,12 +56,10 @@ def load(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise BadCheckpointError(f"{path} is damaged (checksum of {damaged})")
+            raise ValueError(f"checksum of {damaged}")
         content = _read(path)
     except FileNotFoundError:
         raise BadCheckpointError(f"{path} does not exist") from None
-    except VitError:
-        raise
     except Exception as error:  # a damaged archive fails in many ways
         if type(error).__name__ == "UnpicklingError":  # torch's word for what it will not execute
             raise BadCheckpointError(
