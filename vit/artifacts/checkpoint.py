@@ -32,11 +32,7 @@ class BadCheckpointError(NoCheckpointError):
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint that is there whole or not at all.
-
-    Args:
-        path: where to.
-        content: as `config.saved.Checkpoint` says; plain types and tensors.
+    """Write a checkpoint, as `config.saved.Checkpoint` says, that is there whole or not at all.
 
     Raises:
         DiskFullError: no space; the file that was there is intact.
@@ -98,11 +94,7 @@ def _read(path: Path) -> Any:
 
 
 def newest(run: RunDir, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """The newest undamaged checkpoint of a run.
-
-    Args:
-        run: the run folder.
-        report: told about each damaged one that was passed over.
+    """The newest undamaged checkpoint of a run; `report` is told of each that is passed over.
 
     Raises:
         NoCheckpointError: there is none, or all are damaged.

@@ -71,10 +71,9 @@ class Logger:
 class RunLogger(Logger):
     """Appends to metrics.jsonl and TensorBoard.
 
-    Args:
-        step, metrics_bytes, metrics_digest: what a resumed run's checkpoint says; what was logged
-            after it is cut off and will be logged again. A damaged file is kept under another
-            name, and its sound lines are gone on from. Zero and None for a new run.
+    `step`, `metrics_bytes` and `metrics_digest` are what a resumed run's checkpoint says: what was
+    logged after it is cut off and will be logged again. A damaged file is kept under another name,
+    and its sound lines are gone on from.
     """
 
     def __init__(
