@@ -105,10 +105,8 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 
 def mcnemar(first: int, second: int) -> tuple[float, str]:
-    """Whether two models that answered the same images are equally often right (McNemar 1947).
-
-    Args:
-        first, second: images that the one alone was right on, and the other alone.
+    """Whether two models are equally often right (McNemar 1947), by the number of images that the
+    first alone was right on, and the second alone.
 
     Returns:
         The two-sided p-value, and how it was computed: `exact`, from the binomial distribution, or
@@ -187,11 +185,8 @@ def all_scores(
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature that minimises the mean cross-entropy (Guo et al. 2017, section 4.2).
 
-    The loss is convex in the inverse temperature: its slope has one root (Brent's method).
-
-    Args:
-        logits: (N, K) of images that the model was not trained on.
-        labels: their classes (N,).
+    The loss is convex in the inverse temperature: its slope has one root (Brent's method). The
+    images, of logits (N, K) and labels (N,), should be ones that the model was not trained on.
 
     Returns:
         In (0.05, 20), to ten digits; None where no such temperature is the best: every image is

@@ -36,8 +36,7 @@ class Versus:
     """A second model on the N images of a report.
 
     Attributes:
-        names: of both models.
-        top1: of both, in percent.
+        names, top1: of both models; top-1 in percent.
         counts: images that both are right on, the first alone, the second alone, and none.
         statement: what it comes to, a sentence.
         predicted: classes by the second model (N,).
@@ -60,12 +59,9 @@ class Report:
     All texts may be hostile: they are escaped.
 
     Attributes:
-        title: its heading.
-        facts: short texts below it.
-        classes: K names.
-        names: of the images (N,).
-        labels, predicted: classes (N,).
-        confidence: probability of the predicted class (N,).
+        title, facts: its heading, and short texts below it.
+        classes, names: K names of classes, and those of the images (N,).
+        labels, predicted, confidence: classes (N,), and the probability of the predicted one (N,).
         scores: by keys of SCORES.
         compared: plain scores of evaluations to be seen side by side, by what they are called;
             of two, the second is compared with the first.
@@ -75,9 +71,8 @@ class Report:
         calibration: what was done about calibration, a sentence.
         loss, top1: learning curves by name, (epoch, value); empty without a run.
         epoch: that of the weights.
-        settings: of the run, by key.
-        command: that made the page.
-        chosen: the images.
+        settings, command: of the run, by key, and what made the page.
+        chosen: the images that are shown.
     """
 
     title: str
@@ -106,12 +101,8 @@ class Report:
 
 
 def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping[int, str]) -> str:
-    """The page.
-
-    Args:
-        thumbnails: images as data URIs, by number; what is not among them is not shown.
-        overlays: where the model looked, likewise.
-    """
+    """The page, with images and where the model looked in them as data URIs, by number; what is not
+    among the thumbnails is not shown."""
     labels, predicted, classes = report.labels, report.predicted, report.classes
     table, wrong = per_class(labels, predicted, len(classes)), labels != predicted
     pairs = largest_pairs(labels[wrong], predicted[wrong])
