@@ -104,8 +104,6 @@ def load_trained(
     """The model of a run folder (its best weights, else its last) or of a checkpoint file.
 
     Args:
-        where: run folder or file.
-        device: where the model goes.
         report: told when the best checkpoint is damaged and the newest is taken instead.
         size: height and width of the images that it is for; None: of those it was trained on.
 
@@ -175,12 +173,8 @@ def _misfit(content: dict[str, Any], config: ViTConfig) -> str | None:
 
 
 def read_manifest(run: RunDir | None, digest: str | None) -> Manifest | None:
-    """The list of a run's images; None: there is none that is sound, which is warned of.
-
-    Args:
-        run: the run folder, if there is one.
-        digest: what the list must have; None: an earlier version kept none.
-    """
+    """The list of a run's images, of this digest (None: an earlier version kept none); None: there
+    is none that is sound, which is warned of."""
     if digest is None or run is None:
         return None
     try:
@@ -195,12 +189,8 @@ def read_manifest(run: RunDir | None, digest: str | None) -> Manifest | None:
 
 
 def trained_on(path: Path, digest: str | None) -> list[Manifest]:
-    """The images that the weights of a run of ours were trained on, as far as they are known.
-
-    Args:
-        path: of the checkpoint or export.
-        digest: of the list of the run's images.
-    """
+    """The images that the weights of a run of ours were trained on, as far as they are known, by
+    the path of its checkpoint or export and the digest of the list of its images."""
     manifest = read_manifest(RunDir.of(path), digest)
     if manifest is None:
         console.warn(
@@ -236,9 +226,9 @@ def check_classes(found: list[str], expected: list[str], where: str, remedy: str
 
 
 def _check_size(size: tuple[int, int], patch: int) -> None:
-    if not (size[0] % patch or size[1] % patch):
-        return
     height, width = size
+    if not (height % patch or width % patch):
+        return
     near = nearest_multiples(height, patch)
     if height != width:
         near = "[{},{}]".format(*(round(side / patch) * patch or patch for side in size))
