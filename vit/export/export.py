@@ -26,13 +26,8 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, beside its checkpoint.
-
-    Attributes:
-        parity: of their answers.
-        sizes: of the checkpoint and of the export, in bytes.
-        times: milliseconds per image of both, by the number of images at once.
-    """
+    """What was written, beside its checkpoint: the parity of their answers, their sizes in bytes,
+    and milliseconds per image of both, by the number of images at once."""
 
     parity: Parity
     sizes: tuple[int, int]
@@ -81,11 +76,8 @@ def open_trained(config: ExportConfig) -> Evaluator:
 def export(
     config: ExportConfig, job: Evaluator, samples: Samples, what: str, output: Path
 ) -> Exported:
-    """Write the model to `output`, unless it does not answer as its checkpoint does.
-
-    Args:
-        samples, what: from `find_images`.
-        output: a file, or a folder; what is there is replaced in the end, or stays.
+    """Write the model to `output`, unless it does not answer as its checkpoint does on `samples`,
+    from `find_images`. What is there is replaced in the end, or stays.
 
     Raises:
         ConfigError: the format cannot hold the model.
@@ -102,10 +94,8 @@ def export(
         answer = writer.run(staged)
         parity, pixels = compare(source.model, answer, job.open(samples, what))
         job.trained.check(torch.from_numpy(parity.logits[0]))
-        bounds = BOUNDS[config.precision]
-        if config.merge and config.precision == "fp32":
-            bounds = MERGING
-        if broken := parity.broken(bounds):
+        merges = config.merge and config.precision == "fp32"
+        if broken := parity.broken(MERGING if merges else BOUNDS[config.precision]):
             raise ExportError(
                 f"the export does not answer as its checkpoint does and was removed: {broken} "
                 f"({len(samples):,} of {what}); {_REMEDIES[config.precision]}"

@@ -28,13 +28,8 @@ _SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far an export may be from its checkpoint.
-
-    Attributes:
-        difference: of one logit, at most.
-        changed: share of the images that may get another label, or one image.
-        lost: share of the images that may be right less often, or one image.
-    """
+    """How far an export may be from its checkpoint: the difference of one logit, and the shares of
+    the images that may get another label, and that may be right less often (or one image)."""
 
     difference: float
     changed: float
@@ -54,12 +49,8 @@ one merges, and logits jump."""
 
 @dataclass(frozen=True)
 class Parity:
-    """The answers of a checkpoint (first) and its export (second).
-
-    Attributes:
-        logits: both float32 (N, K).
-        labels: the truth, (N,).
-    """
+    """The answers of a checkpoint (first) and its export (second), both float32 (N, K), and the
+    truth, (N,)."""
 
     logits: tuple[np.ndarray, np.ndarray]
     labels: np.ndarray
@@ -98,12 +89,8 @@ class Parity:
 
 
 def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Parity, np.ndarray]:
-    """Run both on the same images: one on the loader's tensors, the other on their bytes.
-
-    Args:
-        model: the checkpoint's, on the CPU.
-        answer: the export.
-        loader: the images, on the CPU.
+    """Run the checkpoint's model, on the CPU, and the export on the same images: one on the
+    loader's tensors, the other on their bytes.
 
     Returns:
         the answers, and some of the images, uint8 (B, height, width, C).
@@ -140,12 +127,8 @@ def as_bytes(images: torch.Tensor, loader: EvalLoader) -> np.ndarray:
 def milliseconds(
     answers: Sequence[Answer], images: np.ndarray, seconds: float = _SECONDS
 ) -> list[float]:
-    """The time that each takes for one image of a batch, the median of rounds in turns.
-
-    Args:
-        images: the batch, uint8 (B, height, width, C).
-        seconds: after which no round is begun.
-    """
+    """The time that each takes for one image of a batch, uint8 (B, height, width, C): the median of
+    rounds in turns, none of which is begun after `seconds`."""
     taken: list[list[float]] = [[] for _ in answers]
     for answer in answers:
         answer(images)  # the first time is longer

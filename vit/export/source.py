@@ -65,12 +65,7 @@ class WithPreprocessing(nn.Module):
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported.
-
-    Attributes:
-        trained: the model, on the CPU.
-        merge: patches that each block merges away.
-    """
+    """What is exported: a model, on the CPU, each of whose blocks merges so many patches away."""
 
     trained: Trained
     merge: int = 0
@@ -82,11 +77,8 @@ class Source:
 
 
 def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
-    """What a file says about itself, as plain values; keys as in a checkpoint.
-
-    Args:
-        takes: what its input is, in words.
-    """
+    """What a file that takes PIXELS or NORMALISED says about itself, as plain values; keys as in a
+    checkpoint."""
     trained = source.trained
     run = RunDir.of(trained.path)
     return {
