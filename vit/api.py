@@ -44,8 +44,7 @@ class Prediction:
 
     Attributes:
         name: the image's path, or `image 3` for the one at position 3.
-        labels: the most probable classes, the best first.
-        probabilities: of these.
+        labels, probabilities: of the most probable classes, the best first.
     """
 
     name: str
@@ -84,9 +83,8 @@ class Run(Trained):
         Top-1 and top-5 in percent, loss in nats. Empty outside a run.
         """
         run = RunDir.of(self.path)
-        summary = run.read_summary() if run is not None else {}
-        named = ((key, v) for key, v in summary.items() if key.startswith(("val_", "test_")))
-        return {key: value for key, value in named if value is not None}
+        values = run.read_summary().items() if run is not None else ()
+        return {k: v for k, v in values if k.startswith(("val_", "test_")) and v is not None}
 
     def predict(self, images: Pictures, top: int = 5) -> list[Prediction]:
         """The `top` most probable classes of each image, as `vit-predict` gives them.
@@ -129,7 +127,6 @@ class Run(Trained):
         """Where the model looks in each image, as `vit-explain` shows it.
 
         Args:
-            images: see `Pictures`.
             method: `rollout`, `attention`, or `relevance` (of `label`).
             label: a class; None: the most probable one of each image.
 
@@ -165,11 +162,8 @@ class Run(Trained):
         return seen[0]
 
     def evaluate(self, *overrides: str) -> dict[str, Any]:
-        """The scores that `vit-eval` writes to metrics.json, of the checkpoint's file; nothing is
-        written.
-
-        Args:
-            overrides: settings of `vit-eval`: `split=val`, `tta=flip`, `images=~/more`.
+        """The scores that `vit-eval` writes to metrics.json, of the checkpoint's file and with its
+        settings (`split=val`, `tta=flip`, `images=~/more`); nothing is written.
 
         Raises:
             ConfigError, DataError: as `vit-eval` answers; the file has other weights since this
@@ -209,10 +203,6 @@ def load_run(path: str | PathLike[str], device: str | torch.device = "cpu") -> R
 
     Warns when the best checkpoint is damaged and the newest is taken instead.
 
-    Args:
-        path: `outputs/<name>`, or a file in its `checkpoints`.
-        device: where the model goes.
-
     Raises:
         NoCheckpointError: nothing there, or nothing undamaged.
         ConfigError: there is no such device.
@@ -233,8 +223,7 @@ def load_run(path: str | PathLike[str], device: str | torch.device = "cpu") -> R
 def train(overrides: Sequence[str] = ()) -> Run:
     """Train as `vit-train` does, or go on with a run, and load what came of it.
 
-    Args:
-        overrides: settings as on the command line, one text each; sweeps are the command's.
+    The settings are as on the command line, one text each; sweeps are the command's.
 
     Raises:
         VitError: what the command would answer in a line; see `vit.errors`.
