@@ -13,7 +13,7 @@ from vit.data.types import Samples
 from vit.errors import ConfigError, DataError, ExportError
 from vit.export.formats import FORMATS
 from vit.export.parity import AT_ONCE, BOUNDS, MERGING, Parity, compare, milliseconds
-from vit.export.source import Content, Source, WithPreprocessing, on_pixels
+from vit.export.source import Source, WithPreprocessing, on_pixels
 from vit.inference.evaluator import Evaluator
 from vit.runtime.files import move_over, staging, write_atomic
 
@@ -90,7 +90,11 @@ def export(
     source = Source(job.trained, config.merge)
     content = writer.write(source, config.precision)
     with staging(output) as staged:
-        _put(content, staged)
+        files = {"": content} if isinstance(content, bytes) else content
+        for name, part in files.items():
+            file = staged / name
+            file.parent.mkdir(exist_ok=True)
+            write_atomic(file, part)
         answer = writer.run(staged)
         parity, pixels = compare(source.model, answer, job.open(samples, what))
         job.trained.check(torch.from_numpy(parity.logits[0]))
@@ -104,15 +108,5 @@ def export(
         batches = {count: np.resize(pixels, (count, *pixels.shape[1:])) for count in (1, AT_ONCE)}
         times = {count: milliseconds(both, batch) for count, batch in batches.items()}
         move_over(staged, output)
-    size = len(content) if isinstance(content, bytes) else sum(map(len, content.values()))
-    return Exported(parity, (job.trained.path.stat().st_size, size), times)
-
-
-def _put(content: Content, path: Path) -> None:
-    """Write a file, or the files of a folder."""
-    if isinstance(content, bytes):
-        write_atomic(path, memoryview(content))
-        return
-    path.mkdir()
-    for name, part in content.items():
-        write_atomic(path / name, memoryview(part))
+    sizes = job.trained.path.stat().st_size, sum(map(len, files.values()))
+    return Exported(parity, sizes, times)
