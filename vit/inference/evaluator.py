@@ -29,12 +29,8 @@ from vit.runtime import console
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What predictions are made with.
-
-    Attributes:
-        model: what predicts: `trained.model`, or with merged patches.
-        reading, reader: how images are read, and what reads them.
-    """
+    """What predictions are made with: `trained.model`, or `model` with merged patches; and how
+    images are read, and what reads them."""
 
     trained: Trained
     model: nn.Module

@@ -17,11 +17,8 @@ _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def select_device(name: str, local_rank: int | None = None) -> torch.device:
-    """`auto` takes the GPU where there is one.
-
-    Args:
-        name: `auto`, `cpu` or `cuda`.
-        local_rank: number of the GPU, where several processes share the machine.
+    """`cpu`, `cuda`, or with `auto` the GPU where there is one; its number is `local_rank`, where
+    several processes share the machine.
 
     Raises:
         ConfigError: `cuda` was asked for and there is none.
