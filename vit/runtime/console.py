@@ -92,38 +92,32 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
 
 
 class EpochBar:
-    """A bar over the images of an epoch."""
+    """A bar over the images of an epoch, from `start` to `close`: in between `is_open`."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
+        self.is_open = False
+        self._bar = progress(disable=True)
 
     def start(self, epoch: int, total: int, done: int) -> None:
         """Open the bar of `epoch` (from 1) at `done` of `total` images."""
         self.close()
+        self.is_open = True
         self._bar = progress(
             total=total, initial=done, desc=f"epoch {epoch}", file=sys.stderr, dynamic_ncols=True
         )
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a bar."""
-        return self._bar is not None
-
     def advance(self, images: int) -> None:
-        """Count images."""
-        if self._bar is not None:
-            self._bar.update(images)
+        """Count images, as long as the bar is open."""
+        self._bar.update(images)
 
     def show(self, **values: str) -> None:
         """Put values behind the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix(values, refresh=False)
+        self._bar.set_postfix(values, refresh=False)
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self.is_open = False
+        self._bar.close()
 
 
 def duration(seconds: float) -> str:
