@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -96,15 +97,13 @@ class Run(Trained):
         """
         if not isinstance(top, int) or top < 1:
             raise ConfigError(f"top={top} must be a whole number, 1 or more")
-        loader = self._open(images)
-        found = classify(self, loader, top)
-        with console.progress(found, desc="predicting", total=len(loader.names)) as bar:
-            predictions = [
-                Prediction(name, [label for label, _ in best], [share for _, share in best])
-                for name, best in bar
-            ]
-        _check_corrupt(loader)
-        return predictions
+        with self._opened(images) as loader:
+            found = classify(self, loader, top)
+            with console.progress(found, desc="predicting", total=len(loader.names)) as bar:
+                return [
+                    Prediction(name, [label for label, _ in best], [share for _, share in best])
+                    for name, best in bar
+                ]
 
     def embed(self, images: Pictures) -> np.ndarray:
         """What the head sees of each image, float32 (N, D): for a neighbour search or a classifier.
@@ -112,13 +111,12 @@ class Run(Trained):
         Raises:
             DataError, ConfigError: as in `predict`.
         """
-        precision = self.evaluation["precision"]
-        loader, found = self._open(images), []
-        for seen, _, _, mask in loader:
-            embedded = features(self.model, seen, mask, precision)
-            self.check(embedded)
-            found.append(embedded.cpu().numpy())
-        _check_corrupt(loader)
+        precision, found = self.evaluation["precision"], []
+        with self._opened(images) as loader:
+            for seen, _, _, mask in loader:
+                embedded = features(self.model, seen, mask, precision)
+                self.check(embedded)
+                found.append(embedded.cpu().numpy())
         return np.concatenate(found)
 
     def attention(
@@ -143,10 +141,8 @@ class Run(Trained):
             hint = f"; did you mean {close}?" if (close := nearest(label, self.classes)) else ""
             raise ConfigError(f"label={label} is none of the model's classes{hint}")
         wanted = None if label is None else self.classes.index(label)
-        loader = self._open(images, _EXPLAINED_AT_ONCE)
-        explained = list(pictures.explain(self, loader, [method], wanted))
-        _check_corrupt(loader)
-        return explained
+        with self._opened(images, _EXPLAINED_AT_ONCE) as loader:
+            return list(pictures.explain(self, loader, [method], wanted))
 
     def transform(self, image: Picture) -> Tensor:
         """One image as the model takes it: float32 (C, height, width), on the model's device.
@@ -154,11 +150,10 @@ class Run(Trained):
         Raises:
             DataError, ConfigError: as in `predict`; these are several images.
         """
-        loader = self._open([image], 1)
-        if len(loader.names) > 1:
-            raise ConfigError(f"{image} has {len(loader.names):,} images; give one")
-        seen, _, _, _ = next(iter(loader))
-        _check_corrupt(loader)
+        with self._opened([image], 1) as loader:
+            if len(loader.names) > 1:
+                raise ConfigError(f"{image} has {len(loader.names):,} images; give one")
+            seen, _, _, _ = next(iter(loader))
         return seen[0]
 
     def evaluate(self, *overrides: str) -> dict[str, Any]:
@@ -183,19 +178,14 @@ class Run(Trained):
             )
         return metrics
 
-    def _open(self, images: Pictures, batch_size: int | None = None) -> EvalLoader:
+    @contextlib.contextmanager
+    def _opened(self, images: Pictures, batch_size: int | None = None) -> Iterator[EvalLoader]:
+        """The images; in the end DataError where an answer would lack those that are damaged."""
         given = _listed(images, self.preprocessing["channels"])
-        return open_images(self, given, batch_size=batch_size)
-
-
-def _check_corrupt(loader: EvalLoader) -> None:
-    """Refuse answers that lack some of the images.
-
-    Raises:
-        DataError: names what cannot be decoded.
-    """
-    if found := loader.corrupt.named():
-        raise DataError(console.damaged(found, len(loader.names)))
+        loader = open_images(self, given, batch_size=batch_size)
+        yield loader
+        if found := loader.corrupt.named():
+            raise DataError(console.damaged(found, len(loader.names)))
 
 
 def load_run(path: str | PathLike[str], device: str | torch.device = "cpu") -> Run:
