@@ -104,7 +104,7 @@ class Evaluation:
             values["corruption_drop"] = self.scores["top1"].value - mean
         if self.comparison is not None:
             values["compared_with"] = self.comparison.as_json()
-        table = vars(scoring.per_class(predictions.labels, predictions.top[:, 0], len(classes)))
+        table = scoring.per_class(predictions.labels, predictions.top[:, 0], len(classes))
         rows = zip(classes, *(column.tolist() for column in table.values()), strict=True)
         values["per_class"] = [dict(zip(("class", *table), row, strict=True)) for row in rows]
         if self.without_tta is not None:

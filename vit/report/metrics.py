@@ -69,16 +69,6 @@ class Bins:
         return float(gaps @ self.count / self.count.sum())
 
 
-@dataclass(frozen=True)
-class PerClass:
-    """Scores of each class, (K,): a class that is never there or never said has zeros."""
-
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
-    support: np.ndarray
-
-
 def probability_scores(
     logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0
 ) -> ProbabilityScores:
@@ -130,14 +120,15 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> Bins:
     return Bins(count, accuracy, mean)
 
 
-def per_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> PerClass:
-    """Precision, recall, F1 and support of each of `classes` classes."""
+def per_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    """`precision`, `recall`, `f1` and `support` of each of `classes` classes, (K,): one that is
+    never there or never said has zeros."""
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(classes), zero_division=0
     )
-    return PerClass(*columns)
+    return dict(zip(("precision", "recall", "f1", "support"), columns, strict=True))
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

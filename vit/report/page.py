@@ -114,10 +114,10 @@ def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping
         compared=_comparison(report.compared),
         sides=_sides(report, report.versus, thumbnails) if report.versus else (),
         corruptions=_corruptions(report.corruptions) if report.corruptions else None,
-        rows=zip(classes, *(column.tolist() for column in vars(table).values()), strict=True),
+        rows=zip(classes, *(column.tolist() for column in table.values()), strict=True),
         matrix=confusion(labels, predicted, len(classes)).tolist() if is_whole else None,
         pairs=[pair for pair in pairs if pair[:2] in report.chosen.cells],
-        support=table.support.tolist(),
+        support=table["support"].tolist(),
         full_matrix=FULL_MATRIX,
         reliability={text: reliability(bins) for text, bins in report.reliability.items()},
         charts={
