@@ -58,7 +58,8 @@ class Group:
 @dataclass(frozen=True)
 class Effect:
     """How much one setting mattered: the mean validation score of the runs with each value, and the
-    share of the variance of all scores that its value explains (eta squared)."""
+    share of the variance of all scores that its value explains (eta squared).
+    """
 
     key: str
     means: dict[str, float]

@@ -32,8 +32,7 @@ _AT_ONCE = 2**27
 
 @dataclass(frozen=True)
 class Temperature:
-    """What came of fitting a temperature on so many images of the validation split: its value, or
-    None and why there is none, as the end of a sentence."""
+    """A temperature, fitted on so many validation images; None: there is none because of `why`."""
 
     value: float | None
     images: int = 0

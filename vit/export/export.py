@@ -26,8 +26,9 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, beside its checkpoint: the parity of their answers, their sizes in bytes,
-    and milliseconds per image of both, by the number of images at once."""
+    """What was written, beside its checkpoint: the parity of their answers, sizes in bytes, and
+    milliseconds per image of both, by the number of images at once.
+    """
 
     parity: Parity
     sizes: tuple[int, int]

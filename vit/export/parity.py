@@ -29,7 +29,8 @@ _SECONDS = 4.0
 @dataclass(frozen=True)
 class Bounds:
     """How far an export may be from its checkpoint: the difference of one logit, and the shares of
-    the images that may get another label, and that may be right less often (or one image)."""
+    the images (or one image) that get another label, and that are right less often.
+    """
 
     difference: float
     changed: float
@@ -49,8 +50,7 @@ one merges, and logits jump."""
 
 @dataclass(frozen=True)
 class Parity:
-    """The answers of a checkpoint (first) and its export (second), both float32 (N, K), and the
-    truth, (N,)."""
+    """Logits of a checkpoint (first) and its export (second), float32 (N, K); the truth, (N,)."""
 
     logits: tuple[np.ndarray, np.ndarray]
     labels: np.ndarray
@@ -127,8 +127,9 @@ def as_bytes(images: torch.Tensor, loader: EvalLoader) -> np.ndarray:
 def milliseconds(
     answers: Sequence[Answer], images: np.ndarray, seconds: float = _SECONDS
 ) -> list[float]:
-    """The time that each takes for one image of a batch, uint8 (B, height, width, C): the median of
-    rounds in turns, none of which is begun after `seconds`."""
+    """Of each the median time for one image of a batch, uint8 (B, height, width, C), in rounds that
+    take turns; none is begun after `seconds`.
+    """
     taken: list[list[float]] = [[] for _ in answers]
     for answer in answers:
         answer(images)  # the first time is longer

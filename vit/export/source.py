@@ -77,8 +77,7 @@ class Source:
 
 
 def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
-    """What a file that takes PIXELS or NORMALISED says about itself, as plain values; keys as in a
-    checkpoint."""
+    """What a file whose input is `takes` says of itself: plain values, keys as in a checkpoint."""
     trained = source.trained
     run = RunDir.of(trained.path)
     return {

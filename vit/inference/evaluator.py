@@ -29,8 +29,7 @@ from vit.runtime import console
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What predictions are made with: `trained.model`, or `model` with merged patches; and how
-    images are read, and what reads them."""
+    """What predictions are made with; `model` is the trained one, or merges patches."""
 
     trained: Trained
     model: nn.Module

@@ -173,8 +173,9 @@ def _misfit(content: dict[str, Any], config: ViTConfig) -> str | None:
 
 
 def read_manifest(run: RunDir | None, digest: str | None) -> Manifest | None:
-    """The list of a run's images, of this digest (None: an earlier version kept none); None: there
-    is none that is sound, which is warned of."""
+    """The list of a run's images; None: there is none that is sound, which is warned of, or an
+    earlier version kept none, whose `digest` is None.
+    """
     if digest is None or run is None:
         return None
     try:
@@ -189,8 +190,7 @@ def read_manifest(run: RunDir | None, digest: str | None) -> Manifest | None:
 
 
 def trained_on(path: Path, digest: str | None) -> list[Manifest]:
-    """The images that the weights of a run of ours were trained on, as far as they are known, by
-    the path of its checkpoint or export and the digest of the list of its images."""
+    """The images that the weights of a run were trained on, as far as they are known."""
     manifest = read_manifest(RunDir.of(path), digest)
     if manifest is None:
         console.warn(

@@ -116,8 +116,7 @@ def predict(
 
 
 def with_mirror_images(predictions: Predictions) -> Predictions:
-    """Predictions by the mean of the probabilities of each image and its mirror image, whose
-    logarithms are the `logits`; of predictions with `logits` and `mirrored`."""
+    """Predictions by the mean probabilities of image and mirror image; `logits` are their logs."""
     assert predictions.logits is not None
     assert predictions.mirrored is not None
     alone, mirrored = map(torch.from_numpy, (predictions.logits, predictions.mirrored))
@@ -197,8 +196,7 @@ class GivenImage:
 
 
 class UserImages(FileImages):
-    """Images that a user names: files, by their paths, or what is in memory. `spec` is how the run
-    keeps images of files; None: it does not."""
+    """Images that a user names: what is in memory, and files, kept by the run as `spec` says."""
 
     def __init__(self, given: Sequence[str | GivenImage], spec: CacheSpec | None) -> None:
         super().__init__("", list(map(str, given)))

@@ -51,8 +51,7 @@ class Chosen:
 def choose(
     labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, margin: np.ndarray, classes: int
 ) -> Chosen:
-    """Choose the images of a report by their classes, cross-entropy and margin: the probability of
-    the best class less that of the second; each (N,)."""
+    """Choose images by classes, losses and margin (best probability less the second), each (N,)."""
     wrong = np.flatnonzero(labels != predicted)
     wrong = wrong[np.argsort(-losses[wrong], kind="stable")]
     uncertain = np.argsort(margin, kind="stable")

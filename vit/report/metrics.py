@@ -121,8 +121,7 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> Bins:
 
 
 def per_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, np.ndarray]:
-    """`precision`, `recall`, `f1` and `support` of each of `classes` classes, (K,): one that is
-    never there or never said has zeros."""
+    """`precision`, `recall`, `f1`, `support` of each class, (K,); never there or never said: 0."""
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(

@@ -101,8 +101,7 @@ class Report:
 
 
 def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping[int, str]) -> str:
-    """The page, with images and where the model looked in them as data URIs, by number; what is not
-    among the thumbnails is not shown."""
+    """The page. Images, and where the model looked, are data URIs by number; others do not show."""
     labels, predicted, classes = report.labels, report.predicted, report.classes
     table, wrong = per_class(labels, predicted, len(classes)), labels != predicted
     pairs = largest_pairs(labels[wrong], predicted[wrong])
@@ -163,8 +162,7 @@ def _comparison(compared: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
 
 
 def _sides(report: Report, versus: Versus, thumbnails: Mapping[int, str]) -> Iterable[Any]:
-    """Of both models the name, and the images that it alone is right on, as the other took them:
-    how many there are, and those that are shown."""
+    """Of both models the name, how many images it alone is right on, and those that are shown."""
     by_second = replace(report, predicted=versus.predicted)
     first = _figures(by_second, versus.first, thumbnails)
     second = _figures(report, versus.second, thumbnails)
