@@ -13,7 +13,7 @@ from vit.data.types import Samples
 from vit.errors import ConfigError, DataError, ExportError
 from vit.export.formats import FORMATS
 from vit.export.parity import AT_ONCE, BOUNDS, MERGING, Parity, compare, milliseconds
-from vit.export.source import Source, WithPreprocessing, on_pixels
+from vit.export.source import WithPreprocessing, on_pixels
 from vit.inference.evaluator import Evaluator
 from vit.runtime.files import move_over, staging, write_atomic
 
@@ -88,8 +88,7 @@ def export(
         DiskFullError: no space.
     """
     writer = FORMATS[config.format]
-    source = Source(job.trained, config.merge)
-    content = writer.write(source, config.precision)
+    content = writer.write(job.trained, config.merge, config.precision)
     with staging(output) as staged:
         files = {"": content} if isinstance(content, bytes) else content
         for name, part in files.items():
@@ -97,7 +96,7 @@ def export(
             file.parent.mkdir(exist_ok=True)
             write_atomic(file, part)
         answer = writer.run(staged)
-        parity, pixels = compare(source.model, answer, job.open(samples, what))
+        parity, pixels = compare(job.model, answer, job.open(samples, what))
         job.trained.check(torch.from_numpy(parity.logits[0]))
         merges = config.merge and config.precision == "fp32"
         if broken := parity.broken(MERGING if merges else BOUNDS[config.precision]):
@@ -105,7 +104,7 @@ def export(
                 f"the export does not answer as its checkpoint does and was removed: {broken} "
                 f"({len(samples):,} of {what}); {_REMEDIES[config.precision]}"
             )
-        both = [on_pixels(WithPreprocessing(source.model, job.trained.preprocessing)), answer]
+        both = [on_pixels(WithPreprocessing(job.model, job.trained.preprocessing)), answer]
         batches = {count: np.resize(pixels, (count, *pixels.shape[1:])) for count in (1, AT_ONCE)}
         times = {count: milliseconds(both, batch) for count, batch in batches.items()}
         move_over(staged, output)

@@ -50,12 +50,8 @@ class ProbabilityScores:
 
 @dataclass(frozen=True)
 class Bins:
-    """Images by their confidence, each (BINS,); nan in bins without images.
-
-    Attributes:
-        count: how many images.
-        accuracy: share of them that was right.
-        confidence: their mean confidence.
+    """Images by their confidence: how many, the share that was right, and the mean confidence, each
+    (BINS,); nan in bins without images.
     """
 
     count: np.ndarray
