@@ -6,7 +6,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -51,11 +50,7 @@ def run(path: Path) -> Answer:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def answer(images: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = session.run(None, {name: images})[0]
-        return logits
-
-    return answer
+    return lambda images: session.run(None, {name: images})[0]
 
 
 def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -120,8 +120,7 @@ def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Parit
 def as_bytes(images: torch.Tensor, loader: EvalLoader) -> np.ndarray:
     """The bytes that a loader's images were: uint8 (B, height, width, C)."""
     pixels = loader.normalise.undo(images).mul(255).round().byte()
-    bytes_: np.ndarray = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-    return bytes_
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def milliseconds(

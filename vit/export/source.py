@@ -102,8 +102,7 @@ def weights_file(state: Mapping[str, Tensor], precision: str, about: dict[str, s
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in state.items()
     }
-    content: bytes = safetensors.torch.save(tensors, about)
-    return content
+    return safetensors.torch.save(tensors, about)
 
 
 def on_pixels(model: nn.Module) -> Answer:
