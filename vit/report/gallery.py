@@ -84,7 +84,7 @@ def data_uri(image: np.ndarray) -> str:
     picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     kind = "PNG" if max(picture.size) <= _LOSSLESS else "JPEG"
     file = io.BytesIO()
-    picture.save(file, kind, **({"optimize": True} if kind == "PNG" else {"quality": 80}))
+    picture.save(file, kind, optimize=kind == "PNG", quality=80)
     text = base64.b64encode(file.getvalue()).decode("ascii")
     return f"data:image/{kind.lower()};base64,{text}"
 
