@@ -177,8 +177,7 @@ class Evaluator:
                 f"{split} images as they are now are scored"
             )
         elif split in own.data.splits:
-            names = own.data.splits[split].names
-            gone = [names[i] for i in own.gone[split].tolist()]
+            gone = [own.data.splits[split].names[i] for i in own.gone[split].tolist()]
             others = changed(manifest, own, split)
             tell_changes(f"of {split} gone since the run started, not scored", gone)
             tell_changes("that came after the run started, left out", own.added)

@@ -215,10 +215,9 @@ def check_classes(found: list[str], expected: list[str], where: str, remedy: str
     """
     if found == expected:
         return
-    few = max(len(found), len(expected)) <= MOST_NAMES
-    now = found if few else sorted(set(found) - set(expected))
-    then = expected if few else sorted(set(expected) - set(found))
-    only = "" if few else "only "
+    now, then, only = found, expected, ""
+    if max(len(found), len(expected)) > MOST_NAMES:
+        now, then, only = sorted({*found} - {*expected}), sorted({*expected} - {*found}), "only "
     raise DataError(
         f"{where} {only}has the classes {shortened(now) or '-'}, the checkpoint {only}has "
         f"{shortened(then) or '-'}; {remedy}"

@@ -114,12 +114,10 @@ def colours(values: np.ndarray) -> np.ndarray:
 
 
 def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """A confusion matrix (K, K): rows are the true classes, columns what the model said.
+    """A confusion matrix (K, K) as uint8 (height, width, 3): rows are the true classes, columns
+    what the model said.
 
     A cell's colour is its share of the row. Up to LABELLED classes it shows the count.
-
-    Returns:
-        uint8 (height, width, 3).
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rgb = colours(shares)
@@ -148,14 +146,8 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 
 
 def similarity_picture(similarity: np.ndarray, side: int = 640) -> np.ndarray:
-    """One tile for each patch: how similar its position is to all others.
-
-    Args:
-        similarity: (rows, columns, rows, columns); colours go from the least of all pairs to 1.
-        side: about how wide the picture is, in pixels.
-
-    Returns:
-        uint8 (height, width, 3).
+    """One tile for each patch: how similar its position is to all others, (rows, columns, rows,
+    columns), in colours from the least of all pairs to 1: uint8 (height, about `side`, 3).
     """
     columns = similarity.shape[1]
     scale = max(1, (side // columns - _GAP) // columns)
