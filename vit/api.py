@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -44,8 +45,7 @@ class Prediction:
 
     Attributes:
         name: the image's path, or `image 3` for the one at position 3.
-        labels: the most probable classes, the best first.
-        probabilities: of these.
+        labels, probabilities: of the most probable classes, the best first.
     """
 
     name: str
@@ -84,9 +84,8 @@ class Run(Trained):
         Top-1 and top-5 in percent, loss in nats. Empty outside a run.
         """
         run = RunDir.of(self.path)
-        summary = run.read_summary() if run is not None else {}
-        named = ((key, v) for key, v in summary.items() if key.startswith(("val_", "test_")))
-        return {key: value for key, value in named if value is not None}
+        values = run.read_summary().items() if run is not None else ()
+        return {k: v for k, v in values if k.startswith(("val_", "test_")) and v is not None}
 
     def predict(self, images: Pictures, top: int = 5) -> list[Prediction]:
         """The `top` most probable classes of each image, as `vit-predict` gives them.
@@ -98,15 +97,13 @@ class Run(Trained):
         """
         if not isinstance(top, int) or top < 1:
             raise ConfigError(f"top={top} must be a whole number, 1 or more")
-        loader = self._open(images)
-        found = classify(self, loader, top)
-        with console.progress(found, desc="predicting", total=len(loader.names)) as bar:
-            predictions = [
-                Prediction(name, [label for label, _ in best], [share for _, share in best])
-                for name, best in bar
-            ]
-        _check_corrupt(loader)
-        return predictions
+        with self._opened(images) as loader:
+            found = classify(self, loader, top)
+            with console.progress(found, desc="predicting", total=len(loader.names)) as bar:
+                return [
+                    Prediction(name, [label for label, _ in best], [share for _, share in best])
+                    for name, best in bar
+                ]
 
     def embed(self, images: Pictures) -> np.ndarray:
         """What the head sees of each image, float32 (N, D): for a neighbour search or a classifier.
@@ -114,13 +111,12 @@ class Run(Trained):
         Raises:
             DataError, ConfigError: as in `predict`.
         """
-        precision = self.evaluation["precision"]
-        loader, found = self._open(images), []
-        for seen, _, _, mask in loader:
-            embedded = features(self.model, seen, mask, precision)
-            self.check(embedded)
-            found.append(embedded.cpu().numpy())
-        _check_corrupt(loader)
+        precision, found = self.evaluation["precision"], []
+        with self._opened(images) as loader:
+            for seen, _, _, mask in loader:
+                embedded = features(self.model, seen, mask, precision)
+                self.check(embedded)
+                found.append(embedded.cpu().numpy())
         return np.concatenate(found)
 
     def attention(
@@ -129,7 +125,6 @@ class Run(Trained):
         """Where the model looks in each image, as `vit-explain` shows it.
 
         Args:
-            images: see `Pictures`.
             method: `rollout`, `attention`, or `relevance` (of `label`).
             label: a class; None: the most probable one of each image.
 
@@ -146,10 +141,8 @@ class Run(Trained):
             hint = f"; did you mean {close}?" if (close := nearest(label, self.classes)) else ""
             raise ConfigError(f"label={label} is none of the model's classes{hint}")
         wanted = None if label is None else self.classes.index(label)
-        loader = self._open(images, _EXPLAINED_AT_ONCE)
-        explained = list(pictures.explain(self, loader, [method], wanted))
-        _check_corrupt(loader)
-        return explained
+        with self._opened(images, _EXPLAINED_AT_ONCE) as loader:
+            return list(pictures.explain(self, loader, [method], wanted))
 
     def transform(self, image: Picture) -> Tensor:
         """One image as the model takes it: float32 (C, height, width), on the model's device.
@@ -157,19 +150,15 @@ class Run(Trained):
         Raises:
             DataError, ConfigError: as in `predict`; these are several images.
         """
-        loader = self._open([image], 1)
-        if len(loader.names) > 1:
-            raise ConfigError(f"{image} has {len(loader.names):,} images; give one")
-        seen, _, _, _ = next(iter(loader))
-        _check_corrupt(loader)
+        with self._opened([image], 1) as loader:
+            if len(loader.names) > 1:
+                raise ConfigError(f"{image} has {len(loader.names):,} images; give one")
+            seen, _, _, _ = next(iter(loader))
         return seen[0]
 
     def evaluate(self, *overrides: str) -> dict[str, Any]:
-        """The scores that `vit-eval` writes to metrics.json, of the checkpoint's file; nothing is
-        written.
-
-        Args:
-            overrides: settings of `vit-eval`: `split=val`, `tta=flip`, `images=~/more`.
+        """The scores that `vit-eval` writes to metrics.json, of the checkpoint's file and with its
+        settings (`split=val`, `tta=flip`, `images=~/more`); nothing is written.
 
         Raises:
             ConfigError, DataError: as `vit-eval` answers; the file has other weights since this
@@ -189,29 +178,20 @@ class Run(Trained):
             )
         return metrics
 
-    def _open(self, images: Pictures, batch_size: int | None = None) -> EvalLoader:
+    @contextlib.contextmanager
+    def _opened(self, images: Pictures, batch_size: int | None = None) -> Iterator[EvalLoader]:
+        """The images; in the end DataError where an answer would lack those that are damaged."""
         given = _listed(images, self.preprocessing["channels"])
-        return open_images(self, given, batch_size=batch_size)
-
-
-def _check_corrupt(loader: EvalLoader) -> None:
-    """Refuse answers that lack some of the images.
-
-    Raises:
-        DataError: names what cannot be decoded.
-    """
-    if found := loader.corrupt.named():
-        raise DataError(console.damaged(found, len(loader.names)))
+        loader = open_images(self, given, batch_size=batch_size)
+        yield loader
+        if found := loader.corrupt.named():
+            raise DataError(console.damaged(found, len(loader.names)))
 
 
 def load_run(path: str | PathLike[str], device: str | torch.device = "cpu") -> Run:
     """The trained model of a run folder (its best weights) or of a checkpoint file.
 
     Warns when the best checkpoint is damaged and the newest is taken instead.
-
-    Args:
-        path: `outputs/<name>`, or a file in its `checkpoints`.
-        device: where the model goes.
 
     Raises:
         NoCheckpointError: nothing there, or nothing undamaged.
@@ -233,8 +213,7 @@ def load_run(path: str | PathLike[str], device: str | torch.device = "cpu") -> R
 def train(overrides: Sequence[str] = ()) -> Run:
     """Train as `vit-train` does, or go on with a run, and load what came of it.
 
-    Args:
-        overrides: settings as on the command line, one text each; sweeps are the command's.
+    The settings are as on the command line, one text each; sweeps are the command's.
 
     Raises:
         VitError: what the command would answer in a line; see `vit.errors`.

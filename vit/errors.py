@@ -79,8 +79,7 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     if tail in tails:  # the right name in the wrong place
         return tails[tail]
     for asked, among in ((word, {c: c for c in choices}), (tail, tails)):
-        close = difflib.get_close_matches(asked, list(among), n=1, cutoff=0.6)
-        if close:
+        if close := difflib.get_close_matches(asked, among, n=1):
             return among[close[0]]
     return None
 

@@ -25,7 +25,7 @@ from vit.data.reading.transform import Transform
 from vit.errors import ConfigError
 from vit.export.formats import FORMATS
 from vit.export.parity import BOUNDS
-from vit.export.source import Source, metadata
+from vit.export.source import metadata
 from vit.model.attention import SCORES
 from vit.model.layers import MLPS, NORMS
 from vit.model.merging import merged
@@ -138,7 +138,7 @@ def test_timm_and_transformers_load_the_folder_as_it_is(model, precision, tmp_pa
 )
 def test_what_timm_cannot_hold_is_refused_in_one_line(model, words):
     with pytest.raises(ConfigError, match=rf"^format=timm: .*{words}; take format=onnx, .*$"):
-        FORMATS["timm"].write(Source(trained(**model)), "fp32")
+        FORMATS["timm"].write(trained(**model), 0, "fp32")
 
 
 # Precisions
@@ -159,7 +159,7 @@ def test_half_precision_holds_where_squares_overflow_it(tmp_path):
         assert given.dtype == np.float32
         np.testing.assert_allclose(given, logits, rtol=0, atol=0.02 * abs(logits).max())
         assert not np.allclose(given, logits, rtol=0, atol=1e-6)
-    full, half = (FORMATS["safetensors"].write(Source(source), p) for p in ("fp32", "fp16"))
+    full, half = (FORMATS["safetensors"].write(source, 0, p) for p in ("fp32", "fp16"))
     assert len(half) < 0.7 * len(full)
     assert {tensor.dtype for tensor in load(half).values()} == {torch.float16}
 
@@ -212,7 +212,7 @@ def test_files_describe_themselves_and_nothing_of_this_machine(tmp_path):
         else:
             with safe_open(path, "pt") as file:
                 about = json.loads(file.metadata()["vit"])
-        assert about == metadata(Source(source), "fp32", about["input"])
+        assert about == metadata(source, 0, "fp32", about["input"])
         assert about["input"].startswith("float32" if form == "safetensors" else "uint8")
         assert about["classes"] == CLASSES
         assert about["origin"]["run"] == "run"

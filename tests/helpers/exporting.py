@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vit.export.formats import FORMATS
-from vit.export.source import Answer, Source
+from vit.export.source import Answer
 from vit.inference.load import Trained
 from vit.model.vit import VisionTransformer
 
@@ -54,7 +54,7 @@ def written(
 ) -> tuple[Answer, Path]:
     """An export in `folder`, as a function, and its path."""
     path = folder / f"{form}-{precision}{FORMATS[form].suffix}"
-    content = FORMATS[form].write(Source(source, merge), precision)
+    content = FORMATS[form].write(source, merge, precision)
     for name, part in {"": content}.items() if isinstance(content, bytes) else content.items():
         file = path / name if name else path
         file.parent.mkdir(exist_ok=True)

@@ -126,9 +126,9 @@ def test_scores_are_scikit_learns(classes):
     assert scores["brier"].value == pytest.approx(expected)
     assert scores["macro_f1"].value == f1_score(labels, said, average="macro")
     table = per_class(labels, said, classes)
-    assert table.f1.mean() == pytest.approx(scores["macro_f1"].value)
+    assert table["f1"].mean() == pytest.approx(scores["macro_f1"].value)
     counts = confusion(labels, said, classes)
-    assert (counts.sum(axis=1) == table.support).all()
+    assert (counts.sum(axis=1) == table["support"]).all()
     assert counts.trace() == (said == labels).sum()
 
 
@@ -154,7 +154,7 @@ def test_classes_that_are_never_there_and_never_said_do_not_count():
     logits[np.arange(6), [0, 0, 2, 2, 2, 2]] = 9
     expected = (0.8 + 6 / 7) / 2  # 2 of 2 and 2 of 3; 3 of 4 and 3 of 3
     assert scores_of(logits, labels)["macro_f1"].value == pytest.approx(expected)
-    assert per_class(labels, logits.argmax(axis=1), 4).support.tolist() == [3, 0, 3, 0]
+    assert per_class(labels, logits.argmax(axis=1), 4)["support"].tolist() == [3, 0, 3, 0]
 
 
 def test_large_logits_overflow_nothing():

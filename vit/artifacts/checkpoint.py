@@ -18,7 +18,7 @@ from vit.config.plugins import missing
 from vit.config.resume import migrate, migrate_spec
 from vit.config.saved import Checkpoint
 from vit.config.validate import misfits
-from vit.errors import NoCheckpointError, VitError, shortened
+from vit.errors import NoCheckpointError, shortened
 from vit.runtime.files import write_atomic
 
 FORMAT_VERSION = 2
@@ -33,11 +33,7 @@ class BadCheckpointError(NoCheckpointError):
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint that is there whole or not at all.
-
-    Args:
-        path: where to.
-        content: as `config.saved.Checkpoint` says; plain types and tensors.
+    """Write a checkpoint, as `config.saved.Checkpoint` says, that is there whole or not at all.
 
     Raises:
         DiskFullError: no space; the file that was there is intact.
@@ -57,12 +53,10 @@ def load(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise BadCheckpointError(f"{path} is damaged (checksum of {damaged})")
+            raise ValueError(f"checksum of {damaged}")
         content = _read(path)
     except FileNotFoundError:
         raise BadCheckpointError(f"{path} does not exist") from None
-    except VitError:
-        raise
     except Exception as error:  # a damaged archive fails in many ways
         if type(error).__name__ == "UnpicklingError":  # torch's word for what it will not execute
             raise BadCheckpointError(
@@ -101,11 +95,7 @@ def _read(path: Path) -> Any:
 
 
 def newest(run: RunDir, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """The newest undamaged checkpoint of a run.
-
-    Args:
-        run: the run folder.
-        report: told about each damaged one that was passed over.
+    """The newest undamaged checkpoint of a run; `report` is told of each that is passed over.
 
     Raises:
         NoCheckpointError: there is none, or all are damaged.

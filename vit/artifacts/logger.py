@@ -73,11 +73,10 @@ class Logger:
 class RunLogger(Logger):
     """Appends to metrics.jsonl and TensorBoard.
 
-    Args:
-        step, metrics_bytes, metrics_digest: what a resumed run's checkpoint says; what was logged
-            after it is cut off and will be logged again. A damaged file is kept under another
-            name, and its sound lines are gone on from. Zero and None for a new run.
-        tracker: told what it lacks of what was logged, and what is logged from here on.
+    `step`, `metrics_bytes` and `metrics_digest` are what a resumed run's checkpoint says: what was
+    logged after it is cut off and will be logged again. A damaged file is kept under another name,
+    and its sound lines are gone on from. `tracker` is told what it lacks of what was logged, and
+    what is logged from here on.
     """
 
     def __init__(

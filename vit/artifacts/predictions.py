@@ -23,11 +23,7 @@ EVALUATION = (METRICS, PREDICTIONS, TEMPERATURE, PAGE)
 
 
 def write_predictions(folder: Path, predictions: Iterable[tuple[str, str, str, float]]) -> None:
-    """Write `predictions.csv`.
-
-    Args:
-        folder: is there.
-        predictions: of each image its name, label, prediction and the prediction's probability.
+    """Write `predictions.csv`: of each image its name, label, prediction and the probability of it.
 
     Raises:
         DiskFullError: no space.

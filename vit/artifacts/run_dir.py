@@ -37,10 +37,9 @@ class RunDir:
 
     @classmethod
     def create(cls, outputs: Path, name: str, *, unique: bool) -> RunDir:
-        """Make a new folder `outputs/name`.
+        """Make a new folder `outputs/name`, and `outputs` where it is missing.
 
         Args:
-            outputs: root of all runs; made if missing.
             unique: the name was chosen by the user and must be free; else a suffix is added.
 
         Raises:

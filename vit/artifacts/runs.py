@@ -45,12 +45,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed alone.
-
-    Attributes:
-        settings: the settings that differ from those of other groups.
-        runs: the members.
-    """
+    """Runs that differ in the seed alone, and their settings that differ from other groups'."""
 
     settings: dict[str, Any]
     runs: list[Run] = field(default_factory=list)
@@ -62,12 +57,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Effect:
-    """How much one setting mattered.
-
-    Attributes:
-        key: the setting.
-        means: mean validation score of the runs with each value.
-        share: of the variance of all scores, what the value of this setting explains (eta squared).
+    """How much one setting mattered: the mean validation score of the runs with each value, and the
+    share of the variance of all scores that its value explains (eta squared).
     """
 
     key: str

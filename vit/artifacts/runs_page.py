@@ -18,9 +18,7 @@ _TOP, _BOTTOM = 40.0, 290.0
 def runs_page(title: str, runs: list[Run]) -> str:
     """The page: a sortable table, the effects of settings, parallel coordinates, curves.
 
-    Args:
-        title: its heading.
-        runs: as `read_runs` gives them. Their names are hostile text and are escaped.
+    The runs are as `read_runs` gives them; their names are hostile text and are escaped.
     """
     states = Counter(run.state.partition(" at ")[0] for run in runs)
     head, rows = group_rows(groups(runs))

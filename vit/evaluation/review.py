@@ -32,13 +32,7 @@ _AT_ONCE = 2**27
 
 @dataclass(frozen=True)
 class Temperature:
-    """What came of fitting a temperature on the validation split.
-
-    Attributes:
-        value: None where there is none.
-        images: how many they were.
-        why: there is none, as the end of a sentence.
-    """
+    """A temperature, fitted on so many validation images; None: there is none because of `why`."""
 
     value: float | None
     images: int = 0
@@ -51,8 +45,7 @@ class Evaluation:
 
     Attributes:
         trained: the model.
-        what: what the images are called.
-        loader: of the images.
+        what, loader: what the images are called, and what reads them.
         about: for metrics.json: the model, the images, and how they were seen.
         predictions: with logits.
         without_tta: those of the images alone, likewise; None: `predictions` are.
@@ -110,7 +103,7 @@ class Evaluation:
             values["corruption_drop"] = self.scores["top1"].value - mean
         if self.comparison is not None:
             values["compared_with"] = self.comparison.as_json()
-        table = vars(scoring.per_class(predictions.labels, predictions.top[:, 0], len(classes)))
+        table = scoring.per_class(predictions.labels, predictions.top[:, 0], len(classes))
         rows = zip(classes, *(column.tolist() for column in table.values()), strict=True)
         values["per_class"] = [dict(zip(("class", *table), row, strict=True)) for row in rows]
         if self.without_tta is not None:
@@ -151,13 +144,7 @@ def under_corruptions(job: Evaluator, loader: EvalLoader) -> dict[str, list[floa
 def page(
     done: Evaluation, facts: Sequence[str], compared: dict[str, dict[str, float]], command: str
 ) -> str:
-    """The report as HTML.
-
-    Args:
-        facts: short texts for below the heading.
-        compared: scores of other evaluations; see `Report`.
-        command: that makes the page.
-    """
+    """The report as HTML; `facts`, `compared` and `command` are those of `Report`."""
     trained, predictions, judged = done.trained, done.predictions, done.judged
     classes, labels, predicted = trained.classes, predictions.labels, predictions.top[:, 0]
     chosen = choose(labels, predicted, predictions.losses, judged.margin, len(classes))
@@ -187,7 +174,9 @@ def page(
         **_curves(trained),
     )
     shown = list(dict.fromkeys([*report.different(), *chosen.in_order()]))
-    thumbnails = within(_pictures(done, shown), BUDGET)
+    batches = _batches(done, shown, 64)
+    pictures = (pair for rows, seen, _, _ in batches for pair in zip(rows, seen, strict=True))
+    thumbnails = within(pictures, BUDGET)
     closer = [i for i in dict.fromkeys([*chosen.worst, *chosen.uncertain]) if i in thumbnails]
     overlays = within(_explained(done, closer), BUDGET // 4)
     return report_page(report, thumbnails, overlays)
@@ -233,12 +222,6 @@ def _batches(
         images, _, index, mask = done.loader.take(np.array(list(wanted)))
         pictures = pictures_of_each(done.loader.normalise.undo(images), mask)
         yield [wanted[place] for place in index.tolist()], pictures, images, mask
-
-
-def _pictures(done: Evaluation, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows and pictures, uint8 (H, W, 3), of some predictions."""
-    for numbers, pictures, _, _ in _batches(done, rows, 64):
-        yield from zip(numbers, pictures, strict=True)
 
 
 def _explained(done: Evaluation, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

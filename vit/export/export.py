@@ -13,7 +13,7 @@ from vit.data.types import Samples
 from vit.errors import ConfigError, DataError, ExportError
 from vit.export.formats import format_of
 from vit.export.parity import AT_ONCE, BOUNDS, MERGING, Parity, compare, milliseconds
-from vit.export.source import Content, Source, WithPreprocessing, on_pixels
+from vit.export.source import WithPreprocessing, on_pixels
 from vit.inference.evaluator import Evaluator
 from vit.runtime.files import move_over, staging, write_atomic
 
@@ -26,12 +26,8 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, beside its checkpoint.
-
-    Attributes:
-        parity: of their answers.
-        sizes: of the checkpoint and of the export, in bytes.
-        times: milliseconds per image of both, by the number of images at once.
+    """What was written, beside its checkpoint: the parity of their answers, sizes in bytes, and
+    milliseconds per image of both, by the number of images at once.
     """
 
     parity: Parity
@@ -81,11 +77,8 @@ def open_trained(config: ExportConfig) -> Evaluator:
 def export(
     config: ExportConfig, job: Evaluator, samples: Samples, what: str, output: Path
 ) -> Exported:
-    """Write the model to `output`, unless it does not answer as its checkpoint does.
-
-    Args:
-        samples, what: from `find_images`.
-        output: a file, or a folder; what is there is replaced in the end, or stays.
+    """Write the model to `output`, unless it does not answer as its checkpoint does on `samples`,
+    from `find_images`. What is there is replaced in the end, or stays.
 
     Raises:
         ConfigError: the format cannot hold the model.
@@ -95,34 +88,25 @@ def export(
         DiskFullError: no space.
     """
     writer = format_of(config.format)
-    source = Source(job.trained, config.merge)
-    content = writer.write(source, config.precision)
+    content = writer.write(job.trained, config.merge, config.precision)
     with staging(output) as staged:
-        _put(content, staged)
+        files = {"": content} if isinstance(content, bytes) else content
+        for name, part in files.items():
+            file = staged / name
+            file.parent.mkdir(exist_ok=True)
+            write_atomic(file, part)
         answer = writer.run(staged)
-        parity, pixels = compare(source.model, answer, job.open(samples, what))
+        parity, pixels = compare(job.model, answer, job.open(samples, what))
         job.trained.check(torch.from_numpy(parity.logits[0]))
-        bounds = BOUNDS[config.precision]
-        if config.merge and config.precision == "fp32":
-            bounds = MERGING
-        if broken := parity.broken(bounds):
+        merges = config.merge and config.precision == "fp32"
+        if broken := parity.broken(MERGING if merges else BOUNDS[config.precision]):
             raise ExportError(
                 f"the export does not answer as its checkpoint does and was removed: {broken} "
                 f"({len(samples):,} of {what}); {_REMEDIES[config.precision]}"
             )
-        both = [on_pixels(WithPreprocessing(source.model, job.trained.preprocessing)), answer]
+        both = [on_pixels(WithPreprocessing(job.model, job.trained.preprocessing)), answer]
         batches = {count: np.resize(pixels, (count, *pixels.shape[1:])) for count in (1, AT_ONCE)}
         times = {count: milliseconds(both, batch) for count, batch in batches.items()}
         move_over(staged, output)
-    size = len(content) if isinstance(content, bytes) else sum(map(len, content.values()))
-    return Exported(parity, (job.trained.path.stat().st_size, size), times)
-
-
-def _put(content: Content, path: Path) -> None:
-    """Write a file, or the files of a folder."""
-    if isinstance(content, bytes):
-        write_atomic(path, memoryview(content))
-        return
-    path.mkdir()
-    for name, part in content.items():
-        write_atomic(path / name, memoryview(part))
+    sizes = job.trained.path.stat().st_size, sum(map(len, files.values()))
+    return Exported(parity, sizes, times)

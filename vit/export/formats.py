@@ -14,7 +14,8 @@ from vit.config.plugins import part
 from vit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vit.export.source import Answer, Content, Source
+    from vit.export.source import Answer, Content
+    from vit.inference.load import Trained
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,15 @@ class Format:
                 f"this format needs {', '.join(missing)}; pip install 'vit-train[onnx]'"
             )
 
-    def write(self, source: Source, precision: str) -> Content:
-        """A model in a precision, as the content of a file or of a folder's files.
+    def write(self, trained: Trained, merge: int, precision: str) -> Content:
+        """A model, on the CPU and merging so many patches in each block, in a precision, as the
+        content of a file or of a folder's files.
 
         Raises:
             ConfigError: the format cannot hold the model.
         """
-        write: Callable[[Source, str], Content] = import_module(self.module).write
-        return write(source, precision)
+        write: Callable[[Trained, int, str], Content] = import_module(self.module).write
+        return write(trained, merge, precision)
 
     def run(self, path: Path) -> Answer:
         """What was written at `path` as a function, by those who would use it."""

@@ -6,7 +6,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -14,28 +13,29 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from vit.errors import ConfigError
-from vit.export.source import PIXELS, Answer, Source, metadata, traced
+from vit.export.source import PIXELS, Answer, metadata, traced
+from vit.inference.load import Trained
 
 _ERRORS_ONLY = 3
 _LIMIT = 2_000_000_000
 
 
-def write(source: Source, precision: str) -> bytes:
+def write(trained: Trained, merge: int, precision: str) -> bytes:
     """An ONNX model, as onnxruntime and others run it."""
-    size = sum(weight.nbytes for weight in source.model.state_dict().values())
+    size = sum(weight.nbytes for weight in trained.model.state_dict().values())
     if size > _LIMIT:
         raise ConfigError(
             f"format=onnx: an ONNX file holds 2 GB, the weights are {size / 1e9:.1f} GB; take "
             f"format=torch or safetensors"
         )
     program = torch.onnx.export(
-        traced(source, precision), dynamo=True, verbose=False,
+        traced(trained, merge, precision), dynamo=True, verbose=False,
         input_names=["images"], output_names=["logits"],
     )  # fmt: skip
     assert program is not None
     model = without_notes(program.model_proto)
     model = quantised(model) if precision == "int8" else model
-    about = metadata(source, precision, PIXELS)
+    about = metadata(trained, merge, precision, PIXELS)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
     content: bytes = model.SerializeToString()
@@ -50,11 +50,7 @@ def run(path: Path) -> Answer:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def answer(images: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = session.run(None, {name: images})[0]
-        return logits
-
-    return answer
+    return lambda images: session.run(None, {name: images})[0]
 
 
 def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:

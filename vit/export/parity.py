@@ -28,12 +28,8 @@ _SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far an export may be from its checkpoint.
-
-    Attributes:
-        difference: of one logit, at most.
-        changed: share of the images that may get another label, or one image.
-        lost: share of the images that may be right less often, or one image.
+    """How far an export may be from its checkpoint: the difference of one logit, and the shares of
+    the images (or one image) that get another label, and that are right less often.
     """
 
     difference: float
@@ -54,12 +50,7 @@ one merges, and logits jump."""
 
 @dataclass(frozen=True)
 class Parity:
-    """The answers of a checkpoint (first) and its export (second).
-
-    Attributes:
-        logits: both float32 (N, K).
-        labels: the truth, (N,).
-    """
+    """Logits of a checkpoint (first) and its export (second), float32 (N, K); the truth, (N,)."""
 
     logits: tuple[np.ndarray, np.ndarray]
     labels: np.ndarray
@@ -98,12 +89,8 @@ class Parity:
 
 
 def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Parity, np.ndarray]:
-    """Run both on the same images: one on the loader's tensors, the other on their bytes.
-
-    Args:
-        model: the checkpoint's, on the CPU.
-        answer: the export.
-        loader: the images, on the CPU.
+    """Run the checkpoint's model, on the CPU, and the export on the same images: one on the
+    loader's tensors, the other on their bytes.
 
     Returns:
         the answers, and some of the images, uint8 (B, height, width, C).
@@ -133,18 +120,14 @@ def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Parit
 def as_bytes(images: torch.Tensor, loader: EvalLoader) -> np.ndarray:
     """The bytes that a loader's images were: uint8 (B, height, width, C)."""
     pixels = loader.normalise.undo(images).mul(255).round().byte()
-    bytes_: np.ndarray = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-    return bytes_
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def milliseconds(
     answers: Sequence[Answer], images: np.ndarray, seconds: float = _SECONDS
 ) -> list[float]:
-    """The time that each takes for one image of a batch, the median of rounds in turns.
-
-    Args:
-        images: the batch, uint8 (B, height, width, C).
-        seconds: after which no round is begun.
+    """Of each the median time for one image of a batch, uint8 (B, height, width, C), in rounds that
+    take turns; none is begun after `seconds`.
     """
     taken: list[list[float]] = [[] for _ in answers]
     for answer in answers:

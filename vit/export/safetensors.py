@@ -11,19 +11,19 @@ from vit.artifacts.checkpoint import IN_SAFETENSORS
 from vit.export.source import (
     NORMALISED,
     Answer,
-    Source,
     WithPreprocessing,
     metadata,
     on_pixels,
     weights_file,
 )
+from vit.inference.load import Trained
 from vit.model.vit import VisionTransformer
 
 
-def write(source: Source, precision: str) -> bytes:
+def write(trained: Trained, merge: int, precision: str) -> bytes:
     """Weights by their names, with the rest as JSON in the file's metadata."""
-    about = json.dumps(metadata(source, precision, NORMALISED))
-    return weights_file(source.trained.model.state_dict(), precision, {IN_SAFETENSORS: about})
+    about = json.dumps(metadata(trained, merge, precision, NORMALISED))
+    return weights_file(trained.model.state_dict(), precision, {IN_SAFETENSORS: about})
 
 
 def run(path: Path) -> Answer:

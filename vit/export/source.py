@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -63,37 +62,14 @@ class WithPreprocessing(nn.Module):
         return logits
 
 
-@dataclass(frozen=True)
-class Source:
-    """What is exported.
-
-    Attributes:
-        trained: the model, on the CPU.
-        merge: patches that each block merges away.
-    """
-
-    trained: Trained
-    merge: int = 0
-
-    @property
-    def model(self) -> nn.Module:
-        """What computes the logits."""
-        return merged(self.trained.model, self.merge)
-
-
-def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
-    """What a file says about itself, as plain values; keys as in a checkpoint.
-
-    Args:
-        takes: what its input is, in words.
-    """
-    trained = source.trained
+def metadata(trained: Trained, merge: int, precision: str, takes: str) -> dict[str, Any]:
+    """What a file whose input is `takes` says of itself: plain values, keys as in a checkpoint."""
     run = RunDir.of(trained.path)
     return {
         "format_version": FORMAT_VERSION,
         "input": takes,
         "precision": precision,
-        "merge": source.merge,
+        "merge": merge,
         "classes": trained.classes,
         "preprocessing": trained.preprocessing,
         "spec": trained.model.config.plain(),
@@ -107,11 +83,11 @@ def metadata(source: Source, precision: str, takes: str) -> dict[str, Any]:
     }
 
 
-def traced(source: Source, precision: str) -> ExportedProgram:
+def traced(trained: Trained, merge: int, precision: str) -> ExportedProgram:
     """The model as a graph of operations for any number of images, without traces of its source."""
-    seen = source.trained.preprocessing
+    seen = trained.preprocessing
     pixels = torch.zeros(2, *seen["image_size"], seen["channels"], dtype=torch.uint8)
-    model = WithPreprocessing(source.model, seen, _DTYPES[precision])
+    model = WithPreprocessing(merged(trained.model, merge), seen, _DTYPES[precision])
     program = torch.export.export(model, (pixels,), dynamic_shapes=({0: Dim("batch")},))
     for graph in program.graph_module.modules():  # merging has graphs within the graph
         for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
@@ -126,8 +102,7 @@ def weights_file(state: Mapping[str, Tensor], precision: str, about: dict[str, s
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in state.items()
     }
-    content: bytes = safetensors.torch.save(tensors, about)
-    return content
+    return safetensors.torch.save(tensors, about)
 
 
 def on_pixels(model: nn.Module) -> Answer:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vit.errors import ConfigError
-from vit.export.source import Answer, Source, WithPreprocessing, on_pixels, weights_file
+from vit.export.source import Answer, WithPreprocessing, on_pixels, weights_file
 from vit.inference.load import Trained
 from vit.model.weights import timm_kwargs
 
@@ -16,9 +16,8 @@ _ARCHITECTURE = "vit_base_patch16_224"
 _SAID_ANEW = ("num_classes", "norm_layer", "mlp_layer", "act_layer")
 
 
-def write(source: Source, precision: str) -> dict[str, bytes]:
+def write(trained: Trained, merge: int, precision: str) -> dict[str, bytes]:
     """A folder as Hugging Face's hub has it, of timm's model of the same shape."""
-    trained = source.trained
     try:
         config = hub_config(trained)
     except ValueError as error:

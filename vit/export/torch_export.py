@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
-from vit.export.source import PIXELS, Answer, Source, metadata, on_pixels, traced
+from vit.export.source import PIXELS, Answer, metadata, on_pixels, traced
+from vit.inference.load import Trained
 
 
-def write(source: Source, precision: str) -> bytes:
+def write(trained: Trained, merge: int, precision: str) -> bytes:
     """The model's operations and weights, with what it says about itself beside them."""
-    about = {"metadata.json": json.dumps(metadata(source, precision, PIXELS))}
+    about = {"metadata.json": json.dumps(metadata(trained, merge, precision, PIXELS))}
     file = io.BytesIO()
-    torch.export.save(traced(source, precision), file, extra_files=about)
+    torch.export.save(traced(trained, merge, precision), file, extra_files=about)
     return file.getvalue()
 
 

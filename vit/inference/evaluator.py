@@ -29,12 +29,7 @@ from vit.runtime import console
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What predictions are made with.
-
-    Attributes:
-        model: what predicts: `trained.model`, or with merged patches.
-        reading, reader: how images are read, and what reads them.
-    """
+    """What predictions are made with; `model` is the trained one, or merges patches."""
 
     trained: Trained
     model: nn.Module
@@ -182,8 +177,7 @@ class Evaluator:
                 f"{split} images as they are now are scored"
             )
         elif split in own.data.splits:
-            names = own.data.splits[split].names
-            gone = [names[i] for i in own.gone[split].tolist()]
+            gone = [own.data.splits[split].names[i] for i in own.gone[split].tolist()]
             others = changed(manifest, own, split)
             tell_changes(f"of {split} gone since the run started, not scored", gone)
             tell_changes("that came after the run started, left out", own.added)

@@ -90,13 +90,11 @@ def attention_maps(
 
 @torch.no_grad()
 def class_attention(model: VisionTransformer, images: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How much the pooled tokens look at each patch, in every block and head.
+    """How much the pooled tokens look at each patch, in every block and head: (B, L, H, rows,
+    columns), each map at least 0 and in sum at most 1.
 
     With `pool=cls` the class token; with `mean` the mean over the patches; with `attention` the
     patches as its weights, averaged over heads, mix them.
-
-    Returns:
-        (B, L, H, rows, columns), each map at least 0 and in sum at most 1.
     """
     _, maps, pooled = recorded_forward(model, images, mask)
     looks = pooled[:, None, None, None] @ torch.stack(_as_shares(model, maps), dim=1)  # B L H 1 T
@@ -105,13 +103,11 @@ def class_attention(model: VisionTransformer, images: Tensor, mask: Tensor | Non
 
 @torch.no_grad()
 def rollout(model: VisionTransformer, images: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention rollout (Abnar & Zuidema 2020), read out as the logits read the tokens.
+    """Attention rollout (Abnar & Zuidema 2020), read out as the logits read the tokens: (B, rows,
+    columns), at least 0 and in sum at most 1.
 
     Of every block: attention averaged over heads, half of it and half of the residual connection,
     multiplied through the blocks.
-
-    Returns:
-        (B, rows, columns), at least 0 and in sum at most 1.
     """
     _, maps, pooled = recorded_forward(model, images, mask)
     flow = _read(model, pooled)[:, None]  # B 1 T
@@ -128,10 +124,7 @@ def relevance(
     Attention weights count by how much they raise the logit, none below 0 and averaged over heads
     (eq. 5), and add up over the blocks (eq. 6). Unlike the paper's, the gradient takes the norms as
     `detached_norm` does: by the true one a patch that decides everything counts for little. A class
-    that is known by what is absent has no patch to show.
-
-    Args:
-        classes: whose logit is explained, integers (B,).
+    that is known by what is absent has no patch to show. `classes` are integers (B,).
 
     Returns:
         (B, rows, columns), at least 0; comparable within an image, not between images.
@@ -197,11 +190,9 @@ def position_similarity(model: VisionTransformer) -> Tensor | None:
 
 
 def patch_filters(model: VisionTransformer, count: int = 28) -> Tensor:
-    """Principal components of the patch embedding's filters (Dosovitskiy et al. 2021, fig. 7).
-
-    Returns:
-        the first `count` (fewer, where patches have fewer pixels), each scaled to [0, 1], 0.5 is
-        zero: (count, C, P, P).
+    """Principal components of the patch embedding's filters (Dosovitskiy et al. 2021, fig. 7): the
+    first `count` (fewer, where patches have fewer pixels), each scaled to [0, 1], 0.5 is zero:
+    (count, C, P, P).
     """
     filters = model.patch_embed.proj.weight.detach().float()
     flat = filters.flatten(1)  # D C*P*P
@@ -215,11 +206,9 @@ def patch_filters(model: VisionTransformer, count: int = 28) -> Tensor:
 def attention_distance(
     model: VisionTransformer, images: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """How far patches look: the mean distance between a patch and those that it attends to,
-    weighted by attention (Dosovitskiy et al. 2021, section 4.5). For images of the model's size.
-
-    Returns:
-        pixels, (L, H).
+    """How far patches look: the mean distance in pixels, (L, H), between a patch and those that it
+    attends to, weighted by attention (Dosovitskiy et al. 2021, section 4.5). For images of the
+    model's size.
     """
     places = model.coordinates.flatten(0, 1).float() * model.patch_embed.patch_size
     far = torch.cdist(places, places)  # N N

@@ -104,8 +104,6 @@ def load_trained(
     """The model of a run folder (its best weights, else its last) or of a checkpoint file.
 
     Args:
-        where: run folder or file.
-        device: where the model goes.
         report: told when the best checkpoint is damaged and the newest is taken instead.
         size: height and width of the images that it is for; None: of those it was trained on.
 
@@ -175,11 +173,8 @@ def _misfit(content: dict[str, Any], config: ViTConfig) -> str | None:
 
 
 def read_manifest(run: RunDir | None, digest: str | None) -> Manifest | None:
-    """The list of a run's images; None: there is none that is sound, which is warned of.
-
-    Args:
-        run: the run folder, if there is one.
-        digest: what the list must have; None: an earlier version kept none.
+    """The list of a run's images; None: there is none that is sound, which is warned of, or an
+    earlier version kept none, whose `digest` is None.
     """
     if digest is None or run is None:
         return None
@@ -195,12 +190,7 @@ def read_manifest(run: RunDir | None, digest: str | None) -> Manifest | None:
 
 
 def trained_on(path: Path, digest: str | None) -> list[Manifest]:
-    """The images that the weights of a run of ours were trained on, as far as they are known.
-
-    Args:
-        path: of the checkpoint or export.
-        digest: of the list of the run's images.
-    """
+    """The images that the weights of a run were trained on, as far as they are known."""
     manifest = read_manifest(RunDir.of(path), digest)
     if manifest is None:
         console.warn(
@@ -225,10 +215,9 @@ def check_classes(found: list[str], expected: list[str], where: str, remedy: str
     """
     if found == expected:
         return
-    few = max(len(found), len(expected)) <= MOST_NAMES
-    now = found if few else sorted(set(found) - set(expected))
-    then = expected if few else sorted(set(expected) - set(found))
-    only = "" if few else "only "
+    now, then, only = found, expected, ""
+    if max(len(found), len(expected)) > MOST_NAMES:
+        now, then, only = sorted({*found} - {*expected}), sorted({*expected} - {*found}), "only "
     raise DataError(
         f"{where} {only}has the classes {shortened(now) or '-'}, the checkpoint {only}has "
         f"{shortened(then) or '-'}; {remedy}"
@@ -236,9 +225,9 @@ def check_classes(found: list[str], expected: list[str], where: str, remedy: str
 
 
 def _check_size(size: tuple[int, int], patch: int) -> None:
-    if not (size[0] % patch or size[1] % patch):
-        return
     height, width = size
+    if not (height % patch or width % patch):
+        return
     near = nearest_multiples(height, patch)
     if height != width:
         near = "[{},{}]".format(*(round(side / patch) * patch or patch for side in size))

@@ -136,11 +136,7 @@ def titled(image: np.ndarray, title: str) -> np.ndarray:
 
 
 def contact_sheet(images: Sequence[Labelled]) -> np.ndarray:
-    """Thumbnails of image files, each with its best label and probability: uint8 (H, W, 3).
-
-    Args:
-        images: named by their paths; at least one.
-    """
+    """Thumbnails of image files, one at least, with label and probability: uint8 (H, W, 3)."""
     samples = unlabelled([name for name, _ in images])
     # The model has seen them, however large they are.
     transform = Transform(_THUMBNAIL, _THUMBNAIL, 3, max_pixels=sys.maxsize)

@@ -40,8 +40,7 @@ class Predictions:
         probability: of the best class, float32 (N,).
         labels: the truth, (N,).
         index: which samples of the split they are, (N,): damaged ones may have been left out.
-        logits: float32 (N, K), if they were asked for.
-        mirrored: of the mirror images, float32 (N, K), if they were asked for.
+        logits, mirrored: of images and mirror images, float32 (N, K), if they were asked for.
     """
 
     losses: np.ndarray
@@ -86,8 +85,7 @@ def predict(
             compiled training run and a later evaluation of its checkpoint give the same numbers.
         precision: of matrix products: `bf16`, `fp16`, `fp32` or `tf32`.
         between: called after every batch, equally often by every process; may raise to stop.
-        logits: keep all logits.
-        mirrored: run the mirror images too, and keep their logits.
+        logits, mirrored: keep the logits; run the mirror images too, and keep theirs.
 
     Returns:
         The predictions for the whole split, the same in every process and for every world.
@@ -118,14 +116,7 @@ def predict(
 
 
 def with_mirror_images(predictions: Predictions) -> Predictions:
-    """Predictions by the mean of the probabilities of each image and its mirror image.
-
-    Args:
-        predictions: with `logits` and `mirrored`.
-
-    Returns:
-        The same images; `logits` are the logarithms of the mean probabilities.
-    """
+    """Predictions by the mean probabilities of image and mirror image; `logits` are their logs."""
     assert predictions.logits is not None
     assert predictions.mirrored is not None
     alone, mirrored = map(torch.from_numpy, (predictions.logits, predictions.mirrored))
@@ -169,12 +160,7 @@ def features(
 
 @dataclass(frozen=True)
 class GivenImage:
-    """An image in memory.
-
-    Attributes:
-        name: what it is called in messages.
-        pixels: upright, uint8 (H, W, C).
-    """
+    """An image in memory: upright, uint8 (H, W, C), and what it is called in messages."""
 
     name: str
     pixels: np.ndarray
@@ -215,11 +201,7 @@ class GivenImage:
 
 
 class UserImages(FileImages):
-    """Images that a user names: files, by their paths, or what is in memory.
-
-    Args:
-        spec: how the run keeps images of files; None: it does not.
-    """
+    """Images that a user names: what is in memory, and files, kept by the run as `spec` says."""
 
     def __init__(self, given: Sequence[str | GivenImage], spec: CacheSpec | None) -> None:
         super().__init__("", list(map(str, given)))
@@ -252,10 +234,8 @@ def open_images(
 ) -> EvalLoader:
     """Images as the run's own evaluation sees its images; the damaged ones are left out.
 
-    Args:
-        images: paths of files, which are the images' names, or images in memory.
-        workers: processes that decode, where there are many images.
-        batch_size: images of a batch; None: the run's own.
+    Files are named by their paths. `workers` decode where there are many; the batches are of
+    `batch_size` images, or of as many as the run's own.
 
     Raises:
         ConfigError: how the run read its images is not of this version.

@@ -26,15 +26,11 @@ _LONGEST = 14
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
-    """Colour an image where it is hot; where it is cold it stays as it is.
+    """Colour an image, uint8 (H, W, 3), where it is hot; where it is cold it stays as it is.
 
     Args:
-        image: uint8 (H, W, 3).
         heat: values in [0, 1], (rows, columns), stretched bilinearly over the image.
         strength: how far the hottest place goes from its pixel to the colour, in [0, 1].
-
-    Returns:
-        uint8 (H, W, 3).
     """
     from matplotlib import colormaps
 
@@ -54,16 +50,9 @@ def grid(
 ) -> np.ndarray:
     """A sheet of images, each in the middle of a tile, with a label per column and per row.
 
-    A tile is as large as the largest image, and at least 112 px at its longer side: small images
-    are enlarged by a whole number, each pixel a square. Labels that are longer than a tile are cut.
-
-    Args:
-        rows: the images of each row, uint8 (H, W, 3); at least one.
-        labels_top: of the columns; empty: none.
-        labels_left: of the rows; empty: none.
-
-    Returns:
-        uint8 (height, width, 3), on white.
+    All are uint8 (H, W, 3); there is at least one. A tile is as large as the largest image, and at
+    least 112 px at its longer side: small images are enlarged by a whole number, each pixel a
+    square. Labels that are longer than a tile are cut.
     """
     high, wide = (max(image.shape[axis] for row in rows for image in row) for axis in (0, 1))
     factor = max(1, -(-_TILE // max(high, wide)))
@@ -125,16 +114,10 @@ def colours(values: np.ndarray) -> np.ndarray:
 
 
 def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """A confusion matrix: rows are the true classes, columns what the model said.
+    """A confusion matrix (K, K) as uint8 (height, width, 3): rows are the true classes, columns
+    what the model said.
 
     A cell's colour is its share of the row. Up to LABELLED classes it shows the count.
-
-    Args:
-        counts: (K, K).
-        classes: K names.
-
-    Returns:
-        uint8 (height, width, 3).
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rgb = colours(shares)
@@ -163,16 +146,8 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 
 
 def similarity_picture(similarity: np.ndarray, side: int = 640) -> np.ndarray:
-    """One tile for each patch: how similar its position is to all others.
-
-    Colours go from the least similar of all pairs to 1.
-
-    Args:
-        similarity: (rows, columns, rows, columns).
-        side: about how wide the picture is, in pixels.
-
-    Returns:
-        uint8 (height, width, 3).
+    """One tile for each patch: how similar its position is to all others, (rows, columns, rows,
+    columns), in colours from the least of all pairs to 1: uint8 (height, about `side`, 3).
     """
     columns = similarity.shape[1]
     scale = max(1, (side // columns - _GAP) // columns)

@@ -55,11 +55,9 @@ def reliability(bins: Bins) -> dict[str, Any]:
 
 
 def chart(lines: Mapping[str, Points], mark: float | None = None) -> dict[str, Any] | None:
-    """Lines over a common x axis that starts at 0, in 460 x 260; None where there is none.
+    """Lines, by name, over a common x axis that starts at 0, in 460 x 260, and an x to be marked.
 
-    Args:
-        lines: by name, (x, y) in rising x.
-        mark: an x to be marked.
+    None where there is no line. Points are in rising x.
     """
     lines = {name: thinned(points) for name, points in lines.items() if len(points) > 1}
     if not lines:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -50,42 +51,28 @@ class Chosen:
 def choose(
     labels: np.ndarray, predicted: np.ndarray, losses: np.ndarray, margin: np.ndarray, classes: int
 ) -> Chosen:
-    """Choose the images of a report.
-
-    Args:
-        labels, predicted: classes (N,).
-        losses: cross-entropy (N,).
-        margin: probability of the best class less that of the second (N,).
-        classes: K.
-    """
+    """Choose images by classes, losses and margin (best probability less the second), each (N,)."""
     wrong = np.flatnonzero(labels != predicted)
     wrong = wrong[np.argsort(-losses[wrong], kind="stable")]
     uncertain = np.argsort(margin, kind="stable")
     whole = classes <= FULL_MATRIX
     cells: dict[tuple[int, int], list[int]] = {}
-    for label, guess, count in largest_pairs(labels[wrong], predicted[wrong], classes):
+    for label, guess, count in largest_pairs(labels[wrong], predicted[wrong]):
         if whole or len(cells) < _PAIRS:
             inside = wrong[(labels[wrong] == label) & (predicted[wrong] == guess)]
             cells[label, guess] = inside[: min(count, _PER_CELL)].tolist()
     if whole:
         right = uncertain[(labels == predicted)[uncertain]]
         for label in range(classes):
-            found = right[labels[right] == label][:_RIGHT_PER_CLASS].tolist()
-            if found:
+            if found := right[labels[right] == label][:_RIGHT_PER_CLASS].tolist():
                 cells[label, label] = found
     return Chosen(wrong[:_LISTED].tolist(), uncertain[:_LISTED].tolist(), cells)
 
 
-def largest_pairs(
-    labels: np.ndarray, predicted: np.ndarray, classes: int
-) -> list[tuple[int, int, int]]:
+def largest_pairs(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
     """(true class, predicted class, how often) of all pairs that occur, the most frequent first."""
-    pairs, counts = np.unique(labels * classes + predicted, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return [
-        (*divmod(pair, classes), count)
-        for pair, count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
-    ]
+    counts = Counter(sorted(zip(labels.tolist(), predicted.tolist(), strict=True)))
+    return [(*pair, count) for pair, count in counts.most_common()]
 
 
 def data_uri(image: np.ndarray) -> str:
@@ -97,7 +84,7 @@ def data_uri(image: np.ndarray) -> str:
     picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     kind = "PNG" if max(picture.size) <= _LOSSLESS else "JPEG"
     file = io.BytesIO()
-    picture.save(file, kind, **({"optimize": True} if kind == "PNG" else {"quality": 80}))
+    picture.save(file, kind, optimize=kind == "PNG", quality=80)
     text = base64.b64encode(file.getvalue()).decode("ascii")
     return f"data:image/{kind.lower()};base64,{text}"
 

@@ -50,12 +50,8 @@ class ProbabilityScores:
 
 @dataclass(frozen=True)
 class Bins:
-    """Images by their confidence, each (BINS,); nan in bins without images.
-
-    Attributes:
-        count: how many images.
-        accuracy: share of them that was right.
-        confidence: their mean confidence.
+    """Images by their confidence: how many, the share that was right, and the mean confidence, each
+    (BINS,); nan in bins without images.
     """
 
     count: np.ndarray
@@ -67,16 +63,6 @@ class Bins:
         et al. 2015; Guo et al. 2017, eq. 3)."""
         gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
         return float(gaps @ self.count / self.count.sum())
-
-
-@dataclass(frozen=True)
-class PerClass:
-    """Scores of each class, (K,): a class that is never there or never said has zeros."""
-
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
-    support: np.ndarray
 
 
 def probability_scores(
@@ -105,10 +91,8 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 
 def mcnemar(first: int, second: int) -> tuple[float, str]:
-    """Whether two models that answered the same images are equally often right (McNemar 1947).
-
-    Args:
-        first, second: images that the one alone was right on, and the other alone.
+    """Whether two models are equally often right (McNemar 1947), by the number of images that the
+    first alone was right on, and the second alone.
 
     Returns:
         The two-sided p-value, and how it was computed: `exact`, from the binomial distribution, or
@@ -132,14 +116,14 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> Bins:
     return Bins(count, accuracy, mean)
 
 
-def per_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> PerClass:
-    """Precision, recall, F1 and support of each of `classes` classes."""
+def per_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    """`precision`, `recall`, `f1`, `support` of each class, (K,); never there or never said: 0."""
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(classes), zero_division=0
     )
-    return PerClass(*columns)
+    return dict(zip(("precision", "recall", "f1", "support"), columns, strict=True))
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -187,11 +171,8 @@ def all_scores(
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature that minimises the mean cross-entropy (Guo et al. 2017, section 4.2).
 
-    The loss is convex in the inverse temperature: its slope has one root (Brent's method).
-
-    Args:
-        logits: (N, K) of images that the model was not trained on.
-        labels: their classes (N,).
+    The loss is convex in the inverse temperature: its slope has one root (Brent's method). The
+    images, of logits (N, K) and labels (N,), should be ones that the model was not trained on.
 
     Returns:
         In (0.05, 20), to ten digits; None where no such temperature is the best: every image is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,8 +36,7 @@ class Versus:
     """A second model on the N images of a report.
 
     Attributes:
-        names: of both models.
-        top1: of both, in percent.
+        names, top1: of both models; top-1 in percent.
         counts: images that both are right on, the first alone, the second alone, and none.
         statement: what it comes to, a sentence.
         predicted: classes by the second model (N,).
@@ -60,12 +59,9 @@ class Report:
     All texts may be hostile: they are escaped.
 
     Attributes:
-        title: its heading.
-        facts: short texts below it.
-        classes: K names.
-        names: of the images (N,).
-        labels, predicted: classes (N,).
-        confidence: probability of the predicted class (N,).
+        title, facts: its heading, and short texts below it.
+        classes, names: K names of classes, and those of the images (N,).
+        labels, predicted, confidence: classes (N,), and the probability of the predicted one (N,).
         scores: by keys of SCORES.
         compared: plain scores of evaluations to be seen side by side, by what they are called;
             of two, the second is compared with the first.
@@ -75,9 +71,8 @@ class Report:
         calibration: what was done about calibration, a sentence.
         loss, top1: learning curves by name, (epoch, value); empty without a run.
         epoch: that of the weights.
-        settings: of the run, by key.
-        command: that made the page.
-        chosen: the images.
+        settings, command: of the run, by key, and what made the page.
+        chosen: the images that are shown.
     """
 
     title: str
@@ -106,27 +101,22 @@ class Report:
 
 
 def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping[int, str]) -> str:
-    """The page.
-
-    Args:
-        thumbnails: images as data URIs, by number; what is not among them is not shown.
-        overlays: where the model looked, likewise.
-    """
+    """The page. Images, and where the model looked, are data URIs by number; others do not show."""
     labels, predicted, classes = report.labels, report.predicted, report.classes
     table, wrong = per_class(labels, predicted, len(classes)), labels != predicted
-    pairs = largest_pairs(labels[wrong], predicted[wrong], len(classes))
+    pairs = largest_pairs(labels[wrong], predicted[wrong])
     is_whole = len(classes) <= FULL_MATRIX
     return rendered(
         "report.html",
         report=report,
         scores=_cards(report),
         compared=_comparison(report.compared),
-        versus=_versus(report, report.versus, thumbnails) if report.versus else None,
+        sides=_sides(report, report.versus, thumbnails) if report.versus else (),
         corruptions=_corruptions(report.corruptions) if report.corruptions else None,
-        rows=zip(classes, *(column.tolist() for column in vars(table).values()), strict=True),
+        rows=zip(classes, *(column.tolist() for column in table.values()), strict=True),
         matrix=confusion(labels, predicted, len(classes)).tolist() if is_whole else None,
         pairs=[pair for pair in pairs if pair[:2] in report.chosen.cells],
-        support=table.support.tolist(),
+        support=table["support"].tolist(),
         full_matrix=FULL_MATRIX,
         reliability={text: reliability(bins) for text, bins in report.reliability.items()},
         charts={
@@ -171,20 +161,12 @@ def _comparison(compared: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     return table
 
 
-def _versus(report: Report, versus: Versus, thumbnails: Mapping[int, str]) -> dict[str, Any]:
-    """Both models, and for each the images that it alone is right on, as the other took them."""
-    both, first, second, none = versus.counts
+def _sides(report: Report, versus: Versus, thumbnails: Mapping[int, str]) -> Iterable[Any]:
+    """Of both models the name, how many images it alone is right on, and those that are shown."""
     by_second = replace(report, predicted=versus.predicted)
-    images = [
-        _figures(by_second, versus.first, thumbnails),
-        _figures(report, versus.second, thumbnails),
-    ]
-    sides = zip(versus.names, versus.top1, (first, second), images, strict=True)
-    return {
-        "statement": versus.statement,
-        "sides": [dict(zip(("name", "top1", "count", "images"), s, strict=True)) for s in sides],
-        "cells": [[both, first], [second, none]],
-    }
+    first = _figures(by_second, versus.first, thumbnails)
+    second = _figures(report, versus.second, thumbnails)
+    return zip(versus.names, versus.counts[1:3], (first, second), strict=True)
 
 
 def _corruptions(scores: Mapping[str, Mapping[int, float]]) -> dict[str, list[float]]:

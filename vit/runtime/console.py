@@ -115,18 +115,15 @@ def commit() -> str:
         return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        found = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return found.strip()
 
 
 def progress(items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
-    """A bar of tqdm's that goes away in the end: in a terminal or a notebook, elsewhere none.
-
-    Args:
-        items: what it counts; None: it is told.
-        options: of tqdm.
+    """A bar of tqdm's, with its options, that goes away in the end: in a terminal or a notebook,
+    elsewhere none. It counts the items; without them it is told.
     """
     from tqdm import auto
 
@@ -134,8 +131,7 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
     in_notebook = getattr(auto, "notebook_tqdm", tqdm) is not tqdm
     hidden = _MUTED[0] or (False if in_notebook else None)
     usual = {"leave": False, "unit": "img", "disable": hidden}
-    bar: tqdm[Any] = auto.tqdm(items, **{**usual, **options})
-    return bar
+    return auto.tqdm(items, **{**usual, **options})
 
 
 class RunBar:
@@ -168,7 +164,6 @@ class RunBar:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
 
 
 def duration(seconds: float) -> str:

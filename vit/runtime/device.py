@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
+import timeit
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -116,14 +116,13 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     """
     size = 4096 if device.type == "cuda" else 768
     a = torch.ones(size, size, device=device, dtype=product_dtype(precision))
-    best = float("inf")
-    for _ in range(6):
-        synchronize(device)
-        start = time.perf_counter()
+
+    def multiply() -> None:
         a @ a
         synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+
+    synchronize(device)
+    return 2 * size**3 / min(timeit.repeat(multiply, repeat=6, number=1))
 
 
 def fingerprint(device: torch.device, processes: int) -> dict[str, str | int]:

@@ -64,8 +64,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
+            move_over(temporary, path)
     except OSError as error:
         error.filename = str(path)  # which people know
         raise
@@ -113,12 +112,8 @@ def _finite(value: Any) -> Any:
 
 
 def remove_stale(folder: Path, starts: str, age: float = _STALE) -> None:
-    """Remove what killed `write_atomic`s have left in a folder.
-
-    Args:
-        folder: where they wrote.
-        starts: pattern of the first 56 characters of what they wrote.
-        age: seconds; what is younger stays, for somebody may be writing it.
+    """Remove what killed `write_atomic`s of files have left in a folder, whose names' first 56
+    characters are as the pattern `starts`; unless younger than `age` seconds: one may be writing.
     """
     for leftover in folder.glob(f"{starts}.{'[0-9a-f]' * 8}{TEMPORARY}"):
         with contextlib.suppress(OSError):
@@ -165,15 +160,13 @@ def write_errors(what: str, remedy: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def together(folder: Path, names: Iterable[str]) -> Iterator[Path]:
-    """A folder to write to, whose files are put into `folder` when all are there.
+    """A folder to write to, whose files are put into `folder` when all are there; others stay.
 
-    Args:
-        folder: is made; other files in it stay.
-        names: of all that may be written, relative to it: what is there of these goes first, so
-            that what was written at two times never stands side by side.
+    All that may be written has one of `names`, relative to it. What is there of these goes first:
+    what was written at two times never stands side by side.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: `folder` cannot be made.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -211,10 +204,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def prepare_file(key: str, file: Path) -> None:
-    """Make sure, before long work, that `file` can be written.
-
-    Args:
-        key: the setting that names it.
+    """Make sure, before long work, that `file`, which the setting `key` names, can be written.
 
     Raises:
         ConfigError: it cannot.
@@ -227,14 +217,7 @@ def prepare_file(key: str, file: Path) -> None:
 
 
 def prepare_folder(key: str, folder: Path) -> None:
-    """Make sure, before long work, that `folder` can be written; nothing is left there.
-
-    Args:
-        key: the setting that names it.
-
-    Raises:
-        ConfigError: it cannot.
-    """
+    """As `prepare_file`, of a folder; nothing is left there."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     with write_errors(f"{key}={folder}", "; choose another folder"):
         tempfile.TemporaryFile(dir=there).close()
