@@ -118,6 +118,7 @@ def usage(command: str, groups: Mapping[str, Mapping[str, Path]], topic: str = "
         lines += ["  -m                   a sweep: every combination of comma-separated values"]
         lines += ["  --config-dir FOLDER  adds your own YAML files, laid out like the groups below"]
         lines += ["  --cfg job            print the composed settings instead of running"]
+        lines += ["  import=FILE.py       makes parts of your own known (docs/plugins.md)"]
         lines += ["  --help GROUP         one of the groups below alone", ""]
         lines += ["what matters for a first run:", ""]
         known = [*settings, *(line for group in listed.values() for line in group)]
