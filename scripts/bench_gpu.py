@@ -48,7 +48,7 @@ from vit.runtime.device import (
     product_dtype,
     select_device,
 )
-from vit.runtime.dist import ALONE, World, shard
+from vit.runtime.dist import ALONE, World, leave, shard
 from vit.training.loss import Loss
 from vit.training.state import TrainState, flops_per_image
 from vit.training.step import train_step
@@ -312,6 +312,7 @@ def play(kind: str, shape: Shape) -> None:
     dist.destroy_process_group()
     if world.is_main:
         print(json.dumps(found), flush=True)
+    leave(0)
 
 
 def peers(name: str, device: torch.device, cifar: str | None) -> Found:

@@ -61,6 +61,7 @@ def test_a_step_is_timed_eager_and_compiled(monkeypatch: pytest.MonkeyPatch) -> 
 def test_processes_of_torchrun_are_timed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_gpu, "SHAPES", [TINY])
     found = bench_gpu.processes(CPU, None)
+    assert "failed" not in found, found["failed"]
     assert (found["processes"], found["backend"], found["batch"]) == (2, "gloo", 8)
     assert found["ddp, images/s"] > 0
     assert found["fsdp, images/s"] > 0
