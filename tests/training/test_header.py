@@ -12,7 +12,7 @@ from pictures import data_config, noise, save
 from vit.config.validate import to_config
 from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet
-from vit.training.header import _about, doubts
+from vit.training.header import _about, _wrapped, doubts
 
 
 def photos(root: Path, **counts: int) -> DataSet:
@@ -69,3 +69,12 @@ def test_the_header_has_counts_sizes_and_notes(tmp_path: Path) -> None:
     for i in range(12):
         (tmp_path / "class00" / f"{i:03}.png").write_bytes(b"damaged")
     assert "class00" in _about(settings("data.memory=device"), data)[0]
+
+
+def test_a_long_line_is_wrapped_but_not_what_one_copies() -> None:
+    counts = " ".join(f"class-{i}" for i in range(40))
+    first, *rest = _wrapped(f"classes  {counts}").splitlines()
+    assert max(map(len, (first, *rest))) < 100
+    assert all(line.startswith(" " * 9 + "class-") for line in rest)
+    assert " ".join([first.removeprefix("classes  "), *map(str.strip, rest)]) == counts
+    assert _wrapped(f"note     vit-train data.root={counts}").count("\n") == 0

@@ -25,11 +25,16 @@ def mute() -> None:
 
 
 def say(text: str) -> None:
-    """Print a line without tearing a progress bar."""
+    """Print a line without tearing a progress bar, and keep it."""
+    show(text)
+    keep(text)
+
+
+def show(text: str) -> None:
+    """Print a line that is kept already."""
     if not _MUTED[0]:
         tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
         sys.stdout.flush()
-        keep(text)
 
 
 def warn(text: str) -> None:
@@ -134,43 +139,21 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
     return auto.tqdm(items, **{**usual, **options})
 
 
-class RunBar:
-    """A bar over the steps of a run, with the time that is left; it comes with the first step.
-
-    Args:
-        total: steps of the whole run.
-    """
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._bar: tqdm[Any] | None = None
-
-    def advance(self, step: int) -> None:
-        """So many steps are done."""
-        if self._bar is None:
-            self._bar = progress(
-                total=self.total, initial=step - 1, unit="step", file=sys.stderr,
-                dynamic_ncols=True, smoothing=0,  # what takes time at intervals counts, too
-            )  # fmt: skip
-        self._bar.update(step - self._bar.n)
-
-    def show(self, title: str, **values: str) -> None:
-        """Put a title before the bar, and values behind it."""
-        if self._bar is not None:
-            self._bar.set_description(title, refresh=False)
-            self._bar.set_postfix(values, refresh=False)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
 def duration(seconds: float) -> str:
     """`75` as `1:15`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def roughly(seconds: float) -> str:
+    """`202` as `3 min 20 s`."""
+    units = (("d", 86400, "h", 3600, 1), ("h", 3600, "min", 60, 5), ("min", 60, "s", 1, 10))
+    for unit, size, part, fraction, step in units:
+        whole, rest = divmod(round(seconds / fraction / step) * step * fraction, size)
+        if whole:
+            return f"{whole} {unit}" + (f" {rest // fraction} {part}" if rest else "")
+    return f"{seconds:.0f} s"
 
 
 def damaged(reasons: Mapping[str, str], total: int) -> list[str]:

@@ -15,12 +15,16 @@ from vit.runtime.device import synchronize
 class Clock:
     """Seconds of training, from `seconds` on, without what happens under `paused`; before the time
     is read at a pause, `device` is waited for.
+
+    Attributes:
+        took: seconds that each kind of pause took when it was last made.
     """
 
     def __init__(self, device: torch.device, seconds: float) -> None:
         self._device = device
         self._before = seconds
         self._since = time.perf_counter()
+        self.took: dict[str, float] = {}
 
     @property
     def seconds(self) -> float:
@@ -28,16 +32,17 @@ class Clock:
         return self._before + time.perf_counter() - self._since
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time does not pass inside."""
+    def paused(self, what: str = "") -> Iterator[None]:
+        """Time does not pass inside, where `what` is done."""
         synchronize(self._device)
-        before = self.seconds
+        before, began = self.seconds, time.perf_counter()
         try:
             yield
         finally:
             synchronize(self._device)
             self._before = before
             self._since = time.perf_counter()
+            self.took[what] = self._since - began
 
 
 def due(step: int, every: Fraction) -> bool:
@@ -47,3 +52,9 @@ def due(step: int, every: Fraction) -> bool:
     falls due at ceil(k * n / B).
     """
     return step // every > (step - 1) // every
+
+
+def times_due(step: int, end: int, every: Fraction) -> int:
+    """How many of the steps after `step` are due, where the last one, `end`, always is."""
+    at_end = end > step and not due(end, every)
+    return min(end - step, int(end // every - step // every) + at_end)

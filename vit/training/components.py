@@ -71,6 +71,10 @@ class Components:
         """Passes over the training images so far."""
         return float(self.plan.epoch_at(self.state.step))
 
+    def epochs_text(self, step: int) -> str:
+        """How many passes `step` steps are, to read: whole ones, and tenths."""
+        return f"{int(10 * self.plan.epoch_at(step)) / 10:g}"
+
     def lr(self, step: int) -> float:
         """The learning rate of step number `step`."""
         return schedule_lr(self.config, self.plan, step)

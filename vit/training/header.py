@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,22 @@ def announce(parts: Components, data: DataSet, start: list[str]) -> None:
         f"{shape.depth}, heads {shape.heads}; {parameter_count(model):,} parameters, "
         f"{flops_per_image(model) / 1e9:.3g} GFLOPs per image",
         f"plan     {parts.plan.steps:,} steps of {config.trainer.batch_size} images, "
-        f"{float(parts.plan.epoch_at(parts.plan.steps)):g} epochs",
+        f"{parts.epochs_text(parts.plan.steps)} epochs",
         *start,
         *([f"teacher  {config.distill.teacher}"] if config.distill.teacher is not None else []),
         f"folder   {_relative(parts.run.path)}",
         *([f"resumed  at step {parts.state.step}"] if parts.state.step else []),
     ]
-    console.say("\n".join(lines))
+    console.say("\n".join(map(_wrapped, lines)))
+
+
+def _wrapped(line: str) -> str:
+    """A line of less than 100 columns, or several; but one to copy from stays whole."""
+    if line.startswith(("folder ", "note ")):
+        return line
+    return textwrap.fill(
+        line, 99, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def chosen(asked: RunConfig, config: RunConfig) -> list[str]:

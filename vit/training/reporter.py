@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -10,8 +11,8 @@ from vit.config.validate import flatten, to_plain
 from vit.data.reading.reader import CorruptImages
 from vit.inference.predict import Predictions
 from vit.runtime import console
-from vit.runtime.device import matrix_rate
-from vit.training.clock import Clock
+from vit.runtime.device import matrix_rate, synchronize
+from vit.training.clock import Clock, times_due
 from vit.training.components import Components
 from vit.training.curriculum import Curriculum
 from vit.training.monitor import TensorBoardPictures
@@ -19,10 +20,13 @@ from vit.training.state import NonFiniteSteps
 
 NOTABLE = 0.1
 """From this share on, the time that images were waited for is said."""
-SETTLED = 3.0
-"""Seconds of training after which it is known how long the rest takes."""
+WARM_UP, MEASURED = 3, 2.0
+"""First steps that are not measured, and seconds of steps that the length of a run is told from."""
+SMOOTHING = 0.3
+"""Weight of the newest log line in the seconds that a step takes."""
 PAUSE = 3.0
-"""Seconds between lines on a terminal."""
+"""Seconds between epoch lines on a terminal, at least."""
+_BAR = "{desc} |{bar}| {percentage:.0f} %{postfix}"
 
 
 class Reporter:
@@ -37,14 +41,21 @@ class Reporter:
         self.clock = clock
         self.curriculum = curriculum
         self.rate = matrix_rate(parts.device, parts.config.trainer.precision)
-        self.bar = console.RunBar(parts.plan.steps)
+        self.bar = console.progress(
+            total=parts.plan.steps, initial=parts.state.step, desc=self._epochs(),
+            bar_format=_BAR, dynamic_ncols=True,
+        )  # fmt: skip
         self.only_warned = console.OnlyWarned()
         self._pictures: TensorBoardPictures | None = None
         self._last_log = (parts.state.seconds, parts.state.images, 0.0)
-        self._began = parts.state.seconds
+        self._began = (parts.state.seconds, parts.state.images)
+        self._warm = parts.state.seconds
+        self._per_step: float | None = None  # seconds, from when the length of the run is told
+        self._fares = ""
         self._val_scores: dict[str, float] = {}
-        self._last_line = 0.0
-        self._told_length = self._told_waiting = False
+        self._held: dict[bool, str] = {}  # lines of the best epoch and of the last, to be shown
+        self._shown_at = -math.inf
+        self._told_waiting = False
 
     def first_batch(self) -> None:
         """The first images as the model sees them, in TensorBoard."""
@@ -53,6 +64,49 @@ class Reporter:
             with self.only_warned("a picture of the first batch"):
                 images = parts.train.normalise.undo(parts.train.batch_at(0).images[:32])
                 parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
+
+    def stepped(self) -> None:
+        """Move the bar, and tell the length of the run as soon as it is known."""
+        state, is_known = self.state, self._per_step is not None
+        # Steps that compiled are not among the images.
+        counted = (state.images - self._began[1]) // self.parts.config.trainer.batch_size - WARM_UP
+        if counted <= 0:
+            synchronize(self.parts.device)
+            self._warm = self.clock.seconds
+        elif not is_known and self.clock.seconds - self._warm >= MEASURED:
+            synchronize(self.parts.device)
+            self._per_step = (self.clock.seconds - self._warm) / counted
+        left = self._left()
+        if left is not None and not is_known:
+            self._tell_length(left)
+        if not self.bar.disable:
+            eta = "" if left is None else f"{console.duration(left)} left"
+            self.bar.set_description_str(self._epochs(), refresh=False)
+            self.bar.set_postfix_str(", ".join(filter(None, (eta, self._fares))), refresh=False)
+        self.bar.update()
+
+    def _left(self) -> float | None:
+        """Seconds to the end of the run, each validation and save as long as the last one; None at
+        the end, and as long as that is not known.
+        """
+        parts, plan, step = self.parts, self.parts.plan, self.state.step
+        if self._per_step is None or step == plan.steps:
+            return None
+        validations = float(times_due(step, plan.steps, plan.eval_every))
+        if parts.val is not None and parts.test is not None:
+            validations += len(parts.test) / len(parts.val)
+        took = self.clock.took
+        return (
+            self._per_step * (plan.steps - step)
+            + took.get("validation", 0.0) * validations
+            + took.get("save", 0.0) * times_due(step, plan.steps, plan.save_every)
+        )
+
+    def _tell_length(self, left: float) -> None:
+        about = "about" if self.parts.config.trainer.early_stop is None else "at most"
+        unknown = self.parts.val is not None and "validation" not in self.clock.took
+        besides = ", and the validations" if unknown else ""
+        console.say(f"time     {about} {console.roughly(left)} from here on{besides}")
 
     def log(self, lr: float) -> tuple[NonFiniteSteps, float]:
         """The line of some steps: read the counters from the device, write them down.
@@ -85,10 +139,10 @@ class Reporter:
             "seconds": round(seconds, 3),
         }
         parts.logger.log("train", state.step, values)
-        self.bar.show(self._epochs(), loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}")
-        if not self._told_length and seconds - self._began >= SETTLED:
-            self._told_length = True
-            console.say(f"time     about {console.duration(self._left(speed))} from here on")
+        if speed and self._per_step is not None:
+            newest = parts.config.trainer.batch_size / speed
+            self._per_step += SMOOTHING * (newest - self._per_step)
+        self._fares = f"{speed:,.0f} img/s, loss {_loss(means['loss'])}, top-1 {means['top1']:.1f}"
         self.warn_corrupt(parts.train.corrupt, "replaced by the next ones")
         return non_finite, means["grad_norm"]
 
@@ -99,25 +153,28 @@ class Reporter:
         parts.logger.log("val", state.step, {"epoch": parts.epoch, **scores, "weights": weights})
         self._val_scores = scores
 
-    def epoch_line(self, *, is_end: bool, is_last: bool) -> None:
-        """How the epoch went, or went so far: on a terminal every few seconds, and at the end."""
+    def epoch_line(self, *, is_end: bool) -> None:
+        """How the epoch went, or went so far; on a terminal every few seconds, and the best and the
+        last in any case.
+        """
         parts, state = self.parts, self.state
         means = state.window_means("epoch", reset=is_end)
-        line = f"{self._epochs()}  loss {means['loss']:.3f} top-1 {means['top1']:5.2f}"
+        loss, top1 = f"loss {_loss(means['loss'])}", f"top-1 {means['top1']:5.2f}"
+        is_best = False
         if self._val_scores and state.evaluated_at == state.step:
-            best = " *" if state.best is not None and state.best.step == state.step else ""
-            loss, top1 = self._val_scores["loss"], self._val_scores["top1"]
-            line += f"  val loss {loss:.3f} top-1 {top1:5.2f}{best}"
-        seconds = max(self.clock.seconds, 1e-9)
-        speed = state.images / seconds
-        left = console.duration(seconds if is_last else self._left(speed))
-        line += f"  {speed:,.0f} img/s  {left}{'' if is_last else ' left'}"
-        if is_last or not sys.stdout.isatty() or time.monotonic() - self._last_line >= PAUSE:
-            self._last_line = time.monotonic()
-            console.say(line)
-        else:
-            console.keep(line)
-        share = parts.train.waited / max(seconds - self._began, 1e-9)
+            is_best = state.best is not None and state.best.step == state.step
+            loss += f" val {_loss(self._val_scores['loss'])}"
+            top1 += f" val {self._val_scores['top1']:5.2f}{' *' if is_best else '  '}"
+        seconds, left = max(self.clock.seconds, 1e-9), self._left()
+        when = f"{console.duration(left)} left" if left else console.duration(seconds)
+        line = f"{self._epochs()}  {loss}  {top1}  {state.images / seconds:,.0f} img/s  {when}"
+        console.keep(line)
+        if is_best:
+            self._held.clear()
+        self._held[is_best] = line
+        if not sys.stdout.isatty() or time.monotonic() - self._shown_at >= PAUSE:
+            self._show_held()
+        share = parts.train.waited / max(seconds - self._began[0], 1e-9)
         if share >= NOTABLE and not self._told_waiting:
             self._told_waiting = True
             console.say(
@@ -125,19 +182,20 @@ class Reporter:
                 f"data.cache=jpeg, or more data.workers"
             )
 
-    def _epochs(self) -> str:
-        parts = self.parts
-        return f"epoch {parts.epoch:.1f}/{float(parts.plan.epoch_at(parts.plan.steps)):.4g}"
+    def _show_held(self) -> None:
+        for line in self._held.values():
+            console.show(line)
+        self._held.clear()
+        self._shown_at = time.monotonic()
 
-    def _left(self, speed: float) -> float:
-        """Seconds until the end at so many images/s; of a validation's images a third of the time,
-        that of the forward pass.
-        """
-        parts, steps = self.parts, self.parts.plan.steps - self.state.step
-        images = steps * parts.config.trainer.batch_size
-        if parts.val is not None:
-            images += int(steps / parts.plan.eval_every) * len(parts.val) // 3
-        return images / max(speed, 1e-9)
+    def close(self) -> None:
+        """Show what is held back, and remove the bar."""
+        self._show_held()
+        self.bar.close()
+
+    def _epochs(self) -> str:
+        total = self.parts.epochs_text(self.parts.plan.steps)
+        return f"epoch {self.parts.epochs_text(self.state.step):>{len(total)}}/{total}"
 
     def pictures(self, predictions: Predictions, *, is_last: bool) -> None:
         """Pictures of the selected weights after a validation, as far as there is time for them."""
@@ -167,3 +225,8 @@ class Reporter:
         settings = flatten(to_plain(self.parts.config))
         named = {f"hparam/{key}": value for key, value in scores.items()}
         self.parts.logger.hparams(self.state.step, settings, named)
+
+
+def _loss(loss: float) -> str:
+    """In seven characters at most, whatever it is."""
+    return f"{loss:.3f}" if loss < 100 else f"{loss:.0f}" if loss < 1e5 else f"{loss:.0e}"

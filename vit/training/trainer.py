@@ -50,7 +50,7 @@ class Trainer:
             DivergedError: too many steps in a row, or most of all, or final scores were not finite.
         """
         self.parts.stop.deferred = True
-        with contextlib.closing(self.reporter.bar):
+        with contextlib.closing(self.reporter):
             try:
                 return self._train()
             except InterruptedRun:
@@ -84,7 +84,7 @@ class Trainer:
             if evaluates := self._evaluation_is_due():
                 self._evaluate()
             if is_epoch or evaluates:
-                self.reporter.epoch_line(is_end=is_epoch, is_last=self._finished())
+                self.reporter.epoch_line(is_end=is_epoch)
             if self._due(plan.save_every):
                 self._save()
             if evaluates:
@@ -121,7 +121,7 @@ class Trainer:
             self.compiled.add(self.curriculum.seen)
         else:
             state.images += config.trainer.batch_size
-        self.reporter.bar.advance(state.step)
+        self.reporter.stepped()
 
     def _log(self, lr: float) -> None:
         """Write down how training goes, and judge it."""
@@ -144,7 +144,7 @@ class Trainer:
         """
         parts, state = self.parts, self.state
         assert parts.val is not None
-        with self.clock.paused():
+        with self.clock.paused("validation"):
             predictions = self._predict(state.eval_model, parts.val)
             scores = predictions.scores()
             is_finite = math.isfinite(scores["loss"]) and state.is_finite()
@@ -194,7 +194,7 @@ class Trainer:
         parts, state = self.parts, self.state
         state.seconds = self.clock.seconds
         self._share_corrupt()
-        with self.clock.paused():
+        with self.clock.paused("save"):
             if not state.is_finite():
                 raise DivergedError(
                     f"weights are not finite at step {state.step}, and no checkpoint of them is "
