@@ -6,7 +6,9 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vit.artifacts.logger import RunLogger
 from vit.artifacts.run_dir import RunDir
@@ -106,3 +108,29 @@ def test_json_has_no_nan() -> None:
         plain = json.loads(text, parse_constant=pytest.fail)
         assert plain == {"a": None, "b": [None, {"c": None}], "d": [1.5, None, "nan"], "e": 2}
     assert to_json({"x": 1}).count(b"\n") == 1
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    board = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
+
+
+def test_curves_of_a_run_that_goes_on_have_no_point_twice(run: RunDir) -> None:
+    saved = logged(run)
+    again = RunLogger(run, *saved)
+    again.log("train", 9, {"loss": 2.0, "lr": 0.5})
+    again.close()
+    found = curve(run.board("train"), "curves/loss")
+    assert found == [*((k, np.float32(1 / k)) for k in range(1, 9)), (9, 2.0)]
+    assert curve(run.board("train"), "details/lr") == [(9, 0.5)]
+
+
+def test_curves_that_lay_elsewhere_are_drawn_again(run: RunDir) -> None:
+    """As those of earlier versions did."""
+    saved = logged(run)
+    old = run.path / "tensorboard"
+    run.board("train").rename(old)
+    RunLogger(run, *saved).close()
+    assert curve(run.board("train"), "curves/loss") == [(k, np.float32(1 / k)) for k in range(1, 9)]
+    assert len(curve(old, "curves/loss")) == 10

@@ -42,7 +42,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     wanted = {"val_top1", "test_top1", "best_epoch", "params", "images_per_second", "seconds"}
     assert wanted | {"versions", "state"} <= summary.keys()
     assert summary["state"] == "finished"
-    assert {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "tensorboard"} <= set(
+    assert {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "train", "val"} <= set(
         os.listdir(finished)
     )
     assert "auto" not in (finished / "config.yaml").read_text().replace("device: auto", "").replace(
@@ -72,10 +72,15 @@ def test_files_and_evaluation_agree_to_the_last_digit(finished: Path, tmp_path: 
         scored = json.loads((tmp_path / split / "metrics.json").read_text())
         for key in ("loss", "top1", "top5"):
             assert scored[key] == line[key] == summary[f"{split}_{key}"]
-    board = events(finished / "tensorboard")
+    boards = {split: events(finished / split) for split in ("train", "val", "final")}
     for line in log:
         for key in set(line) - {"event", "step", "time", "weights"}:
-            assert board[f"{line['event']}/{key}", line["step"]] == np.float32(line[key])
+            tag = f"{'curves' if key in ('loss', 'top1') else 'details'}/{key}"
+            if line["event"] != "test":
+                assert boards[line["event"]][tag, line["step"]] == np.float32(line[key])
+            elif key != "epoch":
+                assert boards["final"][f"scores/test_{key}", line["step"]] == np.float32(line[key])
+    assert boards["final"]["scores/val_top1", log[-1]["step"]] == np.float32(best["top1"])
 
 
 def test_predictions_name_every_image(finished: Path, tmp_path: Path) -> None:
@@ -128,7 +133,9 @@ def test_best_score_survives_a_resume(copied: Path) -> None:
     assert "learning rate at step 60: 0" in done.stdout
     assert "trainer.epochs: 3.0 -> 5.0" in done.stdout
     assert (copied / "checkpoints" / "best.pt").read_bytes() == best
-    events(copied / "tensorboard")  # no point twice
+    for split in ("train", "val"):
+        events(copied / split)  # no point twice
+    assert {step for _, step in events(copied / "final")} == {99}  # what was final is not any more
 
 
 def test_a_finished_run_stays_as_it_is(copied: Path) -> None:

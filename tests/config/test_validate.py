@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit.config.commands import EvalConfig
-from vit.config.validate import checked, dump_yaml, flatten, load_yaml, to_config, to_plain
+from vit.config.validate import checked, dump_yaml, flatten, load_yaml, telling, to_config, to_plain
 from vit.errors import ConfigError, nearest
 
 # Mistakes
@@ -320,3 +320,16 @@ def test_evaluation_settings_are_checked_too():
         checked(EvalConfig, {**plain, "split": "train", "spilt": 1})
     assert len(raised.value.problems) == 2
     assert "did you mean split?" in str(raised.value)
+
+
+def test_what_tells_a_run_from_others_is_what_is_not_usual():
+    usual = telling(to_config(composed()))
+    assert usual.keys() == {"seed", "optim.lr", "optim.weight_decay", "trainer.epochs",
+                            "trainer.batch_size", *(f"{group}.name" for group in (
+                                "data", "model", "augment", "optim", "schedule"))}  # fmt: skip
+    own = ("augment=strong", "augment.cutmix=0.7", "data.workers=2", "model.pool=mean", "seed=3")
+    found = telling(to_config(composed(*own)), {"trainer.ema", "data.workers", "augment"})
+    assert found == {
+        **usual, "augment.name": "strong", "augment.cutmix": 0.7, "model.pool": "mean", "seed": 3,
+        "data.workers": 2, "trainer.ema": None,
+    }  # fmt: skip

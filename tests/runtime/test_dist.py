@@ -368,7 +368,7 @@ def test_killed_processes_are_started_again_by_themselves(folder: Path, two: Run
     assert differences(two, found) == []
     assert metrics(two) == metrics(found)
     assert found.read_summary()["state"] == "finished"
-    writers = {file.name.split(".")[-2] for file in found.tensorboard.glob("events*")}
+    writers = {file.name.split(".")[-2] for file in found.board("train").glob("events*")}
     assert len(writers) == 2  # one of each start
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -148,28 +149,37 @@ def test_tensorboard_serves_every_tag(tmp_path: Path) -> None:
     try:
         deadline = time.monotonic() + 60
         tags: dict[str, Any] = {}
-        while not tags.get("images") or not tags.get("scalars"):
+        while not tags.get("images") or "final" not in tags["scalars"]:
             assert time.monotonic() < deadline, "TensorBoard shows nothing"
             time.sleep(0.5)
-            try:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
                 plugins = ("scalars", "images", "histograms")
-                tags = {p: ask(port, f"plugin/{p}/tags").get("tensorboard") for p in plugins}
-            except (urllib.error.URLError, ConnectionError):
-                pass
-        assert {"val/confusion", "val/attention", "model/positions", "model/patch_filters"} <= set(
-            tags["images"]
-        )
-        curves = set(tags["scalars"])
-        assert {"val/top1", "val_recall/7", "attention_distance/layer_01"} <= curves
-        assert {"weights/head.weight", "gradients/head.weight"} <= set(tags["histograms"])
-        for plugin, found in tags.items():
-            for tag in found:
-                query = urllib.parse.urlencode({"run": "tensorboard", "tag": tag})
+                tags = {p: ask(port, f"plugin/{p}/tags") for p in plugins}
+        assert set(tags["scalars"]) == {"train", "val", "final"}
+        for split in ("train", "val"):  # one chart for both, and nothing is sorted before it
+            assert sorted(tags["scalars"][split])[:2] == ["curves/loss", "curves/top1"]
+        every = {tag for runs in tags.values() for found in runs.values() for tag in found}
+        assert min(every - {"curves/loss", "curves/top1"}).startswith("details/")
+        assert set(tags["images"]["train"]) == {"pictures/first_batch"}
+        pictures = {"confusion", "attention", "positions", "patch_filters"}
+        assert {f"pictures/{name}" for name in pictures} == set(tags["images"]["val"])
+        assert {"recall/7", "distance/layer_01"} <= set(tags["scalars"]["val"])
+        assert {"weights/head.weight", "gradients/head.weight"} <= set(tags["histograms"]["val"])
+        for plugin, runs in tags.items():
+            for of, tag in [(of, tag) for of, found in runs.items() for tag in found]:
+                query = urllib.parse.urlencode({"run": of, "tag": tag})
                 points = ask(port, f"plugin/{plugin}/{plugin}?{query}")
                 assert points, tag
                 if plugin == "images":
                     picture = ask(port, f"plugin/images/individualImage?{points[-1]['query']}")
                     assert picture.startswith(b"\x89PNG")
+        settings = ask(port, "plugin/hparams/experiment?request=%7B%7D")
+        columns = {column["name"] for column in settings["hparamInfos"]}
+        assert {"optim.lr", "augment.name", "model.dim", "data.workers"} <= columns
+        assert len(columns) < 30
+        scores = {"test_loss", "test_top1", "test_top5", "val_loss", "val_top1", "val_top5"}
+        found = {metric["name"]["tag"] for metric in settings["metricInfos"]}
+        assert found == {f"scores/{score}" for score in scores}
     finally:
         server.terminate()
         server.wait(timeout=20)

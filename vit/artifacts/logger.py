@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _BOARD = "TensorBoard's curves and pictures"
 _TRACKER = "what the tracker is told"
+CURVES = ("loss", "top1")
+"""What TensorBoard shows first: it sorts by name, and `curves/` stands before all else."""
 VOLATILE = ("time", "seconds", "images_per_second", "mfu", "data_share")
 """Fields that two runs of the same config may differ in."""
 
@@ -36,16 +39,21 @@ class Logger:
 
     def images(self, tag: str, grid: Tensor, step: int) -> None:
         """Show a picture (C, height, width) with values in [0, 1] in TensorBoard."""
-        self._draw(lambda board: board.add_image(tag, grid.expand(3, -1, -1), step))
+        of, _, name = tag.partition("/")
+        shown = grid.expand(3, -1, -1)
+        self._draw(
+            lambda board: board.add_image(f"pictures/{name}", shown, step),
+            "train" if of == "train" else "val",
+        )
 
-    def scalars(self, values: dict[str, float], step: int) -> None:
+    def scalars(self, values: dict[str, float], step: int, split: str = "val") -> None:
         """Draw one point of each curve {tag: value} in TensorBoard, beside metrics.jsonl."""
 
         def draw(board: SummaryWriter) -> None:
             for tag, value in values.items():
                 board.add_scalar(tag, value, step)
 
-        self._draw(draw)
+        self._draw(draw, split)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         """Draw the distribution of `values`, of any shape, in TensorBoard."""
@@ -57,7 +65,18 @@ class Logger:
             key: value if isinstance(value, (bool, int, float)) else printable(str(value))
             for key, value in settings.items()
         }
-        self._draw(lambda board: board.add_hparams(plain, scores, run_name=".", global_step=step))
+
+        def draw(board: SummaryWriter) -> None:
+            from torch.utils.tensorboard.summary import hparams
+
+            # Without a summary of the experiment, of which the first run's would stand for all,
+            # TensorBoard takes the settings of all runs, and first those in which they differ.
+            _, *messages = hparams(plain, {})  # type: ignore[no-untyped-call]
+            for message in messages:
+                board.file_writer.add_summary(message)  # type: ignore[attr-defined]
+
+        self.scalars({f"scores/{key}": value for key, value in scores.items()}, step, "final")
+        self._draw(draw, "final")
 
     def durable(self) -> tuple[int, str]:
         """Length and digest of metrics.jsonl, all of which has reached the disk."""
@@ -66,12 +85,13 @@ class Logger:
     def close(self) -> None:
         """Write out what is buffered."""
 
-    def _draw(self, draw: Callable[[SummaryWriter], object]) -> None:
-        """Have TensorBoard draw something."""
+    def _draw(self, draw: Callable[[SummaryWriter], object], split: str = "val") -> None:
+        """Have TensorBoard draw something of `train`, `val` or `final`."""
 
 
 class RunLogger(Logger):
-    """Appends to metrics.jsonl and TensorBoard.
+    """Appends to metrics.jsonl and TensorBoard, to which training, validation and final scores are
+    runs of their own, so that a chart shows the first two and a table the last alone.
 
     `step`, `metrics_bytes` and `metrics_digest` are what a resumed run's checkpoint says: what was
     logged after it is cut off and will be logged again. A damaged file is kept under another name,
@@ -83,9 +103,7 @@ class RunLogger(Logger):
         self, run: RunDir, step: int = 0, metrics_bytes: int = 0, metrics_digest: str | None = None,
         tracker: Tracker | None = None,
     ) -> None:  # fmt: skip
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self.path = run.metrics
+        self.run, self.path = run, run.metrics
         with disk_errors(self.path):
             kept = _until(run, step, metrics_bytes, metrics_digest)
             self._digest = _hash(kept)
@@ -96,14 +114,17 @@ class RunLogger(Logger):
         self._tracker, self._lines = tracker, 0
         for line in kept.splitlines():
             self._track(line)
-        self._board: SummaryWriter | None = None
+        self._boards: dict[str, SummaryWriter] = {}
+        self._purge_step = step + 1 if metrics_bytes else None
         threading.excepthook = _without_writers
+        shutil.rmtree(run.board("final"), ignore_errors=True)
         with self._only_warned(_BOARD):
-            purge_step = step + 1 if metrics_bytes else None
-            self._board = SummaryWriter(str(run.tensorboard), purge_step=purge_step)
+            if not run.board("train").is_dir():  # also of a run whose curves lay elsewhere
+                for line in kept.splitlines():
+                    self._plot(from_json(line))
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl, and its numbers to TensorBoard as `event/<key>`."""
+        """Append one line to metrics.jsonl, and its numbers to TensorBoard."""
         line = {"event": event, "step": step, **values, "time": round(time.time(), 3)}
         text = to_json(line)
         with disk_errors(self.path):
@@ -111,20 +132,33 @@ class RunLogger(Logger):
             self._file.flush()
             self._digest.update(text)
         self._track(text)
-        numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
-        self.scalars({tag: v for tag, v in numbers.items() if math.isfinite(v)}, step)
+        self._plot(line)
+
+    def _plot(self, line: dict[str, Any]) -> None:
+        """Draw a line of training or validation; the test's is for `hparams`."""
+        if line["event"] in ("train", "val"):
+            numbers = {
+                f"{'curves' if key in CURVES else 'details'}/{key}": value
+                for key, value in line.items()
+                if key not in ("step", "time")
+                and isinstance(value, (int, float))
+                and math.isfinite(value)
+            }
+            self.scalars(numbers, line["step"], line["event"])
 
     def durable(self) -> tuple[int, str]:
         """Length and digest of metrics.jsonl, after it has reached the disk."""
         with disk_errors(self.path):
             os.fsync(self._file.fileno())
-        self._draw(lambda board: board.flush())
+        for split in self._boards:
+            self._draw(lambda board: board.flush(), split)
         return self._file.tell(), self._digest.hexdigest()
 
     def close(self) -> None:
         """Write out what is buffered."""
         self._file.close()
-        self._draw(lambda board: board.close())
+        for split in self._boards:
+            self._draw(lambda board: board.close(), split)
         self._tell(lambda tracker: tracker.close())
 
     def images(self, tag: str, grid: Tensor, step: int) -> None:
@@ -143,11 +177,15 @@ class RunLogger(Logger):
             with self._only_warned(_TRACKER):
                 tell(self._tracker)
 
-    def _draw(self, draw: Callable[[SummaryWriter], object]) -> None:
+    def _draw(self, draw: Callable[[SummaryWriter], object], split: str = "val") -> None:
         """Have TensorBoard draw something, whose failure ends no run."""
-        if self._board is not None:
-            with self._only_warned(_BOARD):
-                draw(self._board)
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        with self._only_warned(_BOARD):
+            if split not in self._boards:
+                folder = str(self.run.board(split))
+                self._boards[split] = SummaryWriter(folder, purge_step=self._purge_step)
+            draw(self._boards[split])
 
 
 def _without_writers(failed: threading.ExceptHookArgs) -> None:

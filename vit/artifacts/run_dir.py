@@ -20,7 +20,7 @@ class RunDir:
     """One run's folder.
 
     Layout: `config.yaml`, `images.json.gz`, `metrics.jsonl`, `train.log`, `summary.json`,
-    `checkpoints/`, `tensorboard/`, `eval/`, `explain/`, `export/`.
+    `checkpoints/`, `train/`, `val/` and `final/` (TensorBoard's), `eval/`, `explain/`, `export/`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +32,6 @@ class RunDir:
         self.summary = path / "summary.json"
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.pt"
-        self.tensorboard = path / "tensorboard"
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -136,6 +135,10 @@ class RunDir:
         for path in self.step_files()[keep:]:
             if not path.is_dir():
                 path.unlink()
+
+    def board(self, split: str) -> Path:
+        """What TensorBoard calls `<run>/train`, `<run>/val` or `<run>/final`."""
+        return self.path / split
 
     def eval_dir(self, what: str) -> Path:
         """Where the evaluation of `what` (a split) is written."""

@@ -7,7 +7,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -31,6 +31,11 @@ _MEANT = {
 """What is given to keys without a default."""
 _TO_BE_GIVEN = ("???", "<to be given>")
 """Hydra's word for a value that must be given, and one that takes the place of a default, too."""
+_TELLING = {
+    "data.name", "model.name", "augment.name", "optim.name", "schedule.name", "optim.lr",
+    "optim.weight_decay", "trainer.epochs", "trainer.batch_size",
+}  # fmt: skip
+_PLACES = {"data.root", "data.workers", "data.cache_dir", "data.memory"}
 _EXAMPLES = {int: "32,32", float: "0.5,0.5"}
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, twenty times faster
 Section = TypeVar("Section", bound=ReadConfig)
@@ -106,6 +111,27 @@ def to_data_section(schema: type[Section], plain: Mapping[str, Any]) -> Section:
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """The config as nested dicts of plain values; `to_config` of it gives `config` again."""
     return dataclasses.asdict(config)
+
+
+def telling(config: RunConfig, user_keys: Collection[str] = ()) -> dict[str, Any]:
+    """The settings that tell a run from others, flat: what the user gave, what was chosen by name,
+    a few numbers, and whatever is not as the YAML files of what was chosen have it.
+    """
+    found: dict[str, Any] = {"seed": config.seed}
+    for section, values in to_plain(config).items():
+        if not isinstance(values, dict):
+            continue
+        usual: dict[str, Any] = {}
+        for name in ("_base", "default", values.get("name")):
+            file = config_dir() / section / f"{name}.yaml"
+            if file.is_file():
+                usual |= load_yaml(file.read_text(encoding="utf-8"), str(file))
+        before = flatten({section: usual})
+        for key, value in flatten({section: values}).items():
+            differs = key not in _PLACES and value != before.get(key)
+            if differs or key in _TELLING or key in user_keys:
+                found[key] = value
+    return found
 
 
 def misfits(schema: type, values: Mapping[str, Any], where: str = "") -> list[str]:

@@ -42,6 +42,7 @@ class Components:
         world: of its processes.
         should_prune: asked after each evaluation.
         fingerprint: what the bits of the result depend on besides the settings.
+        user_keys: settings that the user gave.
     """
 
     config: RunConfig
@@ -60,6 +61,7 @@ class Components:
     world: World
     should_prune: ShouldPrune
     fingerprint: dict[str, Any]
+    user_keys: frozenset[str]
 
     @property
     def trains_on_features(self) -> bool:

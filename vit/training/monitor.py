@@ -68,7 +68,7 @@ class TensorBoardPictures:
         self._picture("val/confusion", confusion_picture(counts, self.classes), step)
         there = np.flatnonzero(counts.sum(axis=1))[:MOST_CURVES]
         recalls = 100 * counts.diagonal()[there] / counts.sum(axis=1)[there]
-        tags = [f"val_recall/{printable(self.classes[k])}" for k in there]
+        tags = [f"recall/{printable(self.classes[k])}" for k in there]
         self.logger.scalars(dict(zip(tags, recalls.tolist(), strict=True)), step)
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ class TensorBoardPictures:
         sheet = grid(rows, labels_top=["image", "rollout"], labels_left=names)
         self._picture("val/attention", sheet, step)
         far = attention_distance(model, images, mask).mean(dim=1)
-        curves = {f"attention_distance/layer_{i:02}": d for i, d in enumerate(far.tolist())}
+        curves = {f"distance/layer_{i:02}": d for i, d in enumerate(far.tolist())}
         self.logger.scalars(curves, step)
 
     def _picture(self, tag: str, picture: np.ndarray, step: int) -> None:

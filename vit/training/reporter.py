@@ -7,7 +7,7 @@ import sys
 import time
 
 from vit.artifacts.logger import image_grid
-from vit.config.validate import flatten, to_plain
+from vit.config.validate import telling
 from vit.data.reading.reader import CorruptImages
 from vit.inference.predict import Predictions
 from vit.runtime import console
@@ -221,10 +221,9 @@ class Reporter:
             console.warn(f"damaged images are {fate}: {name} ({why})")
 
     def final(self, scores: dict[str, float]) -> None:
-        """The settings beside the final scores."""
-        settings = flatten(to_plain(self.parts.config))
-        named = {f"hparam/{key}": value for key, value in scores.items()}
-        self.parts.logger.hparams(self.state.step, settings, named)
+        """The settings that matter beside the final scores."""
+        settings = telling(self.parts.config, self.parts.user_keys)
+        self.parts.logger.hparams(self.state.step, settings, scores)
 
 
 def _loss(loss: float) -> str:

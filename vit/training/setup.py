@@ -136,7 +136,7 @@ def set_up(
     parts = Components(
         config, final.plan, state, Loss(config.trainer, config.distill, teacher), train, val, test,
         data.classes, images.digest, run, _logger(config, run, state, saved, world), stop, device,
-        world, should_prune, fingerprint,
+        world, should_prune, fingerprint, user_keys,
     )  # fmt: skip
     announce(parts, data, [*chosen(settings, config), *start])
     for problem in doubts(config, data) if saved is None else []:
