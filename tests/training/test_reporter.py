@@ -108,6 +108,15 @@ def test_a_length_says_what_it_does_not_know(
     assert capsys.readouterr().out == told
 
 
+def test_what_is_nearly_over_needs_no_length(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = reporting(clock, steps=WARM_UP + 5, per_epoch=Fraction(50))
+    for _ in range(WARM_UP + 5):
+        trained(here, 0.5)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(7, "7 s"), (58, "1 min"), (202, "3 min 20 s"), (3598, "1 h"), (7900, "2 h 10 min"),

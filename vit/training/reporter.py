@@ -77,7 +77,7 @@ class Reporter:
             synchronize(self.parts.device)
             self._per_step = (self.clock.seconds - self._warm) / counted
         left = self._left()
-        if left is not None and not is_known:
+        if not is_known and left is not None and left > MEASURED:
             self._tell_length(left)
         if not self.bar.disable:
             eta = "" if left is None else f"{console.duration(left)} left"
