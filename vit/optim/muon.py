@@ -13,13 +13,14 @@ from timm.optim.muon import (
     resolve_ns_coefficients,
     zeropower_via_newtonschulz,
 )
+from timm.optim.nadamw import nadamw
 from torch import Tensor
 
 
 class BatchedMuon(Muon):
     """timm's Muon, to rounding, with one Newton-Schulz iteration for all matrices of one shape.
 
-    Groups with `use_fallback` take timm's NAdamW, to the bit.
+    Groups with `use_fallback` take timm's NAdamW.
     """
 
     @torch.no_grad()
@@ -44,18 +45,12 @@ class BatchedMuon(Muon):
             [self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq")
         )
         grads = [p.grad for p in params if p.grad is not None]
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        torch._foreach_add_(steps, 1)
-        numbers = [step.item() for step in steps]
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        ahead = torch._foreach_lerp(means, grads, 1 - beta1)
-        scales = torch._foreach_sqrt(squares)
-        torch._foreach_div_(scales, [(1 - beta2**number) ** 0.5 for number in numbers])
-        torch._foreach_add_(scales, group["eps"])
-        torch._foreach_addcdiv_(params, ahead, scales, [-lr / (1 - beta1**n) for n in numbers])
+        beta1, beta2 = group["betas"]
+        nadamw(
+            params, grads, means, squares, steps, foreach=True, beta1=beta1, beta2=beta2,
+            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], caution=False,
+            maximize=False, max_lr=None,
+        )  # fmt: skip
 
     def _orthogonalise(self, group: dict[str, Any], params: list[Tensor]) -> None:
         momenta = []
