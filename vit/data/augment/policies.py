@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,36 +38,6 @@ _SIGNED = {
     "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color",
     "contrast", "sharpness",
 }  # fmt: skip
-
-
-_CIFAR = [
-    (("invert", 0.1, 0), ("contrast", 0.2, 6)),
-    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
-    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
-    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
-    (("autocontrast", 0.5, 0), ("equalize", 0.9, 0)),
-    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
-    (("color", 0.4, 3), ("brightness", 0.6, 7)),
-    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
-    (("equalize", 0.6, 0), ("equalize", 0.5, 0)),
-    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
-    (("color", 0.7, 7), ("translate_x", 0.5, 8)),
-    (("equalize", 0.3, 0), ("autocontrast", 0.4, 0)),
-    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
-    (("brightness", 0.9, 6), ("color", 0.2, 8)),
-    (("solarize", 0.5, 2), ("invert", 0.0, 0)),
-    (("equalize", 0.2, 0), ("autocontrast", 0.6, 0)),
-    (("equalize", 0.2, 0), ("equalize", 0.6, 0)),
-    (("color", 0.9, 9), ("equalize", 0.6, 0)),
-    (("autocontrast", 0.8, 0), ("solarize", 0.2, 8)),
-    (("brightness", 0.1, 3), ("color", 0.7, 0)),
-    (("solarize", 0.4, 5), ("autocontrast", 0.9, 0)),
-    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
-    (("autocontrast", 0.9, 0), ("solarize", 0.8, 3)),
-    (("equalize", 0.8, 0), ("invert", 0.1, 0)),
-    (("translate_y", 0.7, 9), ("autocontrast", 0.9, 0)),
-]
-"""Operation, probability and strength from 0 to 9 of AutoAugment's policy for CIFAR-10."""
 
 
 @dataclass(frozen=True)
@@ -170,11 +141,9 @@ def trivialaugment(
 
 def autoaugment(config: AugmentConfig, batch: int, size: Size, rng: np.random.Generator) -> Chain:
     """One of the 25 pairs of operations found for CIFAR-10 (Cubuk et al. 2019, table 7)."""
-    steps = [[NAMES.index(name) for name, _, _ in pair] for pair in _CIFAR]
-    odds = np.array([[odds for _, odds, _ in pair] for pair in _CIFAR])
-    bins = np.array([[strength for _, _, strength in pair] for pair in _CIFAR])
-    chosen = rng.integers(len(_CIFAR), size=batch)
-    kinds = np.array(steps)[chosen]
+    pairs, odds, bins = _autoaugment_pairs()
+    chosen = rng.integers(len(pairs), size=batch)
+    kinds = pairs[chosen]
     magnitudes = _magnitudes(kinds, bins[chosen] * BINS / 9, _ranges(size), rng)
     kinds[rng.random(kinds.shape) >= odds[chosen]] = NAMES.index("identity")
     return Chain(kinds, magnitudes)
@@ -199,6 +168,18 @@ POLICIES: dict[str, Callable[[AugmentConfig, int, Size, np.random.Generator], Ch
     "autoaugment": autoaugment,
     "three_augment": three_augment,
 }
+
+
+@lru_cache
+def _autoaugment_pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Operations, probabilities and strengths from 0 to 9, by torchvision: each (25, 2)."""
+    from torchvision.transforms.autoaugment import AutoAugment, AutoAugmentPolicy
+
+    number = {name.replace("_", ""): NAMES.index(name) for name in NAMES}
+    pairs = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
+    said = [[(number[n.lower()], odds, bins or 0) for n, odds, bins in pair] for pair in pairs]
+    kinds, odds, bins = np.moveaxis(np.array(said), -1, 0)
+    return kinds.astype(np.int64), odds, bins
 
 
 def _jitter(config: AugmentConfig, batch: int, rng: np.random.Generator) -> Chain:
