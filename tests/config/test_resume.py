@@ -19,7 +19,7 @@ OTHER = {
     "trainer.epochs": 1000.0, "trainer.device": "cpu", "trainer.compile": True,
     "trainer.histograms": True,
     "trainer.log_every": 3, "trainer.save_every": "2ep", "trainer.keep": 9,
-    "trainer.early_stop": 4, "data.root": "/elsewhere", "data.workers": 2,
+    "trainer.early_stop": 4, "data.root": "/elsewhere", "data.images": "/there", "data.workers": 2,
     "outputs": "elsewhere", "name": "other", "resume": "outputs/run", "data.timeout": 5.0,
     "data.verify": True, "data.cache_dir": "elsewhere", "data.on_bad_image": "skip",
     "data.bad_image_limit": 0.5, "data.max_pixels": 7,

@@ -18,8 +18,8 @@ from vit.errors import ConfigError, printable
 
 PATH_KEYS = frozenset(
     {
-        "data.root", "data.cache_dir", "outputs", "resume", "checkpoint", "images", "output",
-        "model.weights", "distill.teacher", "distill.weights", "name", "sheet", "class",
+        "data.root", "data.images", "data.cache_dir", "outputs", "resume", "checkpoint", "images",
+        "output", "model.weights", "distill.teacher", "distill.weights", "name", "sheet", "class",
     }
 )  # fmt: skip
 """Their values are taken as they are: Hydra's grammar refuses `~`, `=`, parentheses and more."""
@@ -130,8 +130,8 @@ def _without_keys(words: list[str], overrides: list[str], command: str) -> list[
     if command == "train":
         if arg.startswith(("/", "./", "../", "~/")) or os.path.exists(arg):
             raise ConfigError(
-                f"{printable(arg)} is a path; data=folder data.root=<path> trains on it, "
-                f"resume=<path> goes on with a run"
+                f"{printable(arg)} is a path; data=folder data.root=<path> trains on a folder, "
+                f"data=table data.root=<path> on a table, resume=<path> goes on with a run"
             )
         if arg.startswith("~"):
             raise ConfigError(f"{arg} takes away what is needed; give another value, or null")

@@ -21,6 +21,7 @@ from vit.cli.usage import groups_in, usage
 from vit.config import plugins
 from vit.config.validate import config_dir, legal_keys
 from vit.config.words import timm_shape
+from vit.data.sources.table_file import ENDINGS
 from vit.errors import ConfigError, VitError, nearest
 
 Job = Callable[[dict[str, Any], Overrides], object]
@@ -259,7 +260,8 @@ def _for_path(command: str, group: str, path: str) -> str:
     """What takes the path that was given to a group."""
     is_yaml = path.endswith((".yaml", ".yml"))
     if group == "data" and not is_yaml:
-        return f"data=folder data.root={path}" if command == "train" else f"images={path}"
+        kind = "table" if Path(path).suffix.lower() in ENDINGS else "folder"
+        return f"data={kind} data.root={path}" if command == "train" else f"images={path}"
     if group == "model" and not is_yaml:
         return f"model.weights={path}" if command == "train" else f"checkpoint={path}"
     name = Path(path).stem

@@ -15,7 +15,7 @@ from vit.config.checks import OF_FILES
 from vit.config.resume import migrate
 from vit.config.schema import RunConfig
 from vit.config.validate import to_config
-from vit.data.sources.layout import check_folder
+from vit.data.sources.layout import check_folder, check_table
 from vit.errors import (
     ConfigError,
     DiskFullError,
@@ -57,7 +57,8 @@ def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune
             plain = saved_settings(Path(plain["resume"]), overrides)
         config = to_config(plain, processes.size, complete=False)
         if config.data.name in OF_FILES:  # a slip in the path is answered without torch, too
-            check_folder("data.root", Path(str(config.data.root)))
+            check = check_table if config.data.name == "table" else check_folder
+            check("data.root", Path(str(config.data.root)))
         if "TORCHELASTIC_RUN_ID" in os.environ:  # of torchrun's processes, whatever their number
             stop_with_parent()
         with process_group(processes, lambda: _takes_cuda(config)):

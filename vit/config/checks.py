@@ -26,7 +26,7 @@ class Check:
 Complaint = Iterator[str]
 """What a rule yields: nothing, where all is well."""
 CHECKS: list[Check] = []
-OF_FILES = ("folder", "imagenet")
+OF_FILES = ("folder", "imagenet", "table")
 """Data sets whose images are files, of any size."""
 SETTING_OF = {
     **{key: f"model.{key}" for key in WEIGHT_KEYS},
@@ -166,9 +166,20 @@ def _streams_come_from_files(name: str, memory: str) -> Complaint:
         yield f"data.memory=stream: data={name} is held whole; try data.memory=auto"
 
 
+@check("data.name", "data.images", "data.image_column", "data.label_column")
+def _tables_alone_have_columns(name: str, *given: str | None) -> Complaint:
+    if name != "table" and any(given):
+        yield (
+            f"data={name} has no table, which data.images, data.image_column and "
+            f"data.label_column are of; try data=table"
+        )
+
+
 @check("data.name", "data.root")
 def _files_alone_have_a_root(name: str, root: str | None) -> Complaint:
-    if name in OF_FILES and not root:
+    if name == "table" and not root:
+        yield "data=table needs data.root=<a CSV, TSV or JSONL file with a row per image>"
+    elif name in OF_FILES and not root:
         yield f"data={name} needs data.root=<folder with one sub-folder per class>"
     elif name == "digits" and root is not None:
         yield f"data.root={root} is not read by data={name}; try data=folder data.root={root}"

@@ -211,10 +211,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
     data, distill = config.data, config.distill
     root = data.root and os.path.abspath(data.root)
+    images = data.images and os.path.abspath(data.images)
     cache_dir = data.cache_dir and os.path.abspath(data.cache_dir)
     return replace(
         config,
-        data=replace(data, root=root, cache_dir=cache_dir),
+        data=replace(data, root=root, images=images, cache_dir=cache_dir),
         model=replace(config.model, weights=there(config.model.weights)),
         distill=replace(distill, teacher=there(distill.teacher), weights=there(distill.weights)),
     )

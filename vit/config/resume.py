@@ -15,14 +15,20 @@ MAY_CHANGE = frozenset(
         "trainer.epochs", "trainer.steps", "trainer.device", "trainer.compile",
         "trainer.checkpoint_activations", "trainer.shard", "trainer.histograms",
         "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
-        "data.root", "data.workers", "data.timeout", "data.on_bad_image", "data.bad_image_limit",
-        "data.verify", "data.max_pixels", "data.cache_dir", "distill.teacher", "distill.weights",
-        "tracker.name", "tracker.options", "outputs", "name", "resume",
+        "data.root", "data.images", "data.workers", "data.timeout", "data.on_bad_image",
+        "data.bad_image_limit", "data.verify", "data.max_pixels", "data.cache_dir",
+        "distill.teacher", "distill.weights", "tracker.name", "tracker.options", "outputs", "name",
+        "resume",
     }
 )  # fmt: skip
 """Where, how fast, how often and how long; everything else would make it another run."""
 
-MIGRATIONS = {
+MIGRATIONS: dict[str, Any] = {
+    "data.images": None,
+    "data.image_column": None,
+    "data.label_column": None,
+    "data.split_column": None,
+    "data.weight_column": None,
     "data.split_by": "position",
     "data.center_crop": 1.0,
     "data.aspect": "crop",

@@ -71,6 +71,11 @@ class DataConfig(ReadConfig):
 
     name: Annotated[str, Registered("data/sources/registry.py", "SOURCES", "data")]
     root: Place | None
+    images: Place | None
+    image_column: Place | None
+    label_column: Place | None
+    split_column: Place | None
+    weight_column: Place | None
     mirror: bool
     val_fraction: Fraction
     test_fraction: Fraction

@@ -141,7 +141,9 @@ class TrainLoader(Loader):
         weights = class_weights(samples.labels, classes) if balance == "loss" else np.ones(classes)
         self.weights = torch.from_numpy(weights).float().to(self.device)
         self.features: Tensor | None = None
-        self._labels = samples.labels
+        self._known = {"labels": samples.labels}
+        if samples.weights is not None:
+            self._known["weights"] = samples.weights
         self._send = Transfer(self.device)
         self._thread = ThreadPoolExecutor(1, "draws")
         self._next: dict[int, Future[tuple[dict[str, np.ndarray], policies.Plan]]] = {}
@@ -179,22 +181,22 @@ class TrainLoader(Loader):
         """
         if self.features is not None:
             index = self.indices_at(step)[self.part]
-            sent = self._send({"positions": index, "labels": self._labels[index]})
-            images, labels = self.features[sent["positions"]], sent["labels"]
-            return Batch(images, labels, self._targets(labels))
+            sent = self._send({"positions": index, **self._known_of(index)})
+            images = self.features[sent["positions"]]
+            return Batch(images, sent["labels"], self._targets(sent))
         request = self._plan(step)
         arrays, plan = self._drawn(step)
         sent = self._send(
             {
                 **self.store.arrays(request), **arrays, "rows": plan.rows,
-                "numbers": plan.numbers, "labels": self._labels[request.positions],
+                "numbers": plan.numbers, **self._known_of(request.positions),
             }
         )  # fmt: skip
         draws = augment.Draws(**{name: sent[name] for name in arrays})
-        pixels, labels = self._pixels(step, request, sent)
+        pixels, known = self._pixels(step, request, sent)
         pixels, mask = split_padding(pixels, self.reader.transform.patch, self.normalise.colour)
 
-        targets = self._targets(labels)
+        targets = self._targets(known)
         pixels = augment.crop_flip(pixels, draws, augment.padding(self.config, self.size), mask)
         pixels = policies.apply(pixels, plan.counts, sent["rows"], sent["numbers"])
         images = self.normalise(pixels)
@@ -204,7 +206,7 @@ class TrainLoader(Loader):
         if (self.config.mixup or self.config.cutmix) and step < self.mix_end:
             images, targets = augment.mix(images, targets, draws, mask)
             mask = None if mask is None else augment.mixed_mask(mask, draws)
-        return Batch(images, labels, targets, mask)
+        return Batch(images, known["labels"], targets, mask)
 
     def _drawn(self, step: int) -> tuple[dict[str, np.ndarray], policies.Plan]:
         """What is drawn for our share; on a GPU, while the step before is still under way."""
@@ -243,17 +245,22 @@ class TrainLoader(Loader):
         computed = torch.cat(found)
         self.features = computed[torch.from_numpy(place % len(computed)).to(self.device)]
 
-    def _targets(self, labels: Tensor) -> Tensor:
+    def _known_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """What is known of images: `labels`, and `weights` where they have some."""
+        return {name: values[index] for name, values in self._known.items()}
+
+    def _targets(self, known: Mapping[str, Tensor]) -> Tensor:
         """As in `Batch`."""
-        return one_hot(labels, self.classes) * self.weights
+        targets = one_hot(known["labels"], self.classes) * self.weights
+        return targets * known["weights"][:, None] if "weights" in known else targets
 
     def _pixels(
         self, step: int, request: BatchRequest, sent: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Pixels of our share, and their labels: a damaged image gives way to the next."""
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Pixels of our share, and what is known of them: a damaged image gives way to the next."""
         pixels, bad = self._collect(step, request, sent)
         if not bad:
-            return pixels, sent["labels"]
+            return pixels, sent
         index = request.positions.copy()
         for row in bad:
             damaged: Corrupt = {0: bad[row]}
@@ -263,7 +270,7 @@ class TrainLoader(Loader):
                 other = replace(request, positions=index).part(slice(row, row + 1))
                 pixel, damaged = self.store.render(other)
             pixels[row] = pixel[0]
-        return pixels, torch.from_numpy(self._labels[index]).to(self.device)
+        return pixels, self._send(self._known_of(index))
 
 
 class EvalLoader(Loader):

@@ -36,18 +36,22 @@ class Entries:
         labels: class numbers int64 (N,).
         sizes: in bytes, int64 (N,); -1: cannot be read.
         hashes: uint64 (N,), of the content or of the time.
+        weights: in the loss, float32 (N,); None: all the same.
     """
 
     names: Sequence[str]
     labels: np.ndarray
     sizes: np.ndarray
     hashes: np.ndarray
+    weights: np.ndarray | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, a list for each attribute."""
+        weights = {} if self.weights is None else {"weights": self.weights.tolist()}
         return {
             "names": list(self.names), "labels": self.labels.tolist(),
             "sizes": self.sizes.tolist(), "hashes": [f"{h:016x}" for h in self.hashes.tolist()],
+            **weights,
         }  # fmt: skip
 
     @classmethod
@@ -57,6 +61,7 @@ class Entries:
         return cls(
             plain["names"], np.array(plain["labels"], np.int64),
             np.array(plain["sizes"], np.int64), hashes,
+            np.array(plain["weights"], np.float32) if "weights" in plain else None,
         )  # fmt: skip
 
 
@@ -88,7 +93,9 @@ class Manifest:
         in_files = isinstance(data.splits["train"].images, FileImages)
         by_content = not in_files or sum(map(len, splits.values())) <= CONTENT_UP_TO
         entries = {
-            name: Entries(samples.names, samples.labels, *fingerprints(samples, by_content))
+            name: Entries(
+                samples.names, samples.labels, *fingerprints(samples, by_content), samples.weights
+            )
             for name, samples in splits.items()
         }
         return cls(data.classes, by_content, entries, list(groups.values()), list(before))
@@ -140,11 +147,13 @@ class Restored:
         data: the run's own splits; images that are gone are still among them.
         added: names of images that came since.
         gone: positions of images that are gone, by split.
+        relabelled: names of images whose label or weight is another now; those of the run stay.
     """
 
     data: DataSet
     added: list[str]
     gone: dict[str, np.ndarray]
+    relabelled: list[str]
 
 
 def restore(manifest: Manifest, now: DataSet) -> Restored:
@@ -163,7 +172,23 @@ def restore(manifest: Manifest, now: DataSet) -> Restored:
         split: np.array([i for i, name in enumerate(samples.names) if name not in there], np.int64)
         for split, samples in used.items()
     }
-    return Restored(DataSet(now.classes, used, unused), sorted(there - own), gone)
+    before, after = _labels(splits), _labels(listed)
+    other = sorted(name for name in own & there if before[name] != after[name])
+    return Restored(DataSet(now.classes, used, unused), sorted(there - own), gone, other)
+
+
+def _labels(splits: dict[str, Samples]) -> dict[str, tuple[int, float]]:
+    """Label and weight of each image, by its name."""
+    return {
+        name: (label, weight)
+        for samples in splits.values()
+        for name, label, weight in zip(
+            samples.names,
+            samples.labels.tolist(),
+            [1.0] * len(samples) if samples.weights is None else samples.weights.tolist(),
+            strict=True,
+        )
+    }
 
 
 def changed(manifest: Manifest, restored: Restored, split: str) -> list[str]:
@@ -238,7 +263,7 @@ def _rebuilt(manifest: Manifest, listed: dict[str, Samples]) -> dict[str, Sample
             images = FileImages(images.root, [names[i] for i in order])
         ends = np.cumsum([len(entries.names) for entries in together])[:-1]
         for split, entries, index in zip(group, together, np.split(place, ends), strict=True):
-            found[split] = Samples(entries.labels, entries.names, images, index)
+            found[split] = Samples(entries.labels, entries.names, images, index, entries.weights)
     return {split: found[split] for split in manifest.splits}
 
 

@@ -5,9 +5,10 @@ Legend: N images, B batch, C channels, K classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -28,7 +29,7 @@ class FileImages:
 
     Args:
         root: the folder that the names start from.
-        names: path of each image below it.
+        names: path of each image below it; one that is absolute stands for itself.
     """
 
     def __init__(self, root: str, names: Sequence[str]) -> None:
@@ -37,7 +38,7 @@ class FileImages:
 
     def path(self, index: int) -> str:
         """The file of image `index`."""
-        return f"{self.root}/{self.names[index]}"
+        return os.path.join(self.root, self.names[index])
 
     def source(self, index: int) -> str | CachedImage:
         """Where image `index` is read from."""
@@ -53,12 +54,14 @@ class Samples:
         names: what a person calls each image: a path below the root, or its index.
         images: where the pixels are: uint8 (N, C, height, width), or files.
         index: which images of `images` these are, int64 (N,).
+        weights: how much each counts in the loss, float32 (N,); None: all the same.
     """
 
     labels: np.ndarray
     names: Sequence[str]
     images: np.ndarray | FileImages
     index: np.ndarray
+    weights: np.ndarray | None = None
 
     @classmethod
     def of_pixels(cls, pixels: np.ndarray, labels: np.ndarray) -> Samples:
@@ -72,7 +75,8 @@ class Samples:
     def take(self, positions: np.ndarray) -> Samples:
         """The samples at `positions` (n,), in that order."""
         names = [self.names[i] for i in positions]
-        return Samples(self.labels[positions], names, self.images, self.index[positions])
+        weights = None if self.weights is None else self.weights[positions]
+        return Samples(self.labels[positions], names, self.images, self.index[positions], weights)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class DataSet:
         unused: what was listed and kept out of the split of that name.
         notes: what a person should know of how it was listed, a line each.
         small: classes that are too small for an exact share of a part.
+        settings: of group `data`, as what was `auto` was found to be.
     """
 
     classes: list[str]
@@ -92,6 +97,7 @@ class DataSet:
     unused: dict[str, Samples] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     small: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,19 @@ from vit.config.validate import to_data_section
 from vit.data.loader import EvalLoader
 from vit.data.manifest import Manifest, Restored, changed, known_among, restore
 from vit.data.reading.reader import Reader
+from vit.data.sources import table
 from vit.data.sources.folder import load_flat
 from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import ConfigError, DataError
-from vit.inference.load import Trained, check_classes, load_trained, read_manifest, tell_changes
+from vit.inference.load import (
+    RELABELLED,
+    Trained,
+    check_classes,
+    load_trained,
+    read_manifest,
+    tell_changes,
+)
 from vit.inference.predict import Predictions, predict, with_mirror_images
 from vit.model.merging import merged
 from vit.runtime import console
@@ -78,7 +86,11 @@ class Evaluator:
         """
         if self.config.images is not None:
             folder, classes = Path(self.config.images), self.trained.classes
-            found = load_flat(folder, classes, self.trained.config["data"].get("name"))
+            found = (
+                table.load_flat(folder, classes, self._data)
+                if folder.is_file()
+                else load_flat(folder, classes, self.trained.config["data"].get("name"))
+            )
             for note in found.notes:
                 console.warn(note)
             return found.splits["images"], f"images-{folder.resolve().name}"
@@ -144,8 +156,12 @@ class Evaluator:
         """Which images the run had."""
         section = self.trained.config["data"]
         return to_data_section(
-            DataConfig, {**section, "root": self.config.data.root or section.get("root")}
-        )
+            DataConfig,
+            {
+                **section, "root": self.config.data.root or section.get("root"),
+                "on_bad_image": self.reading.on_bad_image,
+            },
+        )  # fmt: skip
 
     @cached_property
     def _listed(self) -> DataSet:
@@ -179,6 +195,7 @@ class Evaluator:
         elif split in own.data.splits:
             gone = [own.data.splits[split].names[i] for i in own.gone[split].tolist()]
             others = changed(manifest, own, split)
+            tell_changes(RELABELLED, own.relabelled)
             tell_changes(f"of {split} gone since the run started, not scored", gone)
             tell_changes("that came after the run started, left out", own.added)
             tell_changes(f"of {split} changed since the run started", others)

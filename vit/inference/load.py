@@ -201,6 +201,10 @@ def trained_on(path: Path, digest: str | None) -> list[Manifest]:
     return manifest.trained()
 
 
+RELABELLED = "labelled or weighted otherwise since the run started, which keeps what it had"
+"""What `tell_changes` says of `Restored.relabelled`."""
+
+
 def tell_changes(what: str, names: Sequence[str]) -> None:
     """Warn of the images `what`, if there are any."""
     if names:

@@ -15,7 +15,7 @@ from vit.data.manifest import Manifest, Restored, changed, known_among, restore,
 from vit.data.reading.reader import allowed_of, share_of
 from vit.data.types import DataSet, FileImages
 from vit.errors import DataError, shortened
-from vit.inference.load import check_classes, read_manifest, tell_changes
+from vit.inference.load import RELABELLED, check_classes, read_manifest, tell_changes
 from vit.runtime import console
 from vit.runtime.files import write_atomic
 
@@ -117,6 +117,7 @@ def images_of_resumed(
     if is_main:
         splits = restored.data.splits
         others = [name for split in splits for name in changed(manifest, restored, split)]
+        tell_changes(RELABELLED, restored.relabelled)
         tell_changes("gone since the run started", gone)
         tell_changes("that came after the run started, left out", restored.added)
         tell_changes("changed since the run started, so it is not bit-exact", others)

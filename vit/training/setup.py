@@ -81,6 +81,7 @@ def set_up(
     if settings.model.weights is not None and saved is None:
         weights = load_pretrained(settings.model.weights)
     data = load_data_set(settings.data)
+    settings = replace(settings, data=replace(settings.data, **data.settings))
     images = None
     if saved is not None:
         images = images_of_resumed(data, run, saved, settings.data, is_main=world.is_main)

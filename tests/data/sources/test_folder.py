@@ -267,10 +267,10 @@ MISPLACED = {
         "if a is itself a class, try data.root={}/train;",
     ),
     "images alone": (["1.jpg", "2.jpg"], "", "put the images into one sub-folder per class"),
-    "images and a table": (["1.jpg", "labels.csv"], "", "labels come from folders, not from la"),
-    "a folder and a table": (["in/1.jpg", "y.parquet"], "", "labels come from folders, not from y"),
+    "images and a table": (["1.jpg", "labels.csv"], "", "if the labels are in labels.csv, "),
+    "a folder and a table": (["in/1.jpg", "y.parquet"], "", "if the labels are in y.parq"),
     "splits and a table": (
-        ["train/1.jpg", "test/2.jpg", "train.csv"], "", "labels come from folders, not from train.",
+        ["train/1.jpg", "test/2.jpg", "train.csv"], "", "if the labels are in train.csv, try data=",
     ),
     "flat splits": (["train/1.jpg", "val/2.jpg"], "", "train has 0 class folders; put the images"),
     "no train": (["val/a/2.jpg", "Test/a/2.jpg"], "", "but no train folder; add it"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from vit.data.formats import READ, ending_of
 from vit.data.sources.listing import counted
 from vit.data.sources.scan import list_folder, sub_folders
+from vit.data.sources.table_file import ENDINGS
 from vit.errors import DataError
 
 SPLITS = {
@@ -19,7 +20,7 @@ SPLITS = {
 }
 """What the folder of a split may be called, in any case."""
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
 _SORT = "put the images into one sub-folder per class, at least two"
 _DEEPEST = 8
 
@@ -38,11 +39,27 @@ def check_folder(key: str, root: Path) -> None:
     if root.is_file():
         archive = root.suffix.lower() in _ARCHIVES
         what = "unpack it and give the folder" if archive else "give the folder it lies in"
+        if ending_of(root.name) in ENDINGS:
+            what = f"labels in a table are trained on by data=table {key}={root}"
         raise DataError(f"{key}={root} is no folder but a file; {what}")
     if not root.is_dir():
         raise DataError(
             f"{key}={root} is no folder; check the path, or give {key}=<where it is now>"
         )
+
+
+def check_table(key: str, path: Path) -> None:
+    """Make sure that the setting `key` is a file.
+
+    Raises:
+        DataError: it is none.
+    """
+    if path.is_dir():
+        tables = tables_in(path)
+        which = f"{key}={path / tables[0]}" if tables else "the table in it, or data=folder"
+        raise DataError(f"{key}={path} is a folder, no table; give {which}")
+    if not path.is_file():
+        raise DataError(f"{key}={path} does not exist; give the table, a CSV, TSV or JSONL file")
 
 
 def too_few(root: Path, folders: list[str]) -> str:
@@ -52,15 +69,24 @@ def too_few(root: Path, folders: list[str]) -> str:
         return f"try data.root={below}, or {_SORT}"
     _, images, left_out, _ = list_folder(root)
     places = [root, *([root.parent] if split_of(root.name) else [])]
-    tables = [name for place in places for name in os.listdir(place) if ending_of(name) in _TABLES]
+    tables = [place / name for place in places for name in tables_in(place)]
     if tables and (images or folders):
-        return f"labels come from folders, not from {min(tables)}: {_SORT}"
+        return (
+            f"if the labels are in {tables[0].name}, try data=table data.root={tables[0]}; "
+            f"else {_SORT}"
+        )
     if images and _has_siblings(root):
         return f"if {root.name} is itself a class, try data.root={root.parent}; else {_SORT}"
     if not images and not folders:
         empty = f"it holds no image ({counted(left_out)})" if left_out else "it is empty"
         return f"{empty}: check the path, and {_SORT}; images are {READ}"
     return _SORT
+
+
+def tables_in(folder: Path) -> list[str]:
+    """The names of the tables in a folder, those first that can be read."""
+    found = [name for name in sorted(os.listdir(folder)) if ending_of(name) in _TABLES]
+    return sorted(found, key=lambda name: ending_of(name) not in ENDINGS)
 
 
 def unlabelled(root: Path) -> str:

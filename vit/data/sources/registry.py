@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from vit.config.plugins import part
 from vit.config.schema import DataConfig
-from vit.data.sources import cifar, digits, folder
+from vit.data.sources import cifar, digits, folder, table
 from vit.data.sources.splits import Cutter
 from vit.data.types import DataSet
 
@@ -16,6 +17,7 @@ SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
     "cifar100": cifar.load,
     "folder": folder.load,
     "imagenet": folder.load,
+    "table": table.load,
 }
 
 
@@ -32,4 +34,4 @@ def load_data_set(config: DataConfig) -> DataSet:
     if config.limit_per_class is not None:
         splits["train"], unused["train"] = cutter.limit(splits["train"], config.limit_per_class)
     small = sorted({listed.classes[label] for label in cutter.small})
-    return DataSet(listed.classes, splits, unused, listed.notes, small)
+    return replace(listed, splits=splits, unused=unused, small=small)

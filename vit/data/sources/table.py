@@ -1,0 +1,283 @@
+"""A table of labels: a row per image, with the image's path, its label, and perhaps its split."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit.config.schema import DataConfig
+from vit.data.formats import IS_IMAGE, ending_of
+from vit.data.sources import layout
+from vit.data.sources.layout import SPLITS, split_of
+from vit.data.sources.scan import reading_folders
+from vit.data.sources.table_file import Table, read_table
+from vit.data.types import DataSet, FileImages, Samples
+from vit.errors import DataError, nearest, printable, shortened
+
+MOST_ROWS = 10
+"""Rows with problems that are named one by one."""
+_LOOKED_AT = 100
+_USUAL = {
+    "image_column": (
+        "image image_path image_file image_name image_id img img_path path file file_path filepath "
+        "file_name filename fname id"
+    ),
+    "label_column": "label labels class class_name category target species breed diagnosis y",
+    "split_column": "split set subset partition",
+    "weight_column": "sample_weight",
+}  # fmt: skip
+"""How columns are usually called, the likeliest first."""
+
+
+def load(config: DataConfig) -> DataSet:
+    """Read `data.root`, with images below `data.images` (default: the folder of the table).
+
+    Images are sorted by class and then by path, as those of a folder; their names are the paths as
+    the table has them. Rows with problems are left out with `data.on_bad_image=skip`.
+
+    Raises:
+        DataError: no table, no such columns, rows with problems, or too few classes.
+    """
+    assert config.root is not None
+    path = Path(config.root)
+    layout.check_table("data.root", path)
+    table = read_table(path)
+    columns = columns_of(table, config, path)
+    named = ", ".join(f"{key.removesuffix('_column')}s from {n}" for key, n in columns.items() if n)
+    told = [f"columns: {named}"] if "auto" in [getattr(config, key) for key in columns] else []
+    config = replace(config, **columns)
+    rows = _rows(table, config, path)
+    trained = sorted({row.label for row in rows if row.split in (None, "train")})
+    if len(trained) < 2:
+        raise DataError(
+            f"{path} has {len(trained)} classes to train on in its column {config.label_column} "
+            f"({shortened(trained) or '-'}); at least two are needed"
+        )
+    unknown = sorted({row.label for row in rows} - set(trained))
+    if unknown:
+        raise DataError(
+            f"{path} has no training image of {shortened(unknown)}, which other splits have; add "
+            f"some, or take these rows out"
+        )
+    splits = {
+        split or "train": _samples(own, trained, config, path)
+        for split in (None, *SPLITS)
+        if (own := [row for row in rows if row.split == split])
+    }
+    return DataSet(trained, splits, notes=[*told, *_notes(table, rows)], settings=columns)
+
+
+def load_flat(path: Path, classes: list[str], config: DataConfig) -> DataSet:
+    """Every image of a table, as the split `images`.
+
+    Args:
+        classes: their names.
+        config: of the run; its columns are taken where the table has them.
+
+    Raises:
+        DataError: as `load`, or labels that are none of `classes`.
+    """
+    table = read_table(path)
+    own: dict[str, Any] = {
+        key: "auto" for key in _USUAL if getattr(config, key) not in table.columns
+    }
+    config = replace(config, images=None, **own)
+    config = replace(config, **{**columns_of(table, config, path), "split_column": None})
+    rows = _rows(table, config, path)
+    unknown = sorted({row.label for row in rows} - set(classes))
+    if unknown:
+        raise DataError(
+            f"{path} has labels that the model does not know: {shortened(unknown)}; it knows "
+            f"{shortened(classes)}"
+        )
+    samples = _samples(rows, classes, config, path)
+    return DataSet(classes, {"images": samples}, notes=_notes(table, rows))
+
+
+def columns_of(table: Table, config: DataConfig, path: Path) -> dict[str, Any]:
+    """The columns, as given or as they are usually called.
+
+    Raises:
+        DataError: one that is given does not exist or stands twice, or none can be told.
+    """
+    found: dict[str, Any] = {}
+    for key, usual in _USUAL.items():
+        given: str | None = getattr(config, key)
+        if given == "auto" or (given is None and key in ("image_column", "label_column")):
+            given = _usual(table, usual.split(), [name for name in found.values() if name])
+            if given is None and key == "image_column":
+                given = _of_images(table)
+            if given is None and key == "label_column" and len(table.columns) == 2:
+                given = next(name for name in table.columns if name != found["image_column"])
+            if given is None and key in ("image_column", "label_column"):
+                raise DataError(
+                    f"{path} has the columns {shortened(table.columns)}; say which holds the "
+                    f"{key.removesuffix('_column')}s with data.{key}=<its name>"
+                )
+        elif given is not None and table.columns.count(given) != 1:
+            close = nearest(given, table.columns) or table.columns[0]
+            how = "twice" if given in table.columns else "not"
+            raise DataError(
+                f"data.{key}={given} is {how} among the columns of {path}: "
+                f"{shortened(table.columns)}; try data.{key}={close}"
+            )
+        found[key] = given
+    return found
+
+
+def _usual(table: Table, usual: list[str], taken: list[str]) -> str | None:
+    plain = {
+        name.lower().replace(" ", "_").replace("-", "_"): name
+        for name in table.columns
+        if table.columns.count(name) == 1 and name not in taken
+    }
+    return next((plain[name] for name in usual if name in plain), None)
+
+
+def _of_images(table: Table) -> str | None:
+    """The column whose first cells are image files by their endings."""
+    first = [cells for _, cells in zip(range(_LOOKED_AT), table.rows.values(), strict=False)]
+    for name, column in zip(table.columns, zip(*first, strict=True), strict=True):
+        if 2 * sum(IS_IMAGE.get(ending_of(cell), False) for cell in column) > len(column):
+            return name
+    return None
+
+
+@dataclass(frozen=True)
+class _Row:
+    image: str
+    label: str
+    split: str | None
+    weight: float
+
+
+def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
+    """The rows that can be used.
+
+    Raises:
+        DataError: there are others, and they are not to be left out, or are too many.
+    """
+    at = {name: i for i, name in enumerate(table.columns)}
+    files = _Files(_root(config, path))
+    problems, first, found = dict(table.problems), dict[str, int](), dict[int, _Row]()
+    with reading_folders():
+        for number, cells in table.rows.items():
+            given, label, split, weight = (
+                "" if (name := getattr(config, key)) is None else cells[at[name]] for key in _USUAL
+            )
+            image = files.find(given)
+            known = split_of(split) if split else None
+            if not given or not label:
+                problems[number] = f"has no {'label' if given else 'image'}"
+            elif image is None:
+                problems[number] = f"names {printable(given)}, which is missing"
+            elif len(image) > 1:
+                problems[number] = f"names {printable(given)}, which may be {shortened(image, 3)}"
+            elif config.split_column is not None and known is None:
+                problems[number] = (
+                    f"is of split {printable(split) or '-'}, not of {'/'.join(SPLITS)}"
+                )
+            elif (factor := _weight(weight)) is None:
+                problems[number] = f"has weight {printable(weight)}, which is no number from 0 on"
+            elif (before := first.setdefault(image[0], number)) != number:
+                same = found.get(before)
+                problems[number] = f"names {printable(image[0])}, as line {before} does"
+                if same is not None and same.label != label:
+                    problems[number] += " with another label"
+                    problems[before] = f"names {printable(image[0])}, as line {number} does"
+                    del found[before]
+            else:
+                found[number] = _Row(image[0], label, known, factor)
+    allowed = config.bad_image_limit * (len(found) + len(problems))
+    if problems and (config.on_bad_image == "error" or len(problems) > max(allowed, 1)):
+        told = [f"{path} line {n} {why}" for n, why in sorted(problems.items())[:MOST_ROWS]]
+        share = -(-100 * len(problems) // (len(found) + len(problems))) / 100
+        limit = f" data.bad_image_limit={share}" if len(problems) > max(allowed, 1) else ""
+        raise DataError(
+            [
+                *told,
+                f"{len(problems):,} of the {len(found) + len(problems):,} rows of {path} cannot be "
+                f"used; repair them, or leave them out with data.on_bad_image=skip{limit}",
+            ]
+        )
+    return list(found.values())
+
+
+def _weight(text: str) -> float | None:
+    """A weight from 0 on; 1 where there is none."""
+    try:
+        weight = float(text or 1)
+    except ValueError:
+        return None
+    return weight if 0 <= weight < float("inf") else None
+
+
+def _samples(rows: list[_Row], classes: list[str], config: DataConfig, path: Path) -> Samples:
+    numbers = {name: number for number, name in enumerate(classes)}
+    rows = sorted(rows, key=lambda row: (numbers[row.label], row.image))
+    names = [row.image for row in rows]
+    labels = np.array([numbers[row.label] for row in rows], np.int64)
+    weights = np.array([row.weight for row in rows], np.float32)
+    images = FileImages(_root(config, path), names)
+    weighted = config.weight_column is not None
+    return Samples(labels, names, images, np.arange(len(rows)), weights if weighted else None)
+
+
+def _root(config: DataConfig, path: Path) -> str:
+    """Where the paths in the table start from."""
+    folder = Path(config.images) if config.images else path.parent
+    if not folder.is_dir():
+        raise DataError(f"data.images={folder} is no folder; give the one that has the images")
+    return str(folder).rstrip(os.sep) or os.sep
+
+
+def _notes(table: Table, rows: list[_Row]) -> list[str]:
+    told = []
+    if table.encoding == "cp1252":
+        told.append("the table is not in UTF-8 and was read as cp1252 (Windows)")
+    left_out = len(table.rows) + len(table.problems) - len(rows)
+    return told + ([f"left out: {left_out:,} rows that cannot be used"] if left_out else [])
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files below a folder, each folder listed once, when something in it is asked for."""
+
+    root: str
+    _listed: dict[str, set[str]] = field(default_factory=dict)
+    _alike: dict[str, dict[str, set[str]]] = field(default_factory=dict)
+
+    def find(self, given: str) -> list[str] | None:
+        """The path of a file: as given, else with an ending, another case or other accents; of
+        several that fit, all; None: there is none.
+        """
+        name = os.path.normpath(given)
+        if os.path.isabs(name) and name.startswith(self.root.rstrip(os.sep) + os.sep):
+            name = os.path.relpath(name, self.root)
+        folder, file = os.path.split(name)
+        if folder not in self._listed:
+            place = os.path.join(self.root, folder)
+            there = os.listdir(place) if os.path.isdir(place) else []
+            self._listed[folder] = set(there)
+        if file in self._listed[folder]:
+            return [name]
+        if "\\" in given:
+            return self.find(given.replace("\\", "/"))
+        if folder not in self._alike:
+            alike = self._alike[folder] = defaultdict(set)
+            for known in self._listed[folder]:
+                if IS_IMAGE.get(ending_of(known)):
+                    alike[_folded(known)].add(known)
+                    alike[_folded(os.path.splitext(known)[0])].add(known)
+        fitting = sorted(self._alike[folder].get(_folded(file), ()))
+        return [os.path.join(folder, known) for known in fitting] or None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -1,0 +1,140 @@
+"""Tables as files: CSV, TSV and the like as spreadsheets write them, and JSON lines."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit.data.formats import IS_IMAGE, ending_of
+from vit.errors import DataError, printable, shortened
+
+JSON_LINES = (".jsonl", ".ndjson")
+ENDINGS = (".csv", ".tsv", ".tab", ".txt", *JSON_LINES)
+"""Of the files that are read as tables, whatever the case."""
+_SEPARATORS = (",", "\t", ";", "|", " ")
+_LOOKED_AT = 50
+"""Rows that the separator is told by."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of a table, as text.
+
+    Attributes:
+        columns: their names; `column1` and so on, where the file has no line of names.
+        rows: by the number of the line that each ends in, a cell for each column.
+        problems: what is wrong with rows that are not among these, by their lines.
+        encoding: how the file was read.
+    """
+
+    columns: list[str]
+    rows: dict[int, list[str]]
+    problems: dict[int, str]
+    encoding: str
+
+
+def read_table(path: Path) -> Table:
+    """Read a table; the ending tells JSON lines, the first rows tell the separator.
+
+    The encoding is UTF-8, or UTF-16 with its mark, else cp1252 (Western European Windows).
+
+    Raises:
+        DataError: it cannot be read, or holds no row.
+    """
+    if ending_of(path.name) not in ENDINGS:
+        raise DataError(
+            f"{path} is no {', '.join(ENDINGS)}, which are read as tables; save it as CSV"
+        )
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from None
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ["utf-16"] if marked else ["utf-8-sig", "cp1252"]:
+        try:
+            text = data.decode(encoding)
+            break
+        except UnicodeDecodeError:
+            continue
+    else:
+        raise DataError(f"{path} is no text in UTF-8, UTF-16 or cp1252; save it as CSV in UTF-8")
+    lines = _json_lines(text) if ending_of(path.name) in JSON_LINES else _separated(text, path)
+    columns, rows, problems = lines
+    if not rows:
+        told = [f"line {number} {why}" for number, why in problems.items()]
+        raise DataError(f"{path} holds no row ({shortened(told, 2) or 'it is empty'}); fill it")
+    return Table(columns, rows, problems, encoding)
+
+
+Lines = tuple[list[str], dict[int, list[str]], dict[int, str]]
+
+
+def _separated(text: str, path: Path) -> Lines:
+    separator = _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    found: dict[int, list[str]] = {}
+    try:
+        for cells in reader:
+            if any(map(str.strip, cells)):
+                found[reader.line_num] = [cell.strip() for cell in cells]
+    except csv.Error as error:
+        raise DataError(
+            f"{path} line {reader.line_num}: {error}; repair the quotes there"
+        ) from None
+    if not found:
+        return [], {}, {}
+    first = next(iter(found))
+    numbered = [f"column{i}" for i in range(1, len(found[first]) + 1)]
+    if any(IS_IMAGE.get(ending_of(cell)) for cell in found[first]):
+        columns = numbered
+    else:
+        columns = [name or number for name, number in zip(found.pop(first), numbered, strict=True)]
+    problems = {
+        number: f"has {len(cells)} cells, not {len(columns)}"
+        for number, cells in found.items()
+        if len(cells) != len(columns)
+    }
+    return columns, {n: cells for n, cells in found.items() if n not in problems}, problems
+
+
+def _separator(text: str) -> str:
+    """That which most of the first rows have as often as the very first."""
+
+    def agreeing(separator: str) -> int:
+        reader = csv.reader(io.StringIO(text[: 2**20], newline=""), delimiter=separator)
+        counts = []
+        try:
+            for _, cells in zip(range(_LOOKED_AT), reader, strict=False):
+                counts.append(len(cells))
+        except csv.Error:
+            pass
+        return counts.count(counts[0]) if counts and counts[0] > 1 else 0
+
+    return max(_SEPARATORS, key=agreeing)
+
+
+def _json_lines(text: str) -> Lines:
+    found: dict[int, dict[str, str]] = {}
+    problems: dict[int, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            problems[number] = f"is no JSON object: {printable(line[:40])}"
+            continue
+        found[number] = {
+            key: value.strip() if isinstance(value, str) else json.dumps(value)
+            for key, value in values.items()
+            if value is not None
+        }
+    columns = list(dict.fromkeys(key for values in found.values() for key in values))
+    rows = {n: [values.get(key, "") for key in columns] for n, values in found.items()}
+    return columns, rows, problems
