@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from vit.config.model import WEIGHT_KEYS
 from vit.config.schema import height_width
@@ -166,12 +167,33 @@ def _streams_come_from_files(name: str, memory: str) -> Complaint:
         yield f"data.memory=stream: data={name} is held whole; try data.memory=auto"
 
 
-@check("data.name", "data.images", "data.image_column", "data.label_column")
-def _tables_alone_have_columns(name: str, *given: str | None) -> Complaint:
-    if name != "table" and any(given):
+def _tables_alone_have(key: str, name: str, given: str | None) -> Complaint:
+    if name != "table" and given is not None:
+        yield f"{key}={given}: data={name} has no table of labels; try data=table"
+
+
+for _key in ("images", *(f"{of}_column" for of in ("image", "label", "split", "weight", "group"))):
+    check("data.name", f"data.{_key}")(partial(_tables_alone_have, f"data.{_key}"))
+
+
+@check("data.name", "data.group", "data.group_column")
+def _groups_come_from_paths_or_a_column(
+    name: str, pattern: str | None, column: str | None
+) -> Complaint:
+    if pattern is not None and name not in OF_FILES:
+        yield f"data.group={pattern}: data={name} has no paths; try data.group=null"
+    elif pattern is not None and column is not None:
+        yield f"data.group={pattern} and data.group_column={column}: give one of them"
+
+
+@check("data.folds", "data.fold")
+def _a_fold_is_one_of_the_folds(folds: int | None, fold: int | None) -> Complaint:
+    if folds is None and fold is not None:
+        yield f"data.fold={fold} needs data.folds=<how many>, e.g. data.folds=5"
+    elif folds is not None and (fold is None or fold >= folds):
         yield (
-            f"data={name} has no table, which data.images, data.image_column and "
-            f"data.label_column are of; try data=table"
+            f"data.fold={fold} is none of data.folds={folds}; try one from 0 to {folds - 1}, or "
+            f"all: -m data.fold={','.join(map(str, range(folds)))}"
         )
 
 

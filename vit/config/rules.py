@@ -104,6 +104,15 @@ def freezes(value: Any) -> str | None:
     return f"must be {', '.join(FROZEN)}, blocks:<how many> or lora:<rank>"
 
 
+def is_pattern(value: Any) -> str | None:
+    """A regular expression that can be used."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        return f"is no regular expression ({error}); e.g. 'patient_(\\d+)'"
+    return None
+
+
 @cache
 def registry_names(file: str, table: str) -> tuple[str, ...]:
     """The keys of the dictionary `table` in `vit/<file>`, read from its source.

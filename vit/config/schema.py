@@ -18,6 +18,7 @@ from vit.config.rules import (
     Registered,
     Whole,
     freezes,
+    is_pattern,
     names_folder,
     not_empty,
 )
@@ -76,6 +77,10 @@ class DataConfig(ReadConfig):
     label_column: Place | None
     split_column: Place | None
     weight_column: Place | None
+    group_column: Place | None
+    group: Annotated[str, is_pattern] | None
+    folds: Annotated[int, Range(2, 1000)] | None
+    fold: Whole | None
     mirror: bool
     val_fraction: Fraction
     test_fraction: Fraction

@@ -55,6 +55,7 @@ class Samples:
         images: where the pixels are: uint8 (N, C, height, width), or files.
         index: which images of `images` these are, int64 (N,).
         weights: how much each counts in the loss, float32 (N,); None: all the same.
+        groups: what each belongs to (a patient, a video), which no cut parts; None: they are alone.
     """
 
     labels: np.ndarray
@@ -62,6 +63,7 @@ class Samples:
     images: np.ndarray | FileImages
     index: np.ndarray
     weights: np.ndarray | None = None
+    groups: Sequence[str] | None = None
 
     @classmethod
     def of_pixels(cls, pixels: np.ndarray, labels: np.ndarray) -> Samples:
@@ -76,7 +78,9 @@ class Samples:
         """The samples at `positions` (n,), in that order."""
         names = [self.names[i] for i in positions]
         weights = None if self.weights is None else self.weights[positions]
-        return Samples(self.labels[positions], names, self.images, self.index[positions], weights)
+        groups = None if self.groups is None else [self.groups[i] for i in positions]
+        labels, index = self.labels[positions], self.index[positions]
+        return Samples(labels, names, self.images, index, weights, groups)
 
 
 @dataclass(frozen=True)

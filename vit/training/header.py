@@ -83,17 +83,19 @@ def doubts(config: RunConfig, data: DataSet) -> list[str]:
     counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes))
     batch, images = config.trainer.batch_size, len(data.splits["train"])
     most, least = int(counts.argmax()), int(counts.argmin())
+    missing = [name for name, count in zip(data.classes, counts, strict=True) if count == 0]
     single = [name for name, count in zip(data.classes, counts, strict=True) if count == 1]
     found = {
         f"trainer.batch_size={batch} is more than the {images:,} training images, so a step shows "
         f"some of them again; try a smaller one": batch > images,
+        f"no training image of {shortened(missing)}; try another data.split_seed": bool(missing),
         f"one training image alone: {shortened(single)}; add more": bool(single),
         "no validation images, so the last weights are kept and not the best; give "
         "data.val_fraction=0.1": "val" not in data.splits,
         "no test images; give data.test_fraction=0.1 or a test folder": "test" not in data.splits,
         f"{shortened([data.classes[least]])} has {counts[least]:,} training images, "
         f"{shortened([data.classes[most]])} {counts[most]:,}; try data.balance=sampler": (
-            config.data.balance == "none" and counts[least] * _UNEVEN <= counts[most]
+            config.data.balance == "none" and 0 < counts[least] * _UNEVEN <= counts[most]
         ),
     }
     return [problem for problem, is_so in found.items() if is_so]

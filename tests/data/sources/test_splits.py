@@ -1,13 +1,17 @@
 """Splits: disjoint, complete, the same for every run, and moved by no image that comes or goes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import array_samples
 
 from vit.data.sources import splits as splits_module
-from vit.data.sources.splits import Cutter
+from vit.data.sources.splits import Cutter, grouped
 from vit.data.types import Samples
+from vit.errors import DataError
 
 NO_PIXELS = np.zeros((0, 1, 1, 1), np.uint8)
 
@@ -239,3 +243,88 @@ def test_flat_cuts_lose_nothing_and_leave_every_class_to_train_on(counts, val, t
     everything = [i for split in splits.values() for i in numbers(split)]
     assert sorted(everything) == list(range(sum(counts)))
     assert (per_class(splits["train"], len(counts)) > 0).all()
+
+
+def grouped_samples(groups):
+    samples = array_samples(len(groups))
+    return replace(samples, groups=[str(g) for g in groups])
+
+
+def groups_of(splits):
+    return {name: set(samples.groups) for name, samples in splits.items()}
+
+
+def test_a_group_never_crosses_splits_and_its_hash_decides():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 60, 600)
+    splits = Cutter(0).complete({"train": grouped_samples(groups)}, 0.2, 0.2)
+    found = groups_of(splits)
+    assert set.union(*found.values()) == set(map(str, groups.tolist()))
+    assert sum(map(len, found.values())) == len(set(groups.tolist()))
+    assert all(6 <= len(found[name]) <= 20 for name in ("val", "test"))
+    assert sum(map(len, splits.values())) == 600
+    fewer = Cutter(0).complete({"train": grouped_samples(groups[groups != groups[0]])}, 0.2, 0.2)
+    for name, own in groups_of(fewer).items():
+        assert own == found[name] - {str(groups[0])}
+    assert groups_of(Cutter(1).complete({"train": grouped_samples(groups)}, 0.2, 0.2)) != found
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_groups_leave_one_on_either_side(count):
+    for seed in range(20):
+        rest, part = Cutter(seed).cut(grouped_samples(np.arange(30) % count), 0.1, "test")
+        assert len(set(part.groups)) == 1
+        assert set(rest.groups).isdisjoint(part.groups)
+        assert len(rest) + len(part) == 30
+
+
+def test_groups_that_are_in_two_given_splits_are_an_error():
+    splits = {"train": grouped_samples([1, 2, 3]), "test": grouped_samples([3, 4])}
+    with pytest.raises(DataError, match="group 3 is in train and in test"):
+        Cutter(0).complete(splits, 0, 0.2)
+
+
+@pytest.mark.parametrize("size", [12, 500])
+@pytest.mark.parametrize("by_group", [False, True])
+def test_each_image_is_tested_in_one_fold(size, by_group):
+    samples = array_samples(size)
+    if by_group:
+        samples = replace(samples, groups=[str(i // 2) for i in range(size)])
+    tested = []
+    for fold in range(4):
+        splits = Cutter(7).complete({"train": samples}, 0.1, 0.2, (fold, 4))
+        assert sum(map(len, splits.values())) == size
+        assert set(splits) == {"train", "val", "test"}
+        tested += splits["test"].index.tolist()
+        if by_group:
+            assert sum(map(len, groups_of(splits).values())) == size // 2
+        elif size == 12:  # four of each of three classes
+            assert np.bincount(splits["test"].labels).tolist() == [1, 1, 1]
+    assert sorted(tested) == list(range(size))
+
+
+def test_an_image_that_comes_moves_no_other_to_another_fold():
+    samples = array_samples(500)
+    before = Cutter(0).fold(samples, 1, 5)[1].names
+    after = Cutter(0).fold(samples.take(np.arange(400)), 1, 5)[1].names
+    assert set(after) == {name for name in before if int(name) < 400}
+
+
+def test_more_folds_than_groups_are_an_error():
+    with pytest.raises(DataError, match=r"is more than the 3 groups; try data.folds=3"):
+        Cutter(0).complete({"train": grouped_samples([1, 2, 3] * 4)}, 0.1, 0.2, (0, 5))
+
+
+def test_folds_of_data_with_a_test_set_are_an_error():
+    splits = {"train": array_samples(9), "val": array_samples(3)}
+    with pytest.raises(DataError, match="has one of its own"):
+        Cutter(0).complete(splits, 0.1, 0.2, (0, 5))
+
+
+def test_groups_are_found_in_paths():
+    samples = replace(array_samples(3), names=["a/p_1/x.png", "b/p_12/y.png", "b/p_1/z.png"])
+    assert grouped(samples, r"p_(\d+)").groups == ["1", "12", "1"]
+    assert grouped(samples, r"^[ab]").groups == ["a", "b", "b"]
+    assert len(set(grouped(samples, r"^(.)/p_(\d)").groups)) == 2
+    with pytest.raises(DataError, match=r"nothing in 2 of 3 paths \(a/p_1/x.png, b/p_1/"):
+        grouped(samples, r"p_(\d\d)")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from vit.config.plugins import part
 from vit.config.schema import DataConfig
 from vit.data.sources import cifar, digits, folder, table
-from vit.data.sources.splits import Cutter
+from vit.data.sources.splits import Cutter, grouped
 from vit.data.types import DataSet
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
@@ -29,9 +29,21 @@ def load_data_set(config: DataConfig) -> DataSet:
     """
     listed = part(SOURCES, "data", config.name, config.options)(config)
     cutter = Cutter(config.split_seed, config.split_by)
-    splits = cutter.complete(listed.splits, config.val_fraction, config.test_fraction)
+    if config.group is not None:
+        listed = replace(
+            listed,
+            splits={
+                name: grouped(samples, config.group) for name, samples in listed.splits.items()
+            },
+        )
+    fold = None if config.folds is None else (config.fold or 0, config.folds)
+    splits = cutter.complete(listed.splits, config.val_fraction, config.test_fraction, fold)
     unused = {}
     if config.limit_per_class is not None:
         splits["train"], unused["train"] = cutter.limit(splits["train"], config.limit_per_class)
     small = sorted({listed.classes[label] for label in cutter.small})
-    return replace(listed, splits=splits, unused=unused, small=small)
+    notes = [*listed.notes]
+    if splits["train"].groups is not None:
+        counts = [f"{len(set(own.groups or ())):,} in {name}" for name, own in splits.items()]
+        notes.append(f"groups: {', '.join(counts)}")
+    return replace(listed, splits=splits, notes=notes, unused=unused, small=small)

@@ -31,6 +31,7 @@ _USUAL = {
     "label_column": "label labels class class_name category target species breed diagnosis y",
     "split_column": "split set subset partition",
     "weight_column": "sample_weight",
+    "group_column": "",
 }  # fmt: skip
 """How columns are usually called, the likeliest first."""
 
@@ -85,10 +86,12 @@ def load_flat(path: Path, classes: list[str], config: DataConfig) -> DataSet:
     """
     table = read_table(path)
     own: dict[str, Any] = {
-        key: "auto" for key in _USUAL if getattr(config, key) not in table.columns
+        key: name if (name := getattr(config, key)) in table.columns else "auto"
+        for key in ("image_column", "label_column")
     }
-    config = replace(config, images=None, **own)
-    config = replace(config, **{**columns_of(table, config, path), "split_column": None})
+    others = dict.fromkeys(("images", "split_column", "weight_column", "group_column"))
+    config = replace(config, **{**others, **own})
+    config = replace(config, **columns_of(table, config, path))
     rows = _rows(table, config, path)
     unknown = sorted({row.label for row in rows} - set(classes))
     if unknown:
@@ -115,7 +118,7 @@ def columns_of(table: Table, config: DataConfig, path: Path) -> dict[str, Any]:
                 given = _of_images(table)
             if given is None and key == "label_column" and len(table.columns) == 2:
                 given = next(name for name in table.columns if name != found["image_column"])
-            if given is None and key in ("image_column", "label_column"):
+            if given is None and key in ("image_column", "label_column", "group_column"):
                 raise DataError(
                     f"{path} has the columns {shortened(table.columns)}; say which holds the "
                     f"{key.removesuffix('_column')}s with data.{key}=<its name>"
@@ -155,6 +158,7 @@ class _Row:
     label: str
     split: str | None
     weight: float
+    group: str
 
 
 def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
@@ -168,13 +172,14 @@ def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
     problems, first, found = dict(table.problems), dict[str, int](), dict[int, _Row]()
     with reading_folders():
         for number, cells in table.rows.items():
-            given, label, split, weight = (
+            given, label, split, weight, group = (
                 "" if (name := getattr(config, key)) is None else cells[at[name]] for key in _USUAL
             )
             image = files.find(given)
             known = split_of(split) if split else None
-            if not given or not label:
-                problems[number] = f"has no {'label' if given else 'image'}"
+            if not given or not label or (not group and config.group_column is not None):
+                what = "group" if given and label else "label" if given else "image"
+                problems[number] = f"has no {what}"
             elif image is None:
                 problems[number] = f"names {printable(given)}, which is missing"
             elif len(image) > 1:
@@ -193,7 +198,7 @@ def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
                     problems[before] = f"names {printable(image[0])}, as line {number} does"
                     del found[before]
             else:
-                found[number] = _Row(image[0], label, known, factor)
+                found[number] = _Row(image[0], label, known, factor, group)
     allowed = config.bad_image_limit * (len(found) + len(problems))
     if problems and (config.on_bad_image == "error" or len(problems) > max(allowed, 1)):
         told = [f"{path} line {n} {why}" for n, why in sorted(problems.items())[:MOST_ROWS]]
@@ -225,8 +230,11 @@ def _samples(rows: list[_Row], classes: list[str], config: DataConfig, path: Pat
     labels = np.array([numbers[row.label] for row in rows], np.int64)
     weights = np.array([row.weight for row in rows], np.float32)
     images = FileImages(_root(config, path), names)
-    weighted = config.weight_column is not None
-    return Samples(labels, names, images, np.arange(len(rows)), weights if weighted else None)
+    return Samples(
+        labels, names, images, np.arange(len(rows)),
+        None if config.weight_column is None else weights,
+        None if config.group_column is None else [row.group for row in rows],
+    )  # fmt: skip
 
 
 def _root(config: DataConfig, path: Path) -> str:
