@@ -18,6 +18,7 @@ import vit
 from vit.config.validate import to_config
 from vit.data.sources.registry import load_data_set
 from vit.inference.predict import Predictions, with_mirror_images
+from vit.report.interval import wilson
 from vit.report.metrics import (
     BINS,
     all_scores,
@@ -26,7 +27,6 @@ from vit.report.metrics import (
     fit_temperature,
     per_class,
     probability_scores,
-    wilson,
 )
 
 Answers = tuple[np.ndarray, np.ndarray]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vit.report.interval import wilson
+
 BINS = 15
 """Of the confidence, equally wide (Guo et al. 2017)."""
 RESAMPLES = 1000
@@ -80,14 +82,6 @@ def probability_scores(
         second, first = np.partition(probabilities, (-2, -1), axis=1)[:, -2:].T
         parts.append((loss, brier, first, first - second))
     return ProbabilityScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share `hits / count` (Wilson 1927), `count` at least 1."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(hits, count).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def mcnemar(first: int, second: int) -> tuple[float, str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit.errors import printable
-from vit.report.metrics import wilson
+from vit.report.interval import wilson
 from vit.training.header import FEW
 
 RISE = 1.1
