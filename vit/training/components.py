@@ -97,6 +97,11 @@ class Components:
             "val_top1": scores.get("val_top1", best.top1 if best is not None else None),
             "test_top1": scores.get("test_top1"),
             **{key: value for key, value in scores.items() if not key.endswith("top1")},
+            **{
+                f"{split}_images": len(loader.labels) - len(loader.corrupt.reasons)
+                for split, loader in (("val", self.val), ("test", self.test))
+                if loader is not None
+            },
             "best_epoch": best.epoch if best is not None else None,
             "step": trained.step,
             "epoch": self.epoch,
