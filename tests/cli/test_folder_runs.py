@@ -81,11 +81,17 @@ def test_runs_are_asked_for_with_keys_too(finished: Path, tmp_path: Path) -> Non
     assert (given.returncode, keys.returncode) == (0, 0), keys.stderr
     assert given.stdout == keys.stdout
     assert (tmp_path / "a.html").is_file()
-    for slip in ("fodler=x", "csv=maybe"):
-        done = run("runs", slip, cwd=tmp_path)
-        assert done.returncode == 2
+    for slip, wrong in (
+        (["fodler=x"], "fodler=x is no setting"),
+        (["csv=maybe"], "csv=maybe is no setting"),
+        (["--tsv"], "unrecognized arguments: --tsv"),
+        ([".", "more"], "unrecognized arguments: more"),
+        (["--html"], "argument --html: expected one argument"),
+    ):
+        done = run("runs", *slip, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == (
-            f"vit-runs: {slip} is no setting; there are folder=, csv=true and html=<file>\n"
+            f"vit-runs: {wrong}; there are folder=, csv=true and html=<file> (--help says more)\n"
         )
     assert run("runs", "--version", cwd=tmp_path).stdout.startswith("vit-train ")
 

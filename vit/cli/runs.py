@@ -7,6 +7,7 @@ import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 from vit.artifacts.runs import Run, differing, effects, groups, read_runs
 from vit.artifacts.runs_page import runs_page
@@ -15,6 +16,14 @@ from vit.cli.answers import errors_to_exit_code
 from vit.cli.usage import ABOUT
 from vit.errors import ConfigError
 from vit.runtime.files import prepare_file, write_atomic
+
+
+_SETTINGS = "there are folder=, csv=true and html=<file> (--help says more)"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {_SETTINGS}")
 
 
 def main() -> None:
@@ -26,7 +35,7 @@ def main() -> None:
 
 def compare() -> None:
     """Print what the command line asks for; `csv=true` is `--csv`, as in the other commands."""
-    parser = argparse.ArgumentParser(prog="vit-runs", description=ABOUT["runs"])
+    parser = _Parser(prog="vit-runs", description=ABOUT["runs"])
     parser.add_argument("--version", action="version", version=f"vit-train {version('vit-train')}")
     parser.add_argument("folder", nargs="?", default="outputs", help="outputs/, a sweep or a run")
     parser.add_argument("--csv", action="store_true", help="print one CSV line per run instead")
@@ -41,7 +50,7 @@ def compare() -> None:
         elif arg in ("csv=true", "csv=false"):
             flags += ["--csv"] * (value == "true")
         else:
-            raise ConfigError(f"{arg} is no setting; there are folder=, csv=true and html=<file>")
+            raise ConfigError(f"{arg} is no setting; {_SETTINGS}")
     args = parser.parse_args(flags)
     folder = Path(args.folder)
     if not folder.is_dir():
