@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import gzip
 import io
 import json
+import os
+import random
 import re
 import shutil
 import subprocess
@@ -14,18 +18,35 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
 import yaml
 from browser import Page, driven, needs_browser
 from commands import run
+from scipy.stats import f_oneway
 
 from vit.artifacts.run_dir import RunDir
-from vit.artifacts.runs import curve, differing, effects, groups, read_runs, spread
+from vit.artifacts.runs import (
+    APART,
+    NO_SHARE,
+    Group,
+    Run,
+    by_images,
+    curve,
+    differing,
+    effects,
+    groups,
+    read_runs,
+)
+from vit.artifacts.runs_page import runs_page
 from vit.artifacts.runs_table import runs_csv, runs_table
 from vit.cli.runs import overview
+from vit.report.interval import wilson
 
 HOSTILE = "<script>alert(1)</script>"  # a folder in a folder
+HELD_OUT = 185
+"""Digits that are for validation by default."""
 Make = Callable[..., RunDir]
 
 
@@ -47,6 +68,7 @@ def make(finished: Path, tmp_path: Path) -> Make:
         folder.write_config(yaml.safe_dump(config, sort_keys=False))
         folder.write_summary({**summary, "state": state, "val_top1": top1, "step": 40})
         shutil.copy(finished / "metrics.jsonl", folder.metrics)
+        shutil.copy(finished / "images.json.gz", folder.images)
         return folder
 
     return one
@@ -80,7 +102,11 @@ def test_states(make: Make) -> None:
     assert {r.name: r.state for r in runs_of(running)}["running"] == "killed at step 0"
     text = runs_table(runs_of(running)).splitlines()
     assert len(text) == 8
-    assert all(line.endswith(tuple(states.values())) for line in text[1:] if "running" not in line)
+    for line in text[1:]:
+        name, top1, low, to, high, count, *state = line.split()
+        assert (top1, to, count) == ("50.00", "to", f"{HELD_OUT}")
+        assert float(low) < 50 < float(high)
+        assert " ".join(state).startswith(states[name] if name != "running" else "killed at step 0")
 
 
 def test_a_real_run_and_a_sweep_below(finished: Path, make: Make, tmp_path: Path) -> None:
@@ -113,36 +139,160 @@ def test_seeds_belong_together(make: Make) -> None:
     assert [group.settings for group in found] == [{"optim.lr": lr} for lr in (3e-3, 1e-3, 1e-2)]
     for group in found:
         assert sorted(group.scores()) == sorted(scores[group.settings["optim.lr"]])
-    assert spread([91.0, 92.5, 90.0]) == "91.17 ± 1.26"  # by hand: 274.5 / 3, sqrt(3.1667 / 2)
+    assert found[1].spread() == "91.17 ± 1.26"  # by hand: 273.5 / 3, sqrt(3.1667 / 2)
     values = scores[1e-3]
-    assert spread(values) == f"{mean(values):.2f} ± {stdev(values):.2f}"
-    assert (spread([80.0]), spread([])) == ("80.00", "-")
+    assert found[1].spread() == f"{mean(values):.2f} ± {stdev(values):.2f}"
+    assert (found[2].spread(), Group({}).spread()) == ("80.00", "-")
     text = overview(runs_of(last))
-    assert re.search(r"^0\.001 +91\.17 ± 1\.26 .* 3/3 ", text, re.M)
-    assert re.search(r"^0\.01 +80\.00 .* 1/2 ", text, re.M)
+    assert re.search(r"^0\.001-1 and 2 more +91\.17 ± 1\.26 .* 3/3 .* optim.lr=0\.001$", text, re.M)
+    assert re.search(r"^0\.01-0 and 1 more +80\.00 .* 1/2 .* optim.lr=0\.01$", text, re.M)
+    assert "different images" not in text
 
 
 def test_the_share_of_a_setting_is_eta_squared(make: Make) -> None:
-    grid = {(1e-3, 0.02): 60.0, (1e-3, 0.1): 62.0, (3e-3, 0.02): 70.0, (3e-3, 0.1): 72.0}
+    grid = {(1e-3, 0.02): 20.0, (1e-3, 0.1): 24.0, (3e-3, 0.02): 80.0, (3e-3, 0.1): 84.0}
     for (lr, wd), top1 in grid.items():
-        last = make(f"{lr}-{wd}", top1, optim__lr=lr, optim__weight_decay=wd)
+        for seed in range(3):
+            last = make(
+                f"{lr}-{wd}-{seed}", top1 + seed, optim__lr=lr, optim__weight_decay=wd, seed=seed
+            )
     make("failed", None, "failed", optim__lr=9.0)
-    first, second = effects(runs_of(last))
-    # All around 66: 36 + 16 + 16 + 36 = 104; lr: 4 x 5^2 = 100; weight decay: 4 x 1^2 = 4.
+    runs = runs_of(last)
+    first, second = effects(runs)
+    # All around 53: lr 12 x 30^2 = 10,800; weight decay 12 x 2^2 = 48; seeds 4 x 2 = 8.
     assert (first.key, second.key) == ("optim.lr", "optim.weight_decay")
-    assert first.share == pytest.approx(100 / 104)
-    assert second.share == pytest.approx(4 / 104)
-    assert first.means == {"0.001": 61.0, "0.003": 71.0}
-    assert second.means == {"0.02": 65.0, "0.1": 67.0}
-    assert "96 %" in overview(runs_of(last))
+    assert first.share == pytest.approx(10_800 / 10_856)
+    assert second.share is None  # F = 48 / (10,808 / 10), p = 0.84
+    assert first.means == {"0.001": 23.0, "0.003": 83.0}
+    assert second.means == {"0.02": 51.0, "0.1": 55.0}
+    text = overview(runs)
+    assert re.search(r"^optim\.lr +99 %  ", text, re.M)
+    assert re.search(r"^optim\.weight_decay +-  .*0\.02: 51\.00", text, re.M)
+    assert NO_SHARE in text
+    few = [run for run in runs if run.score() is not None][:9]
+    assert {effect.share for effect in effects(few)} == {None}
+    assert "0.003: 83" in overview(few)
 
 
-def test_equal_scores_have_no_cause(make: Make) -> None:
-    for depth in (1, 2):
-        last = make(f"{depth}", 50.0, model__depth=depth)
+def test_a_share_is_of_more_than_the_noise_of_so_few_images(make: Make) -> None:
+    for i in range(12):
+        last = make(f"{i}", 50.0 + 4 * (i % 2) + 0.01 * i, model__depth=1 + i % 2)
     (effect,) = effects(runs_of(last))
-    assert effect.share == 0.0
+    assert effect.share is None  # 4 of 100, among so few images
+    for found in runs_of(last):
+        RunDir(found.path).write_summary({**found.summary, "val_images": 100_000})
+    (effect,) = effects(runs_of(last))
+    assert effect.share == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_f_test_is_scipys(make: Make) -> None:
+    rng, level = random.Random(0), []
+    for trial in range(40):
+        runs = [
+            Run(Path(f"{i}"), f"{i}", "finished", {"val_top1": rng.gauss(50 + trial * (i % 3), 9)},
+                {"a": i % 3}, "")
+            for i in range(12)
+        ]  # fmt: skip
+        ((effect,), scores) = effects(runs), [[r.score() for r in runs[k::3]] for k in range(3)]
+        p = f_oneway(*scores).pvalue
+        assert (effect.share is None) == (p >= 0.05)
+        level.append(p)
+    assert min(level) < 0.05 < max(level)
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_equal_scores_have_no_cause(make: Make, count: int) -> None:
+    for i in range(count):
+        last = make(f"{i}", 50.0, model__depth=1 + i % 2)
+    (effect,) = effects(runs_of(last))
+    assert effect.share is None
     assert effects(runs_of(last)[:1]) == []
+    alone = [dataclasses.replace(run, summary={"val_top1": 50.0}) for run in runs_of(last)]
+    assert effects(alone)[0].share is None
+
+
+def test_values_that_no_two_runs_share_explain_nothing(make: Make) -> None:
+    for i in range(12):
+        last = make(f"{i}", 8.0 * i, optim__lr=10.0**-i)
+    (effect,) = effects(runs_of(last))
+    assert effect.share is None
+
+
+# What compares
+
+
+def relisted(folder: RunDir, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the list of a run's images."""
+    plain = json.loads(gzip.decompress(folder.images.read_bytes()))
+    change(plain)
+    folder.images.write_bytes(gzip.compress(json.dumps(plain).encode()))
+
+
+def test_other_images_are_another_heading(make: Make) -> None:
+    make("a", 90.0, seed=0, data__root="here")
+    make("moved", 70.0, seed=1, data__root="there")  # the same images
+    fewer = make("fewer", 80.0, data__val_fraction=0.3)
+    relisted(fewer, lambda plain: plain["splits"]["val"]["names"].pop())
+    changed = make("changed", 60.0)
+    relisted(changed, lambda plain: plain["splits"]["test"]["hashes"].reverse())
+    runs = runs_of(changed)
+    lists = by_images(runs)
+    assert [[run.name for run in alike] for alike in lists.values()] == [
+        ["a", "moved"], ["changed"], ["fewer"]
+    ]  # fmt: skip
+    assert len(lists) == 3
+    text = overview(runs)
+    assert text.count("data: name=digits") == 3
+    assert "80.00 ± 14.14" in text  # of 90 and 70 alone
+    assert text.endswith(APART)
+    page = runs_page("title", runs, changed.path.parent)
+    assert (page.count("<h2>"), page.count("<svg")) == (3, 3)  # curves
+    assert APART in page
+    assert overview(runs[:1]).startswith("run ")
+
+
+def test_without_a_list_the_settings_say_which_images(make: Make) -> None:
+    make("listed", 90.0, data__root="here")
+    for name, root in (("old", "here"), ("elsewhere", "there")):
+        make(name, 80.0, data__root=root).images.unlink()
+    broken = make("broken", 70.0, data__root="here")
+    broken.images.write_bytes(b"\x1f\x8b damaged")
+    lists = by_images(runs_of(broken)).values()
+    assert [sorted(run.name for run in alike) for alike in lists] == [
+        ["broken", "listed", "old"], ["elsewhere"]
+    ]  # fmt: skip
+
+
+def test_runs_on_other_training_images_are_no_seeds_of_one_another(make: Make) -> None:
+    for seed in range(3):
+        last = make(f"{seed}", 80.0 + seed, seed=seed)
+    relisted(last, lambda plain: plain["splits"]["train"]["hashes"].reverse())
+    runs = runs_of(last)
+    assert len(by_images(runs)) == 1
+    assert differing(runs) == ["training images"]
+    assert sorted(len(group.runs) for group in groups(runs)) == [1, 2]
+
+
+def test_times_of_files_do_not_tell_images_apart(make: Make) -> None:
+    for name in ("a", "b"):
+        last = make(name)
+        relisted(last, lambda plain: plain.update(by_content=False))
+    relisted(last, lambda plain: plain["splits"]["val"]["hashes"].reverse())
+    assert len(by_images(runs_of(last))) == 1
+
+
+def test_the_interval_is_of_the_images_that_were_scored(make: Make, finished: Path) -> None:
+    (run,) = read_runs(finished)
+    assert run.summary["val_images"] == HELD_OUT
+    assert run.interval(50.0) == pytest.approx([100 * b for b in wilson(HELD_OUT // 2, HELD_OUT)])
+    for count in (0, -1, None, "many"):
+        last = make(f"{count}")
+        last.write_summary({"state": "finished", "val_top1": 50.0, "val_images": count})
+    make("wrong", 150.0)
+    old = make("old")
+    old.write_summary({"state": "finished", "val_top1": 50.0})  # counted in its list
+    found = {run.name: run.interval(run.score()) for run in runs_of(last)}
+    assert {name for name, interval in found.items() if interval} == {"old"}
 
 
 def test_what_differs(make: Make) -> None:
@@ -173,7 +323,9 @@ def test_csv_has_every_run_and_every_score(make: Make) -> None:
     assert [row["val_top1"] for row in rows] == ["40.0", "30.0", "20.0", "10.0", ""]
     assert [float(row["optim.lr"]) for row in rows] == [10.0**-i for i in (4, 3, 2, 1, 0)]
     assert [int(row["seed"]) for row in rows] == [4, 3, 2, 1, 0]
-    assert {"state", "test_top1", "test_loss", "step", "seconds"} <= rows[0].keys()
+    assert {"state", "test_top1", "test_loss", "step", "seconds", "val_images"} <= rows[0].keys()
+    assert [Path(row["folder"]).name for row in rows] == [row["run"] for row in rows]
+    assert {row["scored on"] for row in rows} == {*by_images(runs_of(last))}
     assert "versions" not in rows[0]
     printed = run("runs", "--csv", str(last.path.parent), cwd=last.path)
     assert printed.stdout == runs_csv(runs_of(last))
@@ -201,9 +353,29 @@ def test_the_page_shows_everything_and_needs_nothing(make: Make) -> None:
     assert {f"r{i}: {50 + i:.2f}" for i in range(6)} <= set(page.texts)
     for _, attributes in page.tags:
         for name, value in attributes.items():
-            assert name not in ("src", "href", "action", "data"), attributes
+            assert name not in ("src", "action", "data"), attributes
+            assert name != "href" or str(value).startswith("../runs/r"), attributes
             assert "://" not in (value or "") or name.startswith("xmlns")
     assert not re.search(r"https?://|url\(|@import|//cdn", text)
+
+
+def test_runs_and_their_reports_are_linked(make: Make, tmp_path: Path) -> None:
+    names = ("plain", "javascript:alert(1)", 'a b?#%"<i>', "\udcff")
+    for name in names:
+        last = make(name)
+        for split in ("test", "val#1"):
+            report = last.eval_dir(split) / "report" / "index.html"
+            report.parent.mkdir(parents=True)
+            report.touch()
+    links = Page(page_of(last.path.parent)).all("a", "href")
+    place = tmp_path / "deep"
+    found = {Path(os.path.normpath(place / os.fsdecode(unquote_to_bytes(a)))) for a in links}
+    runs = {tmp_path / "runs" / name for name in names}
+    reports = [Path("eval") / split / "report" / "index.html" for split in ("test", "val#1")]
+    assert found == runs | {run / report for report in reports for run in runs}
+    assert all(re.fullmatch(r"\.\./runs/[\w./%~-]+", link) for link in links)
+    (link,) = Page(runs_page("one", read_runs(last.path), last.path)).all("a", "href")[:1]
+    assert link == "./"
 
 
 def test_hostile_names_are_text(make: Make, tmp_path: Path) -> None:
@@ -270,7 +442,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
                                      b'{"val_top1": NaN, "seconds": 1e999, "params": {"a": []}}',
                                      b'{"event": "val", "epoch": 1' + b"0" * 400 + b', "top1": 1}',
                                      ])  # fmt: skip
-@pytest.mark.parametrize("file", ["summary.json", "config.yaml", "metrics.jsonl"])
+@pytest.mark.parametrize("file", ["summary.json", "config.yaml", "metrics.jsonl", "images.json.gz"])
 def test_a_broken_file_does_not_stop_it(make: Make, file: str, content: bytes) -> None:
     make("good-1", 60.0, optim__lr=0.1)
     make("good-2", 70.0, optim__lr=0.2)
@@ -280,9 +452,7 @@ def test_a_broken_file_does_not_stop_it(make: Make, file: str, content: bytes) -
     assert {found.name for found in runs} == {"good-1", "good-2", "broken"}
     for text in (overview(runs), runs_csv(runs)):
         assert all(name in text for name in ("good-1", "good-2", "broken"))
-    from vit.artifacts.runs_page import runs_page
-
-    assert "parallel coordinates" in runs_page("title", runs)
+    assert "parallel coordinates" in runs_page("title", runs, broken.path)
 
 
 def test_yaml_that_expands_without_bound_is_no_config(make: Make) -> None:

@@ -291,7 +291,7 @@ def test_a_sweep_goes_on_past_a_failure_and_ends_with_a_table(tmp_path: Path) ->
     assert first.returncode == 1
     assert first.stderr.count("model.dim=16 is not divisible by model.heads=3") == 2
     folder = tmp_path / "outputs" / "s"
-    table = first.stdout.split("val_top1", 1)[1].split("\n\n")[0].splitlines()
+    table = first.stdout.split("best epoch", 1)[1].split("\n\n")[0].splitlines()
     assert len([line for line in table if "finished" in line]) == 2
     assert len([line for line in table if "failed" in line]) == 2
     states = {p.name: RunDir(p).read_summary()["state"] for p in folder.iterdir() if p.is_dir()}

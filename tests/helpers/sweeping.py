@@ -16,7 +16,7 @@ TINY = [
     *(a for a in SMALL if not a.startswith(("model.depth", "trainer.log"))), "model.depth=1",
     "trainer.steps=12", "trainer.log_every=4", "trainer.save_every=4", "trainer.eval_every=6",
 ]  # fmt: skip
-TIMES = ("seconds", "images_per_second")
+NOT_THE_SAME = ("seconds", "images_per_second", "folder")
 PLAIN: dict[str, Any] = {
     "trials": 8, "sampler": "random", "seed": 0, "min_epochs": 1, "reduction": 3,
     "space": {
@@ -34,9 +34,9 @@ def changed(**values: Any) -> dict[str, Any]:
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    """What `vit-runs --csv` says, without what depends on the machine's mood."""
+    """What `vit-runs --csv` says, without times and places."""
     rows = csv.DictReader(io.StringIO(runs_csv(read_runs(folder))))
-    return [{key: v for key, v in row.items() if key not in TIMES} for row in rows]
+    return [{key: v for key, v in row.items() if key not in NOT_THE_SAME} for row in rows]
 
 
 def written(folder: Path) -> dict[Path, int]:

@@ -1,12 +1,17 @@
 """Reading the runs below a folder: configs, scores, states, effects of settings. Needs no torch.
 
-A sweep's runs differ in some settings; runs that differ in nothing but the seed belong together.
+Scores of different images do not compare. A sweep's runs differ in some settings; runs that differ
+in nothing but the seed belong together.
 """
 
 from __future__ import annotations
 
+import gzip
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -14,10 +19,17 @@ from typing import Any
 from vit.artifacts.run_dir import RunDir
 from vit.config.validate import flatten
 from vit.errors import ConfigError
+from vit.report.interval import wilson
 from vit.runtime.files import from_json
 
 NOT_COMPARED = frozenset({"seed", "name", "outputs", "resume", "data.root", "data.workers"})
 """Settings that make no difference between two runs, or only chance does."""
+SCORED = ("name", "root", "val_fraction", "test_fraction", "split_seed")
+"""Settings of `data` that say which images a run is scored on."""
+ENOUGH, SIGNIFICANT = 10, 0.05
+"""Scored runs without which no share of the variance is given, and the level of its test."""
+NO_SHARE = f"share -: fewer than {ENOUGH} scored runs, or within noise"
+APART = "Scores on different images do not compare: best, means and effects are of the same images"
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,8 @@ class Run:
         path: the folder; `name` is its path below the folder that was asked for.
         state: `finished`, `running`, `failed`, or `interrupted`, `pruned` or `killed at step N`.
         summary: content of summary.json.
-        config: flat settings, as far as the run has written them.
+        config: flat settings, as far as the run has written them, and its `training images`.
+        images: stands for those that it is scored on; empty: it has no list of them.
     """
 
     path: Path
@@ -36,11 +49,27 @@ class Run:
     state: str
     summary: dict[str, Any]
     config: dict[str, Any]
+    images: str
 
     def score(self, key: str = "val_top1") -> float | None:
         """A score in percent (of a run without validation: nothing), or another number."""
         value = self.summary.get(key)
         return float(value) if isinstance(value, (int, float)) else None
+
+    def interval(self, top1: float | None) -> tuple[float, float] | None:
+        """The 95 % interval of a top-1 in percent on its validation images, where these were
+        counted.
+        """
+        count = self.score("val_images") or 0
+        if top1 is None or not 0 <= top1 <= 100 or count < 1:
+            return None
+        low, high = wilson(round(top1 / 100 * count), int(count))
+        return 100 * low, 100 * high
+
+    def data(self) -> str:
+        """What the settings say of the images that it is scored on."""
+        given = {key: self.config.get(f"data.{key}") for key in SCORED}
+        return ", ".join(f"{k}={v}" for k, v in given.items() if v is not None) or "unknown"
 
 
 @dataclass(frozen=True)
@@ -54,16 +83,23 @@ class Group:
         """The members' scores, as far as they have one."""
         return [score for run in self.runs if (score := run.score(key)) is not None]
 
+    def spread(self, key: str = "val_top1") -> str:
+        """`97.49 ± 0.31` of several scores, `97.49` of one, `-` of none."""
+        scores = self.scores(key)
+        deviation = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
+        return f"{mean(scores):.2f}{deviation}" if scores else "-"
+
 
 @dataclass(frozen=True)
 class Effect:
     """How much one setting mattered: the mean validation score of the runs with each value, and the
-    share of the variance of all scores that its value explains (eta squared).
+    share of the variance of all scores that its value explains (eta squared); None: there are too
+    few runs to say, or it is within noise.
     """
 
     key: str
     means: dict[str, float]
-    share: float
+    share: float | None
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -75,6 +111,26 @@ def read_runs(folder: Path) -> list[Run]:
         found = [file.parent for pattern in patterns for file in sorted(folder.glob(pattern))]
     runs = [_read(path, folder) for path in dict.fromkeys(found)]
     return sorted(runs, key=lambda run: -1.0 if (s := run.score()) is None else s, reverse=True)
+
+
+def by_images(runs: list[Run]) -> dict[str, list[Run]]:
+    """The runs under titles of the images that they are scored on, in the order of the titles.
+
+    A run without a list of its images is counted to one that has the same settings of the data.
+    """
+    listed = {run.data(): run.images for run in runs if run.images}
+    found: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        found[run.images or listed.get(run.data(), run.data())].append(run)
+    titled: dict[str, list[Run]] = {}
+    for alike in found.values():
+        known = max(alike, key=lambda run: len(run.config))
+        count = known.summary.get("val_images", "none listed")
+        title = f"data: {known.data()}; validation images: {count}"
+        while title in titled:
+            title += ", others"
+        titled[title] = alike
+    return dict(sorted(titled.items()))
 
 
 def differing(runs: Iterable[Run]) -> list[str]:
@@ -113,29 +169,33 @@ def groups(runs: list[Run]) -> list[Group]:
 def effects(runs: list[Run]) -> list[Effect]:
     """How much each differing setting mattered, the most important first.
 
-    Only meaningful where settings were varied independently, as in a grid.
+    Only meaningful where settings were varied independently, as in a grid. Within noise is one
+    whose means an F-test (one-way analysis of variance; at 5 % divided by the number of settings)
+    does not tell apart, or whose lowest mean lies in the 95 % interval of its highest.
     """
     scored = [(run, score) for run in runs if run.config and (score := run.score()) is not None]
     if len(scored) < 2:
         return []
     overall = mean(score for _, score in scored)
     total = sum((score - overall) ** 2 for _, score in scored)
+    keys = differing(run for run, _ in scored)
     found = []
-    for key in differing(run for run, _ in scored):
-        by_value: dict[str, list[float]] = {}
+    for key in keys:
+        by_value: dict[str, list[float]] = defaultdict(list)
         for run, score in scored:
-            by_value.setdefault(str(run.config.get(key)), []).append(score)
-        between = sum(len(s) * (mean(s) - overall) ** 2 for s in by_value.values())
-        means = {value: mean(s) for value, s in by_value.items()}
-        found.append(Effect(key, means, between / total if total else 0.0))
-    return sorted(found, key=lambda effect: effect.share, reverse=True)
+            by_value[str(run.config.get(key))].append(score)
+        means = {value: mean(scores) for value, scores in by_value.items()}
+        within = sum((x - means[value]) ** 2 for value, scores in by_value.items() for x in scores)
+        low, _ = scored[0][0].interval(max(means.values())) or (100.0, 100.0)
+        freedom = (len(scored) - len(means)) / 2, (len(means) - 1) / 2
+        share = None
+        if len(scored) >= ENOUGH and total and freedom[0] and min(means.values()) < low:
+            from scipy.special import betainc  # which takes a while
 
-
-def spread(scores: list[float]) -> str:
-    """`97.49 ± 0.31` of several scores, `97.49` of one, `-` of none."""
-    if not scores:
-        return "-"
-    return f"{mean(scores):.2f}" + (f" ± {stdev(scores):.2f}" if len(scores) > 1 else "")
+            if betainc(*freedom, within / total) < SIGNIFICANT / len(keys):
+                share = 1 - within / total
+        found.append(Effect(key, means, share))
+    return sorted(found, key=lambda effect: effect.share or 0.0, reverse=True)
 
 
 def curve(folder: Path, event: str = "val", key: str = "top1") -> list[tuple[float, float]]:
@@ -155,13 +215,36 @@ def curve(folder: Path, event: str = "val", key: str = "top1") -> list[tuple[flo
 
 def _read(path: Path, below: Path) -> Run:
     folder = RunDir(path)
-    summary = folder.read_summary()
+    try:
+        listed = _listed(folder.images.read_bytes())
+    except Exception:  # a damaged or missing list fails in many ways
+        listed = {}
+    scored = {split: listed[split] for split in ("val", "test") if split in listed}
+    counts = {f"{split}_images": count for split, (count, _) in scored.items()}
+    summary = {**counts, **folder.read_summary()}
     try:
         config = flatten(folder.read_config())
+        if "train" in listed:
+            config["training images"] = "{:,} ({})".format(*listed["train"])
     except ConfigError:
         config = {}
     name = str(path.relative_to(below)) if path != below else path.name
-    return Run(path, name, _state(folder, summary), summary, config)
+    return Run(path, name, _state(folder, summary), summary, config, str(scored) if scored else "")
+
+
+@lru_cache
+def _listed(content: bytes) -> dict[str, tuple[int, str]]:
+    """How many images each split has in the list of a run's, and a digest of which.
+
+    Without hashes of contents names and sizes count: the times of a copy are others.
+    """
+    plain = from_json(gzip.decompress(content))
+    keys = ["names", "labels", "sizes", *(["hashes"] if plain["by_content"] else [])]
+    found = {}
+    for split, entries in plain["splits"].items():
+        text = str([entries[key] for key in keys]).encode()
+        found[split] = len(entries["names"]), blake2b(text, digest_size=4).hexdigest()
+    return found
 
 
 def _state(folder: RunDir, summary: dict[str, Any]) -> str:

@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from vit.artifacts.runs import Run, curve, effects, groups
-from vit.artifacts.runs_table import group_rows
+from vit.artifacts.runs import APART, NO_SHARE, Run, by_images, curve, differing, effects, groups
+from vit.artifacts.runs_table import HEAD, MEASURED, effects_table, groups_table, row
 from vit.report.render import rendered
 
 _AXES = 8
 _TOP, _BOTTOM = 40.0, 290.0
 
 
-def runs_page(title: str, runs: list[Run]) -> str:
-    """The page: a sortable table, the effects of settings, parallel coordinates, curves.
+def runs_page(title: str, runs: list[Run], place: Path) -> str:
+    """The page: of the runs on the same images a sortable table, means over seeds, the effects of
+    settings, parallel coordinates, curves.
 
-    The runs are as `read_runs` gives them; their names are hostile text and are escaped.
+    The runs are as `read_runs` gives them; their names are hostile text and are escaped. Links are
+    relative to the folder `place`.
     """
     states = Counter(run.state.partition(" at ")[0] for run in runs)
-    head, rows = group_rows(groups(runs))
     return rendered(
         "runs.html",
         title=title,
-        runs=runs,
+        count=len(runs),
         states=", ".join(f"{count} {state}" for state, count in states.items()) or "none",
-        best=rows[0][head.index("val top-1")] if rows else None,
-        head=head,
-        rows=rows,
-        effects=effects(runs),
-        coordinates=_coordinates(runs),
-        curves=_curves(runs),
+        apart=APART,
+        no_share=NO_SHARE,
+        parts={data: _part(alike) for data, alike in by_images(runs).items()},
+        link=lambda path: quote(os.fsencode(os.path.relpath(path, place))),
     )
+
+
+def _part(runs: list[Run]) -> dict[str, Any]:
+    """What the page says of runs that are scored on the same images."""
+    keys, found, mattered = differing(runs), groups(runs), effects(runs)
+    return {
+        "best": found[0].spread(),
+        "head": [*HEAD, *keys, *MEASURED.values()],
+        "rows": [(run.path, row(run, keys)) for run in runs],
+        "groups": groups_table(found) if len(found) < len(runs) else None,
+        "effects": effects_table(mattered) if mattered else None,
+        "coordinates": _coordinates(runs, [effect.key for effect in mattered[:_AXES]]),
+        "curves": _curves(runs),
+    }
 
 
 def _hues(scores: Sequence[float]) -> list[int]:
@@ -42,47 +58,40 @@ def _hues(scores: Sequence[float]) -> list[int]:
     return [round(140 * (s - low) / (high - low)) if high > low else 140 for s in scores]
 
 
-def _coordinates(runs: list[Run]) -> dict[str, Any] | None:
+def _coordinates(runs: list[Run], keys: list[str]) -> dict[str, Any] | None:
     """Axes and lines of the parallel coordinates; None where there is nothing to compare."""
-    scored = [run for run in runs if run.config and run.score() is not None]
-    keys = [effect.key for effect in effects(scored)][:_AXES]
-    if len(scored) < 2 or not keys:
+    scored = [(run, score) for run in runs if run.config and (score := run.score()) is not None]
+    if not keys:
         return None
-    scores = [run.score() or 0.0 for run in scored]
-    columns: dict[str, list[Any]] = {key: [run.config.get(key) for run in scored] for key in keys}
-    columns["val top-1"] = list(scores)
+    scores = [score for _, score in scored]
+    columns = {key: [run.config.get(key) for run, _ in scored] for key in keys}
+    columns["val top-1"] = [*scores]
     places = [round(60 + i * 860 / len(keys)) for i in range(len(columns))]
     ticks, heights = zip(*map(_axis, columns.values()), strict=True)
-    axes = [
-        {"name": name, "x": x, "ticks": at}
-        for name, x, at in zip(columns, places, ticks, strict=True)
+    points = [
+        " ".join(f"{x},{y:.1f}" for x, y in zip(places, across, strict=True))
+        for across in zip(*heights, strict=True)
     ]
-    lines = [
-        {
-            "name": f"{run.name}: {score:.2f}",
-            "hue": hue,
-            "points": " ".join(f"{x},{y:.1f}" for x, y in zip(places, across, strict=True)),
-        }
-        for run, score, hue, across in zip(
-            scored, scores, _hues(scores), zip(*heights, strict=True), strict=True
-        )
-    ]
-    return {"axes": axes, "lines": lines}
+    names = [f"{run.name}: {score:.2f}" for run, score in scored]
+    return {
+        "axes": list(zip(columns, places, ticks, strict=True)),
+        "lines": list(zip(names, _hues(scores), points, strict=True)),
+    }
 
 
-def _axis(values: list[Any]) -> tuple[list[dict[str, Any]], list[float]]:
+def _axis(values: list[Any]) -> tuple[list[tuple[str, float]], list[float]]:
     """Ticks of an axis, and where each value lies on it: numbers by size, names side by side."""
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if len(numbers) < len(values):
         names = sorted({str(value) for value in values})
         place = {name: _height(i, 0, max(len(names) - 1, 1)) for i, name in enumerate(names)}
-        return [{"text": n, "y": y} for n, y in place.items()], [place[str(v)] for v in values]
+        return list(place.items()), [place[str(value)] for value in values]
     low, high = min(numbers), max(numbers)
     scale = math.log if low > 0 and high / low > 20 else float
     shown = sorted(set(numbers))
     shown = shown if len(shown) <= 6 else [low, high]
     ends = scale(low), scale(high)
-    ticks = [{"text": f"{n:.6g}", "y": _height(scale(n), *ends)} for n in shown]
+    ticks = [(f"{number:.6g}", _height(scale(number), *ends)) for number in shown]
     return ticks, [_height(scale(value), *ends) for value in values]
 
 
@@ -104,14 +113,11 @@ def _curves(runs: list[Run]) -> dict[str, Any] | None:
     def place(x: float, y: float) -> str:
         return f"{50 + 935 * x / last:.1f},{350 - 330 * (y - low) / (high - low):.1f}"
 
+    names = [run.name for run, _ in found]
     hues = _hues([max(y for _, y in points) for _, points in found])
+    lines = [" ".join(place(*point) for point in points) for _, points in found]
     return {
-        "lines": [
-            {"name": run.name, "hue": hue, "points": " ".join(place(*point) for point in points)}
-            for (run, points), hue in zip(found, hues, strict=True)
-        ],
-        "y_ticks": [
-            {"text": f"{low + (high - low) * i / 5:g}", "at": 350 - 66 * i} for i in range(6)
-        ],
-        "x_ticks": [{"text": f"{last * i / 5:.3g}", "at": 50 + 187 * i} for i in range(6)],
+        "lines": list(zip(names, hues, lines, strict=True)),
+        "y_ticks": [(f"{low + (high - low) * i / 5:g}", 350 - 66 * i) for i in range(6)],
+        "x_ticks": [(f"{last * i / 5:.3g}", 50 + 187 * i) for i in range(6)],
     }

@@ -2,70 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import mean
 from typing import Any
 
-from vit.artifacts.runs import Effect, Group, Run, differing, groups, spread
-from vit.errors import printable
+from vit.artifacts.runs import Effect, Group, Run, by_images, differing
+from vit.errors import printable, shortened
 from vit.runtime.files import to_csv_line
 
-COLUMNS = ("val_top1", "test_top1", "best_epoch", "params", "images_per_second", "seconds")
+HEAD = ["run", "val top-1", "95 %", "n", "state"]
+MEASURED = {
+    "test_top1": "test top-1", "best_epoch": "best epoch", "params": "params",
+    "images_per_second": "images/s", "seconds": "seconds",
+}  # fmt: skip
+Table = tuple[list[str], list[list[str]]]
+"""Head and rows."""
 
 
 def runs_table(runs: list[Run]) -> str:
     """One line per run, the best first."""
-    head = ["run", *COLUMNS, "state"]
-    rows = [[run.name, *(show(run.summary.get(c)) for c in COLUMNS), run.state] for run in runs]
-    return _aligned(head, rows)
+    keys = differing(runs)
+    rows = [[*row(run), _settings(run.config, keys)] for run in runs]
+    return aligned([*HEAD, *MEASURED.values(), "what differs" if keys else ""], rows)
 
 
-def groups_table(runs: list[Run]) -> str:
+def row(run: Run, keys: Iterable[str] = ()) -> list[str]:
+    """What stands of a run below HEAD, the settings `keys` and MEASURED."""
+    within = run.interval(run.score())
+    return [
+        run.name, show(run.score()), "{:.1f} to {:.1f}".format(*within) if within else "-",
+        show(run.summary.get("val_images")), run.state,
+        *(show(run.config.get(key)) for key in keys),
+        *(show(run.summary.get(key)) for key in MEASURED),
+    ]  # fmt: skip
+
+
+def groups_table(found: list[Group]) -> Table:
     """One line per setting that was tried, with mean and deviation over its seeds."""
-    return _aligned(*group_rows(groups(runs)))
-
-
-def group_rows(found: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of `groups_table`."""
-    keys = list(dict.fromkeys(key for group in found for key in group.settings))
-    names = keys or ["run"]
     rows = []
     for group in found:
-        settings = [show(group.settings.get(key)) for key in keys] or [group.runs[0].name]
         seconds = group.scores("seconds")
         finished = sum(run.state == "finished" for run in group.runs)
         rows.append([
-            *settings, spread(group.scores()), spread(group.scores("test_top1")),
-            f"{finished}/{len(group.runs)}", f"{mean(seconds):,.0f}" if seconds else "-",
+            shortened([run.name for run in group.runs], 1), group.spread(),
+            group.spread("test_top1"), f"{finished}/{len(group.runs)}",
+            f"{mean(seconds):,.0f}" if seconds else "-", _settings(group.settings, group.settings),
         ])  # fmt: skip
-    return [*names, "val top-1", "test top-1", "finished", "seconds"], rows
+    return ["runs", "val top-1", "test top-1", "finished", "seconds", "what differs"], rows
 
 
-def effects_table(found: list[Effect]) -> str:
+def effects_table(found: list[Effect]) -> Table:
     """One line per setting: how much of the variance it explains, and the mean of each value."""
-    head = ["setting", "share", "mean val top-1 by value"]
     rows = [
         [
-            effect.key,
-            f"{100 * effect.share:.0f} %",
+            effect.key, "-" if effect.share is None else f"{100 * effect.share:.0f} %",
             ", ".join(f"{value}: {score:.2f}" for value, score in effect.means.items()),
         ]
         for effect in found
-    ]
-    return _aligned(head, rows)
+    ]  # fmt: skip
+    return ["setting", "share of variance", "mean val top-1 by value"], rows
 
 
 def runs_csv(runs: list[Run]) -> str:
-    """One line per run: name, state, seed, what differs between runs, and every score."""
+    """One line per run: name, folder, state, data, seed, what differs between runs, every score."""
     keys = ["seed", *differing(runs)]
+    titles = {run.path: title for title, alike in by_images(runs).items() for run in alike}
     scores = list(dict.fromkeys(
         key for run in runs for key, value in run.summary.items()
         if isinstance(value, (int, float)) or value is None
     ))  # fmt: skip
-    rows: list[list[Any]] = [["run", "state", *keys, *scores]]
+    rows: list[list[Any]] = [["run", "folder", "state", "scored on", *keys, *scores]]
     for run in runs:
         settings = [run.config.get(key, "") for key in keys]
-        values = [run.summary.get(key) for key in scores]
-        rows.append([run.name, run.state, *settings, *("" if v is None else v for v in values)])
+        values = ["" if (v := run.summary.get(key)) is None else v for key in scores]
+        rows.append([run.name, str(run.path), run.state, titles[run.path], *settings, *values])
     printables = ([printable(c) if isinstance(c, str) else c for c in row] for row in rows)
     return b"".join(map(to_csv_line, printables)).decode()
 
@@ -79,10 +89,15 @@ def show(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _aligned(head: list[str], rows: list[list[str]]) -> str:
-    """Columns of equal width: the first to the left, the others to the right."""
+def aligned(head: list[str], rows: list[list[str]]) -> str:
+    """Columns of equal width: the first and the last to the left, the others to the right."""
     table = [list(map(printable, row)) for row in (head, *rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
+    widths = [max(len(row[i]) for row in table) for i in range(len(head) - 1)]
+    lines = (
+        [row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:]), row[-1]] for row in table
     )
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _settings(config: dict[str, Any], keys: Iterable[str]) -> str:
+    return shortened([f"{key}={config[key]}" for key in keys if key in config], 4)

@@ -9,14 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from vit.artifacts.runs import Run, differing, effects, groups, read_runs
+from vit.artifacts.runs import APART, NO_SHARE, Run, by_images, effects, groups, read_runs
 from vit.artifacts.runs_page import runs_page
-from vit.artifacts.runs_table import effects_table, groups_table, runs_csv, runs_table
+from vit.artifacts.runs_table import aligned, effects_table, groups_table, runs_csv, runs_table
 from vit.cli.answers import errors_to_exit_code
 from vit.cli.usage import ABOUT
-from vit.errors import ConfigError
+from vit.errors import ConfigError, printable
 from vit.runtime.files import prepare_file, write_atomic
-
 
 _SETTINGS = "there are folder=, csv=true and html=<file> (--help says more)"
 
@@ -62,21 +61,26 @@ def compare() -> None:
 
 
 def overview(runs: list[Run]) -> str:
-    """All runs; where several were compared, also means over seeds and what mattered."""
-    if not runs:
-        return "no runs here"
-    parts = [runs_table(runs)]
-    if differing(runs) and len(groups(runs)) < len(runs):
-        parts.append(groups_table(runs))
-    if mattered := effects(runs):
-        parts.append(effects_table(mattered))
-    return "\n\n".join(parts)
+    """All runs, by the images that they are scored on; where several were compared, also means over
+    seeds and what mattered.
+    """
+    lists = by_images(runs)
+    parts, notes = [], [APART] if len(lists) > 1 else []
+    for title, alike in lists.items():
+        parts += [f"{printable(title)}:"] if len(lists) > 1 else []
+        parts.append(runs_table(alike))
+        if len(found := groups(alike)) < len(alike):
+            parts.append(aligned(*groups_table(found)))
+        if mattered := effects(alike):
+            parts.append(aligned(*effects_table(mattered)))
+            notes += [NO_SHARE] if None in (effect.share for effect in mattered) else []
+    return "\n\n".join([*parts, *dict.fromkeys(notes)]) or "no runs here"
 
 
 def write_page(file: Path, title: str, runs: list[Run]) -> None:
     """Write the page of `runs_page`."""
     prepare_file("--html", file)
-    write_atomic(file, runs_page(title, runs).encode("utf-8", "replace"))
+    write_atomic(file, runs_page(title, runs, file.parent).encode("utf-8", "replace"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from vit.artifacts.run_dir import RunDir
-from vit.artifacts.runs import curve, read_runs
+from vit.artifacts.runs import curve
 from vit.config.validate import flatten
 from vit.data.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vit.data.loader import EvalLoader
@@ -203,14 +203,13 @@ def _curves(trained: Trained) -> dict[str, Any]:
     run = RunDir.of(trained.path)
     if run is None:
         return {"loss": {}, "top1": {}, "epoch": None}
-    (logged,) = read_runs(run.path)
     names = {"training": "train", "validation": "val"}
     curves = {
-        key: {name: curve(logged.path, event, key) for name, event in names.items()}
+        key: {name: curve(run.path, event, key) for name, event in names.items()}
         for key in ("loss", "top1")
     }
     is_best = trained.path.resolve() == run.best.resolve()
-    return {**curves, "epoch": logged.summary.get("best_epoch") if is_best else None}
+    return {**curves, "epoch": run.read_summary().get("best_epoch") if is_best else None}
 
 
 def _batches(
