@@ -22,10 +22,13 @@ from vit.errors import ConfigError
 from vit.report.interval import wilson
 from vit.runtime.files import from_json
 
-NOT_COMPARED = frozenset({"seed", "name", "outputs", "resume", "data.root", "data.workers"})
+NOT_COMPARED = frozenset(
+    {"seed", "name", "outputs", "resume", "data.root", "data.workers", "data.fold"}
+)
 """Settings that make no difference between two runs, or only chance does."""
-SCORED = ("name", "root", "val_fraction", "test_fraction", "split_seed")
+SCORED = ("name", "root", "val_fraction", "test_fraction", "split_seed", "folds")
 """Settings of `data` that say which images a run is scored on."""
+ALL = "all"
 ENOUGH, SIGNIFICANT = 10, 0.05
 """Scored runs without which no share of the variance is given, and the level of its test."""
 NO_SHARE = f"share -: fewer than {ENOUGH} scored runs, or within noise"
@@ -41,7 +44,8 @@ class Run:
         state: `finished`, `running`, `failed`, or `interrupted`, `pruned` or `killed at step N`.
         summary: content of summary.json.
         config: flat settings, as far as the run has written them, and its `training images`.
-        images: stands for those that it is scored on; empty: it has no list of them.
+        images: stands for those that it is scored on, with all folds of a cross-validation; empty:
+            it has no list of them.
     """
 
     path: Path
@@ -74,7 +78,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed alone, and their settings that differ from other groups'."""
+    """Runs that differ in the seed or the fold alone, and their settings that differ from those of
+    other groups.
+    """
 
     settings: dict[str, Any]
     runs: list[Run] = field(default_factory=list)
@@ -88,6 +94,21 @@ class Group:
         scores = self.scores(key)
         deviation = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""
         return f"{mean(scores):.2f}{deviation}" if scores else "-"
+
+    def out_of_fold(self) -> tuple[int, int] | None:
+        """Of a cross-validation how many images were right, and how many there are, each tested by
+        the one run that did not see it; None: it is none, or not complete.
+        """
+        folds = self.runs[0].config.get("data.folds")
+        if not folds or sorted(str(run.config["data.fold"]) for run in self.runs) != sorted(
+            map(str, range(folds))
+        ):
+            return None
+        scores, counts = self.scores("test_top1"), self.scores("test_images")
+        if not len(scores) == len(counts) == folds:
+            return None
+        pairs = zip(scores, counts, strict=True)
+        return sum(round(score / 100 * n) for score, n in pairs), int(sum(counts))
 
 
 @dataclass(frozen=True)
@@ -220,31 +241,39 @@ def _read(path: Path, below: Path) -> Run:
     except Exception:  # a damaged or missing list fails in many ways
         listed = {}
     scored = {split: listed[split] for split in ("val", "test") if split in listed}
+    images = str(scored) if scored else ""
     counts = {f"{split}_images": count for split, (count, _) in scored.items()}
     summary = {**counts, **folder.read_summary()}
     try:
         config = flatten(folder.read_config())
-        if "train" in listed:
+        if config.get("data.folds") and listed:
+            images = str(listed[ALL])
+        elif "train" in listed:
             config["training images"] = "{:,} ({})".format(*listed["train"])
     except ConfigError:
         config = {}
     name = str(path.relative_to(below)) if path != below else path.name
-    return Run(path, name, _state(folder, summary), summary, config, str(scored) if scored else "")
+    return Run(path, name, _state(folder, summary), summary, config, images)
 
 
 @lru_cache
 def _listed(content: bytes) -> dict[str, tuple[int, str]]:
-    """How many images each split has in the list of a run's, and a digest of which.
+    """How many images each split has in the list of a run's, and all together, with a digest of
+    which.
 
     Without hashes of contents names and sizes count: the times of a copy are others.
     """
     plain = from_json(gzip.decompress(content))
     keys = ["names", "labels", "sizes", *(["hashes"] if plain["by_content"] else [])]
-    found = {}
-    for split, entries in plain["splits"].items():
-        text = str([entries[key] for key in keys]).encode()
-        found[split] = len(entries["names"]), blake2b(text, digest_size=4).hexdigest()
-    return found
+    splits = {
+        split: list(zip(*(entries[key] for key in keys), strict=True))
+        for split, entries in plain["splits"].items()
+    }
+    splits[ALL] = sorted(image for images in splits.values() for image in images)
+    return {
+        split: (len(images), blake2b(str(images).encode(), digest_size=4).hexdigest())
+        for split, images in splits.items()
+    }
 
 
 def _state(folder: RunDir, summary: dict[str, Any]) -> str:

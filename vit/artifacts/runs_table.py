@@ -8,6 +8,7 @@ from typing import Any
 
 from vit.artifacts.runs import Effect, Group, Run, by_images, differing
 from vit.errors import printable, shortened
+from vit.report.interval import wilson
 from vit.runtime.files import to_csv_line
 
 HEAD = ["run", "val top-1", "95 %", "n", "state"]
@@ -38,17 +39,29 @@ def row(run: Run, keys: Iterable[str] = ()) -> list[str]:
 
 
 def groups_table(found: list[Group]) -> Table:
-    """One line per setting that was tried, with mean and deviation over its seeds."""
+    """One line per setting that was tried, with mean and deviation over its seeds or folds; of a
+    cross-validation also the score of all images together.
+    """
     rows = []
-    for group in found:
+    joined = [group.out_of_fold() for group in found]
+    for group, whole in zip(found, joined, strict=True):
         seconds = group.scores("seconds")
         finished = sum(run.state == "finished" for run in group.runs)
         rows.append([
             shortened([run.name for run in group.runs], 1), group.spread(),
-            group.spread("test_top1"), f"{finished}/{len(group.runs)}",
+            group.spread("test_top1"), *([_joined(whole)] if any(joined) else []),
+            f"{finished}/{len(group.runs)}",
             f"{mean(seconds):,.0f}" if seconds else "-", _settings(group.settings, group.settings),
         ])  # fmt: skip
-    return ["runs", "val top-1", "test top-1", "finished", "seconds", "what differs"], rows
+    head = ["runs", "val top-1", "test top-1", *(["out of fold"] if any(joined) else [])]
+    return [*head, "finished", "seconds", "what differs"], rows
+
+
+def _joined(whole: tuple[int, int] | None) -> str:
+    if whole is None:
+        return "-"
+    low, high = wilson(*whole)
+    return f"{100 * whole[0] / whole[1]:.2f} ({100 * low:.1f} to {100 * high:.1f}) of {whole[1]:,}"
 
 
 def effects_table(found: list[Effect]) -> Table:
