@@ -180,7 +180,7 @@ def test_a_share_is_of_more_than_the_noise_of_so_few_images(make: Make) -> None:
     (effect,) = effects(runs_of(last))
     assert effect.share is None  # 4 of 100, among so few images
     for found in runs_of(last):
-        RunDir(found.path).write_summary({**found.summary, "val_images": 100_000})
+        RunDir(found.path).write_summary({**found.summary, "images_val": 100_000})
     (effect,) = effects(runs_of(last))
     assert effect.share == pytest.approx(1.0, abs=0.01)
 
@@ -283,11 +283,11 @@ def test_times_of_files_do_not_tell_images_apart(make: Make) -> None:
 
 def test_the_interval_is_of_the_images_that_were_scored(make: Make, finished: Path) -> None:
     (run,) = read_runs(finished)
-    assert run.summary["val_images"] == HELD_OUT
+    assert run.summary["images_val"] == HELD_OUT
     assert run.interval(50.0) == pytest.approx([100 * b for b in wilson(HELD_OUT // 2, HELD_OUT)])
     for count in (0, -1, None, "many"):
         last = make(f"{count}")
-        last.write_summary({"state": "finished", "val_top1": 50.0, "val_images": count})
+        last.write_summary({"state": "finished", "val_top1": 50.0, "images_val": count})
     make("wrong", 150.0)
     old = make("old")
     old.write_summary({"state": "finished", "val_top1": 50.0})  # counted in its list
@@ -323,7 +323,7 @@ def test_csv_has_every_run_and_every_score(make: Make) -> None:
     assert [row["val_top1"] for row in rows] == ["40.0", "30.0", "20.0", "10.0", ""]
     assert [float(row["optim.lr"]) for row in rows] == [10.0**-i for i in (4, 3, 2, 1, 0)]
     assert [int(row["seed"]) for row in rows] == [4, 3, 2, 1, 0]
-    assert {"state", "test_top1", "test_loss", "step", "seconds", "val_images"} <= rows[0].keys()
+    assert {"state", "test_top1", "test_loss", "step", "seconds", "images_val"} <= rows[0].keys()
     assert [Path(row["folder"]).name for row in rows] == [row["run"] for row in rows]
     assert {row["scored on"] for row in rows} == {*by_images(runs_of(last))}
     assert "versions" not in rows[0]

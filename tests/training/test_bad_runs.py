@@ -94,7 +94,7 @@ def test_skipped_images_are_told_once_and_left_out(photos, tmp_path):
 
     summary = RunDir(tmp_path / "outputs" / "skip").read_summary()
     for split in ("val", "test"):
-        assert summary[f"{split}_images"] == len(found[split]) - 2
+        assert summary[f"images_{split}"] == len(found[split]) - 2
 
     scored = run("eval", "checkpoint=outputs/skip", cwd=tmp_path)
     assert scored.returncode == 0, scored.stderr

@@ -64,7 +64,7 @@ class Run:
         """The 95 % interval of a top-1 in percent on its validation images, where these were
         counted.
         """
-        count = self.score("val_images") or 0
+        count = self.score("images_val") or 0
         if top1 is None or not 0 <= top1 <= 100 or count < 1:
             return None
         low, high = wilson(round(top1 / 100 * count), int(count))
@@ -104,7 +104,7 @@ class Group:
             map(str, range(folds))
         ):
             return None
-        scores, counts = self.scores("test_top1"), self.scores("test_images")
+        scores, counts = self.scores("test_top1"), self.scores("images_test")
         if not len(scores) == len(counts) == folds:
             return None
         pairs = zip(scores, counts, strict=True)
@@ -146,7 +146,7 @@ def by_images(runs: list[Run]) -> dict[str, list[Run]]:
     titled: dict[str, list[Run]] = {}
     for alike in found.values():
         known = max(alike, key=lambda run: len(run.config))
-        count = known.summary.get("val_images", "none listed")
+        count = known.summary.get("images_val", "none listed")
         title = f"data: {known.data()}; validation images: {count}"
         while title in titled:
             title += ", others"
@@ -242,12 +242,12 @@ def _read(path: Path, below: Path) -> Run:
         listed = {}
     scored = {split: listed[split] for split in ("val", "test") if split in listed}
     images = str(scored) if scored else ""
-    counts = {f"{split}_images": count for split, (count, _) in scored.items()}
+    counts = {f"images_{split}": count for split, (count, _) in scored.items()}
     summary = {**counts, **folder.read_summary()}
     try:
         config = flatten(folder.read_config())
         if config.get("data.folds") and listed:
-            images = str(listed[ALL])
+            images = str(_listed(folder.images.read_bytes(), together=True))
         elif "train" in listed:
             config["training images"] = "{:,} ({})".format(*listed["train"])
     except ConfigError:
@@ -257,9 +257,9 @@ def _read(path: Path, below: Path) -> Run:
 
 
 @lru_cache
-def _listed(content: bytes) -> dict[str, tuple[int, str]]:
-    """How many images each split has in the list of a run's, and all together, with a digest of
-    which.
+def _listed(content: bytes, *, together: bool = False) -> dict[str, tuple[int, str]]:
+    """How many images each split has in the list of a run's, or ALL of them `together`, with a
+    digest of which.
 
     Without hashes of contents names and sizes count: the times of a copy are others.
     """
@@ -269,7 +269,8 @@ def _listed(content: bytes) -> dict[str, tuple[int, str]]:
         split: list(zip(*(entries[key] for key in keys), strict=True))
         for split, entries in plain["splits"].items()
     }
-    splits[ALL] = sorted(image for images in splits.values() for image in images)
+    if together:
+        splits = {ALL: sorted(image for images in splits.values() for image in images)}
     return {
         split: (len(images), blake2b(str(images).encode(), digest_size=4).hexdigest())
         for split, images in splits.items()

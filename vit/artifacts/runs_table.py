@@ -32,7 +32,7 @@ def row(run: Run, keys: Iterable[str] = ()) -> list[str]:
     within = run.interval(run.score())
     return [
         run.name, show(run.score()), "{:.1f} to {:.1f}".format(*within) if within else "-",
-        show(run.summary.get("val_images")), run.state,
+        show(run.summary.get("images_val")), run.state,
         *(show(run.config.get(key)) for key in keys),
         *(show(run.summary.get(key)) for key in MEASURED),
     ]  # fmt: skip

@@ -98,7 +98,7 @@ class Components:
             "test_top1": scores.get("test_top1"),
             **{key: value for key, value in scores.items() if not key.endswith("top1")},
             **{
-                f"{split}_images": len(loader.labels) - len(loader.corrupt.reasons)
+                f"images_{split}": len(loader.labels) - len(loader.corrupt.reasons)
                 for split, loader in (("val", self.val), ("test", self.test))
                 if loader is not None
             },
