@@ -1,6 +1,7 @@
 """What the tests of a step share: small models, batches, and one step."""
 
 import io
+from dataclasses import astuple
 
 import torch
 import yaml
@@ -67,6 +68,12 @@ def train(state, data, lr=1.0, seed=0, rank=0, clip_norm=None, **changes):
         clip_norm=clip_norm, device=CPU,
     )  # fmt: skip
     return weights(state.model)
+
+
+def bad_steps(state):
+    """In a row, at most in a row, in all, and the last one."""
+    state.metric_sums()
+    return list(astuple(state.non_finite))
 
 
 def weights(module):

@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -360,7 +360,7 @@ def _steps(
     weights = torch.cat([full_tensor(p).detach().flatten() for p in model.parameters()])
     return {
         "weights": weights.numpy(), "exchanged": exchanged, "losses": said.losses,
-        "odometer": state.metric_sums().numpy(), "bad": state.non_finite.counts.tolist(),
+        "odometer": state.metric_sums().numpy(), "bad": [*astuple(state.non_finite)],
     }  # fmt: skip
 
 

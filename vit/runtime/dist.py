@@ -50,14 +50,6 @@ class World:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            dist.all_reduce(tensor)
-        return tensor
-
     def all_gather_object(self, value: Value) -> list[Value]:
         """What every process gives, by rank; plain picklable values."""
         if self.size == 1:

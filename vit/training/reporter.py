@@ -16,7 +16,6 @@ from vit.training.clock import Clock, times_due
 from vit.training.components import Components
 from vit.training.curriculum import Curriculum
 from vit.training.monitor import TensorBoardPictures
-from vit.training.state import NonFiniteSteps
 
 NOTABLE = 0.1
 """From this share on, the time that images were waited for is said."""
@@ -108,15 +107,14 @@ class Reporter:
         besides = ", and the validations" if unknown else ""
         console.say(f"time     {about} {console.roughly(left)} from here on{besides}")
 
-    def log(self, lr: float) -> tuple[NonFiniteSteps, float]:
-        """The line of some steps: read the counters from the device, write them down.
+    def log(self, lr: float) -> float:
+        """The line of some steps: read them from the device, write them down.
 
         Returns:
-            the steps without a finite loss and gradient, and the mean gradient norm of the others.
+            the mean gradient norm of those that had a finite one.
         """
         parts, state = self.parts, self.state
         means = state.window_means("log", reset=True)
-        non_finite = state.non_finite.log_line()
         seconds = self.clock.seconds
         then, images_then, waited_then = self._last_log
         self._last_log = (seconds, state.images, parts.train.waited)
@@ -131,7 +129,7 @@ class Reporter:
             "top1": means["top1"],
             "lr": lr,
             "grad_norm": means["grad_norm"],
-            "bad_steps": non_finite.total,
+            "bad_steps": state.non_finite.total,
             "bad_images": len(parts.train.corrupt.reasons),
             "images_per_second": round(speed, 1),
             "mfu": round(utilisation, 4),
@@ -144,7 +142,7 @@ class Reporter:
             self._per_step += SMOOTHING * (newest - self._per_step)
         self._fares = f"{speed:,.0f} img/s, loss {_loss(means['loss'])}, top-1 {means['top1']:.1f}"
         self.warn_corrupt(parts.train.corrupt, "replaced by the next ones")
-        return non_finite, means["grad_norm"]
+        return means["grad_norm"]
 
     def evaluated(self, scores: dict[str, float]) -> None:
         """The line of a validation with these scores."""

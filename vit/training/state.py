@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ class Best(SavedBest):
         return math.isfinite(top1 + loss) and (top1, -loss) > (self.top1, -self.loss)
 
 
-class NonFiniteSteps(NamedTuple):
+@dataclass
+class NonFiniteSteps:
     """Steps without a finite loss and gradient.
 
     Attributes:
@@ -42,34 +43,12 @@ class NonFiniteSteps(NamedTuple):
     total: int
     last: int
 
-
-class NonFiniteCounter:
-    """Counts steps without a finite loss and gradient, on the device.
-
-    Attributes:
-        counts: int64 (4,), see `NonFiniteSteps`.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.counts = torch.tensor([0, 0, 0, -1], device=device)
-
-    def add(self, is_bad: Tensor, step: int) -> None:
-        """Count `step`, which `is_bad` (bool, on the device) or not."""
-        in_row, most_in_row, total, last = self.counts.unbind()
-        in_row = (in_row + 1) * is_bad
-        last = torch.where(is_bad, step, last)
-        most_in_row = torch.maximum(most_in_row, in_row)
-        self.counts = torch.stack([in_row, most_in_row, total + is_bad, last])
-
-    def read(self) -> NonFiniteSteps:
-        """The counts, as numbers."""
-        return NonFiniteSteps(*self.counts.tolist())
-
-    def log_line(self) -> NonFiniteSteps:
-        """The counts at a log line, after which the most in a row are counted anew."""
-        found = self.read()
-        self.counts[1] = found.in_row
-        return found
+    def count(self, step: int, *, is_bad: bool) -> None:
+        """Count `step`, which is one of them or not."""
+        self.in_row = self.in_row + 1 if is_bad else 0
+        self.most_in_row = max(self.most_in_row, self.in_row)
+        self.total += is_bad
+        self.last = step if is_bad else self.last
 
 
 class LossScale:
@@ -104,10 +83,10 @@ class TrainState:
     Attributes:
         forward: the model as it is called in training; it may average gradients over processes.
         step: optimiser steps done.
-        unread: of each step since `metric_sums` was read, of our share of its batch, the sum of
-            losses, correct images and the gradient norm, (3,) on the device, and the images.
+        unread: of each step since `metric_sums` was asked for, of our share of its batch, the sum
+            of losses, correct images and the gradient norm, (3,) on the device, and the images.
         window_starts: `metric_sums` at the last log line and at the start of the epoch.
-        non_finite: the steps that had no finite loss and gradient.
+        non_finite: the steps that had no finite loss and gradient, of those that were read.
         loss_scale: of an fp16 run; None: the loss is as it is.
         best: best validation so far.
         evaluated_at: step of the last complete evaluation.
@@ -129,7 +108,7 @@ class TrainState:
         self._sums = torch.zeros(5, dtype=torch.float64)
         self.unread: list[tuple[Tensor, int]] = []
         self.window_starts = {"log": [0.0] * 5, "epoch": [0.0] * 5}
-        self.non_finite = NonFiniteCounter(device)
+        self.non_finite = NonFiniteSteps(0, 0, 0, -1)
         self.loss_scale = LossScale(device) if precision == "fp16" else None
         self.best: Best | None = None
         self.evaluated_at = 0
@@ -146,20 +125,20 @@ class TrainState:
         """Since the run's start, over the steps that were taken: sum of losses, correct images,
         images, sum of gradient norms, steps; float64 (5,) on the host, which waits for the device.
 
-        Asked by all processes together, as is what is made of it.
+        Steps that were not taken are counted in `non_finite`. Asked by all processes together, as
+        is what is made of it.
         """
         if self.unread:
             rows, images = zip(*self.unread, strict=True)
             self.unread.clear()
             loss, correct, norm = torch.stack(rows).cpu().double().unbind(dim=1)
-            columns = loss, correct, torch.tensor(images), norm, torch.ones_like(loss)
-            steps = torch.stack(columns, dim=1)
-            taken = steps.where(steps.isfinite().all(dim=1, keepdim=True), 0.0)
-            if self._world.size > 1:  # norms and steps are the same in each
-                own = taken.sum(dim=0)
-                shared = self._world.all_reduce(own[:3].to(rows[0].device)).cpu()
-                taken = torch.cat([shared, own[3:]])[None]
-            self._sums = sum(taken, start=self._sums)
+            own = torch.stack([loss, correct, torch.tensor(images)])
+            whole: Tensor = sum(self._world.all_gather_object(own), start=torch.zeros(()))
+            steps = torch.stack([*whole, norm, torch.ones_like(norm)], dim=1)
+            is_taken = steps.isfinite().all(dim=1)
+            for step, taken in enumerate(is_taken.tolist(), start=self.step - len(rows)):
+                self.non_finite.count(step, is_bad=not taken)
+            self._sums = sum(steps[is_taken], start=self._sums)
         return self._sums
 
     @property
@@ -190,7 +169,7 @@ class TrainState:
             "optimizer": tree_map_only(Tensor, to_leader, self.optimizer.state_dict()),
             "odometer": self.metric_sums(),
             "marks": self.window_starts,
-            "bad": self.non_finite.counts.cpu(),
+            "bad": torch.tensor(astuple(self.non_finite)),
             "best": asdict(self.best) if self.best is not None else None,
             "evaluated_at": self.evaluated_at,
             "stale": self.evals_since_best,
@@ -217,7 +196,7 @@ class TrainState:
         self._sums.copy_(saved["odometer"])
         self.unread.clear()
         self.window_starts = {name: list(values) for name, values in saved["marks"].items()}
-        self.non_finite.counts.copy_(saved["bad"])
+        self.non_finite = NonFiniteSteps(*saved["bad"].tolist())
         self.best = Best(**saved["best"]) if saved["best"] is not None else None
         self.evaluated_at = saved["evaluated_at"]
         self.evals_since_best = saved["stale"]
@@ -234,13 +213,17 @@ class TrainState:
         return all(bool(full_tensor(p.isfinite().all())) for m in models for p in m.parameters())
 
     def diverged(self, scores: dict[str, float]) -> str | None:
-        """Why a run with these final scores is no finished work, in words; None: it is."""
-        in_row, _, bad, _ = self.non_finite.read()
+        """Why a run with these final scores is no finished work, in words; None: it is.
+
+        Asked by all processes together.
+        """
+        self.metric_sums()
+        bad = self.non_finite.total
         if nan := [key for key, value in scores.items() if not math.isfinite(value)]:
             return f"{nan[0]} is not finite"
         if 2 * bad > self.step:
             return f"{bad:,} of {self.step:,} steps had no finite loss and gradient"
-        if in_row and not scores:
+        if self.non_finite.in_row and not scores:
             return "its last step, its only score, had no finite loss and gradient"
         return None
 

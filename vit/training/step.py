@@ -76,7 +76,6 @@ def train_step(
         state.ema.update(state.model, state.step)
 
     state.unread.append((row, len(batch.labels)))
-    state.non_finite.add(is_bad, state.step)
     state.step += 1
 
 

@@ -126,8 +126,9 @@ class Trainer:
     def _log(self, lr: float) -> None:
         """Write down how training goes, and judge it."""
         self._share_corrupt()
-        found, grad_norm = self.reporter.log(lr)
+        grad_norm, found = self.reporter.log(lr), self.state.non_finite
         if found.most_in_row < self.parts.config.trainer.max_bad_steps:
+            found.most_in_row = found.in_row
             return
         train = self.parts.train
         ids = [train.names[i] for i in train.indices_at(found.last)[:8]]
