@@ -1,7 +1,8 @@
 """Weights of other libraries: the names they give to a Vision Transformer's tensors, and ours.
 
 A family is recognised by the name of its patch embedding; what stands before that name (`module.`,
-`backbone.`, `visual.trunk.`, ...) is a prefix of all its names. A new one is an entry of FAMILIES.
+`backbone.`, `visual.trunk.`, ...) is a prefix of all its names. A new one is an entry of FAMILIES,
+and what of its names is new in NAMES.
 
 Legend: D width, K width of a head.
 """
@@ -11,133 +12,63 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_HEADS = (
-    (r"^(?:cls_)?classifier\.", "head."),
+FAMILIES = {
+    "patch_embed.proj.weight": "timm, DINO, DINOv2, DINOv3 or MAE",
+    "embeddings.patch_embeddings.projection.weight": "ViT, DeiT, DINOv2 or ViT-MAE of Hugging Face",
+    "embeddings.patch_embeddings.weight": "DINOv3 of Hugging Face",
+    "embeddings.patch_embedding.weight": "CLIP or SigLIP of Hugging Face",
+    "conv1.weight": "CLIP or OpenCLIP",
+    "embedding.kernel": "the original ViT and AugReg",
+    "conv_proj.weight": "torchvision",
+}
+"""Whose names they are, by that of the patch embedding's weight."""
+NAMES = (
+    (r"^(?:embeddings\.patch_embeddings?(?:\.projection)?|conv1|embedding|conv_proj)\.",
+     "patch_embed.proj."),
+    (r"^(?:cls|class_token|(?:embeddings\.)?class_embedding|embeddings\.cls_token)$", "cls_token"),
+    (r"^(?:(?:embeddings\.)?register_tokens|storage_tokens)$", "reg_token"),
+    (r"^embeddings\.distillation_token$", "dist_token"),
+    (r"^(?:embeddings\.position_embedding(?:s|\.weight)|positional_embedding)$", "pos_embed"),
+    (r"^(?:encoder|Transformer\.posembed_input)\.pos_embedding$", "pos_embed"),
+    (r"^(?:attn_pool\.latent|head\.probe)$", "pool.query"),
+    (r"^attn_pool\.(q|kv|proj)\.", r"pool.attention.\1."),
+    (r"^head\.attention\.in_proj_", "pool.attention.qkv."),
+    (r"^head\.attention\.out_proj\.", "pool.attention.proj."),
+    (r"^head\.layernorm\.", "pool.norm."),
+    (r"^(?:attn_pool|head(?=\.mlp))\.", "pool."),
+    (r"^(?:(?:cls_)?classifier|heads\.head)\.", "head."),
     (r"^distillation_classifier\.", "head_dist."),
-)
-_HUGGING_FACE = (
-    (r"^embeddings\.register_tokens", "reg_token"),
-    (r"^embeddings\.distillation_token", "dist_token"),
-    (r"^embeddings\.position_embeddings", "pos_embed"),
-    (r"^embeddings\.(cls_token|mask_token)", r"\1"),
-    (r"^(?:model\.)?(?:encoder\.)?layers?\.", "blocks."),
-    (r"\.attention\.(?:attention\.)?([qkv])(?:uery|ey|alue|_proj)\.", r".attn.\1."),
-    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.(?:intermediate\.dense|mlp\.weights_in)\.", ".mlp.fc1."),
-    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-    (r"\.mlp\.(?:weights_out|down_proj)\.", ".mlp.fc2."),
-    (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
-    (r"\.mlp\.up_proj\.", ".mlp.fc1_x."),
-    (r"\.layer_scale(\d)\.lambda1", r".ls\1.gamma"),
-    (r"^layernorm\.", "norm."),
-    *_HEADS,
-)
-_FUSED = (
-    (r"\.(?:ln_|layer_norm)(\d)\.", r".norm\1."),
-    (r"\.(?:attn|self_attention)\.in_proj_", ".attn.qkv."),
-    (r"\.(?:attn|self_attn|self_attention)\.out_proj\.", ".attn.proj."),
-)
-"""Of a block with `torch.nn.MultiheadAttention`, and what is named after it."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a library names the tensors.
-
-    Attributes:
-        name: whose names they are.
-        patches: name of the patch embedding's weight.
-        names: patterns of all other names, and what takes their place, one after another.
-        facts: options of `ViTConfig` that its tensors do not show.
-    """
-
-    name: str
-    patches: str
-    names: tuple[tuple[str, str], ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-FAMILIES = (
-    Family("timm, DINO, DINOv2, DINOv3 or MAE", "patch_embed.proj.weight", (
-        (r"^(?:register_tokens|storage_tokens)$", "reg_token"),
-        (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # in chunks, as DINOv2 trains
-        (r"\.gamma_(\d)$", r".ls\1.gamma"),
-        (r"\.attn\.([qkv])_(?:proj\.)?(weight|bias)$", r".attn.\1.\2"),
-        (r"\.attn\.(lambda_\w+|sub_norm\.weight)$", r".attn.score.\1"),
-        (r"\.mlp\.w12\.", ".mlp.fc1."),
-        (r"\.mlp\.w1\.", ".mlp.fc1_g."),
-        (r"\.mlp\.w2\.", ".mlp.fc1_x."),
-        (r"\.mlp\.w3\.", ".mlp.fc2."),
-        (r"^attn_pool\.latent$", "pool.query"),
-        (r"^attn_pool\.(q|kv|proj)\.", r"pool.attention.\1."),
-        (r"^attn_pool\.", "pool."),
-    )),
-    Family(
-        "ViT, DeiT, DINOv2 or ViT-MAE of Hugging Face",
-        "embeddings.patch_embeddings.projection.weight", _HUGGING_FACE,
-    ),
-    Family(
-        "DINOv3 of Hugging Face", "embeddings.patch_embeddings.weight", _HUGGING_FACE,
-        {"positions": "rope2d_dinov3", "norm_eps": 1e-5},
-    ),
-    Family("CLIP or SigLIP of Hugging Face", "embeddings.patch_embedding.weight", (
-        (r"^embeddings\.class_embedding", "cls_token"),
-        (r"^embeddings\.position_embedding\.weight", "pos_embed"),
-        (r"^encoder\.layers\.", "blocks."),
-        (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
-        *_FUSED,
-        (r"^pre_layrnorm\.", "norm_pre."),
-        (r"^post_layernorm\.", "norm."),
-        (r"^head\.probe", "pool.query"),
-        (r"^head\.attention\.in_proj_", "pool.attention.qkv."),
-        (r"^head\.attention\.out_proj\.", "pool.attention.proj."),
-        (r"^head\.layernorm\.", "pool.norm."),
-        (r"^head\.mlp\.", "pool.mlp."),
-        *_HEADS,
-    )),
-    Family("CLIP or OpenCLIP", "conv1.weight", (
-        (r"^class_embedding", "cls_token"),
-        (r"^positional_embedding", "pos_embed"),
-        (r"^transformer\.resblocks\.", "blocks."),
-        *_FUSED,
-        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-        (r"^ln_pre\.", "norm_pre."),
-        (r"^ln_post\.", "norm."),
-    )),
-    Family("the original ViT and AugReg", "embedding.kernel", (  # of Flax
-        (r"^cls$", "cls_token"),
-        (r"^Transformer\.posembed_input\.pos_embedding", "pos_embed"),
-        (r"^Transformer\.encoderblock_", "blocks."),
-        (r"^Transformer\.encoder_norm\.", "norm."),
-        (r"\.LayerNorm_0\.", ".norm1."),
-        (r"\.LayerNorm_2\.", ".norm2."),
-        (r"\.MlpBlock_3\.Dense_0\.", ".mlp.fc1."),
-        (r"\.MlpBlock_3\.Dense_1\.", ".mlp.fc2."),
-        (r"\.MultiHeadDotProductAttention_1\.([qkv])(?:uery|ey|alue)\.", r".attn.\1."),
-        (r"\.MultiHeadDotProductAttention_1\.out\.", ".attn.proj."),
-        (r"\.(?:kernel|scale)$", ".weight"),
-    )),
-    Family("torchvision", "conv_proj.weight", (
-        (r"^class_token", "cls_token"),
-        (r"^encoder\.pos_embedding", "pos_embed"),
-        (r"^encoder\.layers\.encoder_layer_", "blocks."),
-        *_FUSED,
-        (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
-        (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
-        (r"^encoder\.ln\.", "norm."),
-        (r"^heads\.head\.", "head."),
-    )),
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # in chunks, as DINOv2 trains
+    (r"^(?:transformer\.resblocks\.|Transformer\.encoderblock_)", "blocks."),
+    (r"^(?:model\.)?(?:encoder\.)?layers?\.(?:encoder_layer_)?", "blocks."),
+    (r"^(?:pre_layrnorm|ln_pre)\.", "norm_pre."),
+    (r"\.(?:ln_1|layer_norm1|layernorm_before|LayerNorm_0)\.", ".norm1."),
+    (r"\.(?:ln_2|layer_norm2|layernorm_after|LayerNorm_2)\.", ".norm2."),
+    (r"^(?:layernorm|post_layernorm|ln_post|encoder\.ln|Transformer\.encoder_norm)\.", "norm."),
+    (r"\.(?:self_attn|self_attention|MultiHeadDotProductAttention_1)\.", ".attn."),
+    (r"(?<!^pool)\.attention\.(?:attention\.)?", ".attn."),
+    (r"\.attn\.([qkv])(?:uery|ey|alue|_proj)\.", r".attn.\1."),
+    (r"\.attn\.([qkv])_(weight|bias)$", r".attn.\1.\2"),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.(?:output\.dense|o_proj|out_proj|out)\.", ".attn.proj."),
+    (r"\.attn\.(lambda_\w+|sub_norm\.weight)$", r".attn.score.\1"),
+    (r"\.(?:intermediate\.dense|MlpBlock_3\.Dense_0)\.", ".mlp.fc1."),
+    (r"^(blocks\.\d+)\.(?:output\.dense|MlpBlock_3\.Dense_1)\.", r"\1.mlp.fc2."),
+    (r"\.mlp\.(?:w12|weights_in|c_fc|0|linear_1)\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:w1|gate_proj)\.", ".mlp.fc1_g."),
+    (r"\.mlp\.(?:w2|up_proj)\.", ".mlp.fc1_x."),
+    (r"\.mlp\.(?:w3|weights_out|down_proj|c_proj|3|linear_2)\.", ".mlp.fc2."),
+    (r"\.(?:gamma_(\d)|layer_scale(\d)\.lambda1)$", r".ls\1\2.gamma"),
+    (r"\.(?:kernel|scale)$", ".weight"),  # of Flax
 )  # fmt: skip
+"""Patterns of names within the model, and what takes their place, one after another."""
 LEFT_OUT: tuple[tuple[str, str], ...] = (
     (r"(?:^|\.)decoder", "the decoder of a masked autoencoder"),
     (r"mask_token$", "the mask token"),
@@ -182,34 +113,33 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
     """
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
     found = [
-        (name.removesuffix(family.patches), family)
-        for family in FAMILIES
+        (name.removesuffix(patches), patches)
+        for patches in FAMILIES
         for name in tensors
-        if name == family.patches or name.endswith("." + family.patches)
+        if name == patches or name.endswith("." + patches)
     ]
     if not found:
         raise ValueError("no weights of a Vision Transformer with names that are known")
     if any(name.endswith("rope.freqs") for name in tensors):
         raise ValueError("its rotary frequencies are learned (RoPE-Mixed), ours are fixed")
     # of several models in a file the average, else the teacher, else the one that is least deep
-    prefix, family = min(found, key=lambda f: ("ema" not in f[0], "teacher" not in f[0], len(f[0])))
-    layer = re.escape(family.patches.rpartition(".")[0])
-    names = ((rf"^{layer}\.", "patch_embed.proj."), *family.names)
+    prefix, patches = min(
+        found, key=lambda f: ("ema" not in f[0], "teacher" not in f[0], len(f[0]))
+    )
     rooms = [*accumulate(re.findall(r"[^.]*\.", prefix), initial="")][::-1]
     weights: dict[str, Tensor] = {}
     left_out: Counter[str] = Counter()
     for name, tensor in tensors.items():
-        is_inside = name.startswith(prefix)
         inner = name.removeprefix(next(room for room in rooms if name.startswith(room)))
-        known = LEFT_OUT if is_inside else LEFT_OUT + OUTSIDE
+        known = LEFT_OUT if name.startswith(prefix) else LEFT_OUT + OUTSIDE
         if words := next((words for pattern, words in known if re.search(pattern, inner)), None):
             left_out[words] += 1
             continue
-        for pattern, ours in names if is_inside else _HEADS:
+        for pattern, ours in NAMES:
             inner = re.sub(pattern, ours, inner)
         weights[inner] = tensor
-    facts = {**family.facts, **_told_by(tensors, weights)}
-    return Recognised(family.name, _in_our_layout(weights), facts, dict(left_out))
+    facts = _told_by(tensors, weights)
+    return Recognised(FAMILIES[patches], _in_our_layout(weights), facts, dict(left_out))
 
 
 def _told_by(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -217,9 +147,8 @@ def _told_by(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> di
     scaled = any(name.endswith(".gamma_1") for name in tensors)
     positioned = "pos_embed" in weights
     keyless = "blocks.0.attn.q.bias" in weights and "blocks.0.attn.k.bias" not in weights
-    if any(".periods" in name for name in tensors) or (
-        scaled and "reg_token" in weights and not positioned
-    ):
+    turned = any(re.search(r"\.periods|embeddings\.patch_embeddings\.weight$", n) for n in tensors)
+    if turned or (scaled and "reg_token" in weights and not positioned):
         return {"positions": "rope2d_dinov3", "norm_eps": 1e-5}
     if "norm_pre.weight" in weights:
         return {"norm_eps": 1e-5}
