@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -271,7 +272,9 @@ def test_every_part_of_a_model_can_be_of_a_plug_in(parts: None) -> None:
 
 
 def test_a_schedule_can_be_of_a_plug_in(parts: None) -> None:
-    assert lr_at(5, name="cubed", lr=8.0, steps=10, warmup=0, final=0.0) == 1.0
+    shape = SimpleNamespace(name="cubed", final=0.0, options={})
+    config = SimpleNamespace(optim=SimpleNamespace(lr=8.0), schedule=shape)
+    assert lr_at(config, SimpleNamespace(steps=10, warmup=0), 5) == 1.0  # type: ignore[arg-type]
 
 
 def test_a_tracker_is_told_each_line_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 import random
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit.config.durations import duration_in_steps, epochs_in_steps, parse_duration
-from vit.optim.schedule import SCHEDULES, lr_at
+from vit.optim import schedule
+from vit.optim.schedule import SCHEDULES
 from vit.runtime.seeding import derive, numpy_generator, reseed
 from vit.training.clock import due
 
@@ -100,6 +102,12 @@ def test_whole_steps_fall_due_at_their_multiples(every, step):
 
 
 # Schedules
+
+
+def lr_at(step, *, name, lr, steps, warmup, final):
+    shape = SimpleNamespace(name=name, final=final, options={})
+    config = SimpleNamespace(optim=SimpleNamespace(lr=lr), schedule=shape)
+    return schedule.lr_at(config, SimpleNamespace(steps=steps, warmup=warmup), step)
 
 
 @UNHURRIED

@@ -11,7 +11,7 @@ from vit.config.resolve import plan, resolve, vit_config
 from vit.data.augment import batch as augment
 from vit.model.vit import VisionTransformer
 from vit.optim.build import parameter_groups
-from vit.training.components import schedule_lr
+from vit.optim.schedule import lr_at
 from vit.training.state import parameter_count
 
 TRAIN_IMAGES, STEPS = 1_281_167, 112_603
@@ -45,13 +45,13 @@ def test_parameters(model):
 def test_learning_rate(config):
     length = plan(config, TRAIN_IMAGES)
     assert length.steps == STEPS
-    assert schedule_lr(config, length, 0) == 0
-    assert schedule_lr(config, length, 5_000) == pytest.approx(5e-4)
-    assert schedule_lr(config, length, 10_000) == 1e-3
+    assert lr_at(config, length, 0) == 0
+    assert lr_at(config, length, 5_000) == pytest.approx(5e-4)
+    assert lr_at(config, length, 10_000) == 1e-3
     middle = (10_000 + STEPS) // 2
-    assert schedule_lr(config, length, middle) == pytest.approx(5e-4, rel=1e-4)
-    assert schedule_lr(config, length, STEPS - 1) < 1e-12
-    assert schedule_lr(config, length, STEPS) == 0
+    assert lr_at(config, length, middle) == pytest.approx(5e-4, rel=1e-4)
+    assert lr_at(config, length, STEPS - 1) < 1e-12
+    assert lr_at(config, length, STEPS) == 0
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(150, 187_671), (300, 375_342)])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from vit.config.plugins import part
+from vit.config.resolve import Plan
+from vit.config.schema import RunConfig
 
 
 def cosine(progress: float) -> float:
@@ -37,23 +38,16 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def lr_at(
-    step: int, *, name: str, lr: float, steps: int, warmup: float, final: float,
-    options: Mapping[str, Any] | None = None,
-) -> float:  # fmt: skip
-    """The learning rate of the optimiser's step number `step`, in [0, steps].
+def lr_at(config: RunConfig, plan: Plan, step: int) -> float:
+    """The learning rate of the optimiser's step number `step`, from 0 to `plan.steps`.
 
-    Args:
-        step: counts from 0.
-        name: a key of SCHEDULES, or a plug-in: the shape after the warm-up, from 1 down to 0.
-        lr: the peak.
-        steps: length of the run.
-        warmup: steps of a linear rise from 0; the peak is reached at `step == warmup`.
-        final: share of the peak that is left at the end.
-        options: of a plug-in.
+    It rises from 0 in a straight line, reaches the peak `config.optim.lr` at `step == plan.warmup`,
+    and follows the shape of the schedule down to `config.schedule.final` of the peak.
     """
-    if step < warmup:
-        return lr * step / warmup
-    progress = (step - warmup) / max(steps - warmup, 1e-9)
-    shape = part(SCHEDULES, "schedule", name, options)
-    return lr * (final + (1 - final) * shape(min(progress, 1.0)))
+    schedule, peak = config.schedule, config.optim.lr
+    assert not isinstance(peak, str)
+    if step < plan.warmup:
+        return peak * step / plan.warmup
+    progress = (step - plan.warmup) / max(plan.steps - plan.warmup, 1e-9)
+    shape = part(SCHEDULES, "schedule", schedule.name, schedule.options)
+    return peak * (schedule.final + (1 - schedule.final) * shape(min(progress, 1.0)))

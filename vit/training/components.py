@@ -15,7 +15,6 @@ from vit.config.schema import RunConfig
 from vit.config.validate import to_plain
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.optim.lora import merged
-from vit.optim.schedule import lr_at
 from vit.runtime.console import versions
 from vit.runtime.dist import World
 from vit.runtime.signals import StopRequest
@@ -76,10 +75,6 @@ class Components:
     def epochs_text(self, step: int) -> str:
         """How many passes `step` steps are, to read: whole ones, and tenths."""
         return f"{int(10 * self.plan.epoch_at(step)) / 10:g}"
-
-    def lr(self, step: int) -> float:
-        """The learning rate of step number `step`."""
-        return schedule_lr(self.config, self.plan, step)
 
     def summary(self, state: str, scores: dict[str, float]) -> dict[str, Any]:
         """For summary.json: what became of the run.
@@ -142,13 +137,3 @@ class Components:
             "training": training,
             **({"plugins": found} if (found := self.fingerprint.get("plugins")) else {}),
         }
-
-
-def schedule_lr(config: RunConfig, plan: Plan, step: int) -> float:
-    """The learning rate of step number `step` under `config`."""
-    schedule, lr = config.schedule, config.optim.lr
-    assert not isinstance(lr, str)
-    return lr_at(
-        step, name=schedule.name, lr=lr, steps=plan.steps, warmup=plan.warmup,
-        final=schedule.final, options=schedule.options,
-    )  # fmt: skip

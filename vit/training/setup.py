@@ -33,12 +33,13 @@ from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, freeze
 from vit.optim.ema import Ema
 from vit.optim.lora import add_lora
+from vit.optim.schedule import lr_at
 from vit.runtime import console
 from vit.runtime import device as runtime_device
 from vit.runtime.dist import World, shard, wrap_ddp
 from vit.runtime.seeding import reseed
 from vit.runtime.signals import StopRequest
-from vit.training.components import Components, ShouldPrune, schedule_lr
+from vit.training.components import Components, ShouldPrune
 from vit.training.distill import load_teacher
 from vit.training.header import announce, chosen, doubts, sizes_of
 from vit.training.loss import Loss
@@ -187,8 +188,8 @@ def _compare(
             f"trainer.epochs={config.trainer.epochs} (trainer.steps={config.trainer.steps}) is "
             f"shorter than the run's {before_plan.steps} steps; give as many or more"
         )
-    before = schedule_lr(before_config, before_plan, step)
-    after = schedule_lr(config, final.plan, step)
+    before = lr_at(before_config, before_plan, step)
+    after = lr_at(config, final.plan, step)
     if before != after:
         console.say(f"learning rate at step {step}: {before:g} -> {after:g}")
     for key, was in saved["training"]["environment"].items():

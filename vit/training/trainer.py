@@ -13,6 +13,7 @@ from vit.errors import DataError, DivergedError, InterruptedRun, PrunedRun
 from vit.inference.load import load_trained
 from vit.inference.predict import Predictions, predict
 from vit.model.vit import VisionTransformer
+from vit.optim.schedule import lr_at
 from vit.runtime import console
 from vit.runtime.dist import AsyncMax, is_sharded
 from vit.training.clock import Clock, due
@@ -74,7 +75,7 @@ class Trainer:
             self._maybe_prune()  # a kill may have come before the answer
         while cut_short or not self._finished():
             if not cut_short:
-                lr = parts.lr(state.step)
+                lr = lr_at(parts.config, plan, state.step)
                 batch = self.curriculum(parts.train.batch_at(state.step), state.step)
                 self._step(batch, lr)
                 if self._due(plan.log_every):
@@ -132,9 +133,10 @@ class Trainer:
             return
         train = self.parts.train
         ids = [train.names[i] for i in train.indices_at(found.last)[:8]]
+        lr = lr_at(self.parts.config, self.parts.plan, found.last)
         raise DivergedError(
             f"{found.most_in_row} steps in a row without a finite loss and gradient, the last of "
-            f"them step {found.last} (lr {self.parts.lr(found.last):g}, mean norm of the finite "
+            f"them step {found.last} (lr {lr:g}, mean norm of the finite "
             f"gradients before {grad_norm:g}, images {', '.join(ids)}, ...); {START_AGAIN}"
         )
 
