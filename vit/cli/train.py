@@ -64,8 +64,8 @@ def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune
         with process_group(processes, lambda: _takes_cuda(config)):
             if not processes.is_main:
                 console.mute()
-            run, is_new = processes.broadcast_from_main(lambda: run_folder(config))
-            processes.broadcast_from_main(run.lock)
+            run, is_new = processes.broadcast(lambda: run_folder(config))
+            processes.broadcast(run.lock)
             try:
                 _train(config, overrides.keys, run, stop, processes, should_prune)
             except Exception as error:

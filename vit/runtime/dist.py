@@ -60,12 +60,10 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def broadcast_from_main(self, make: Callable[[], Value]) -> Value:
-        """What `make` gives or raises in the leading process, in all of them."""
-        return make() if self.size == 1 else self._from(0, make)
-
-    def _from(self, rank: int, make: Callable[[], Value]) -> Value:
+    def broadcast(self, make: Callable[[], Value], rank: int = 0) -> Value:
         """What `make` gives or raises in one process, in those that name its rank."""
+        if self.size == 1:
+            return make()
         made: tuple[Value] | Exception | None = None
         if self.rank == rank:
             try:
@@ -97,7 +95,7 @@ class World:
                 array.tofile(file)
             return file.name, array.shape, value
 
-        name, shape, value = self._from(self.rank - self.local_rank, write)
+        name, shape, value = self.broadcast(write, self.rank - self.local_rank)
         shared = np.memmap(name, np.uint8, "r+", shape=shape) if np.prod(shape) else None
         self.barrier()
         if self.local_rank == 0:
@@ -145,34 +143,20 @@ def world() -> World:
     """The world that this process belongs to, as torchrun says, or SLURM's `srun`."""
     said = os.environ
     if "WORLD_SIZE" not in said and "SLURM_STEP_ID" in said:  # a task of srun
-        size, rank = int(said.get("SLURM_STEP_NUM_TASKS", 1)), int(said.get("SLURM_PROCID", 0))
-        local = re.match(r"\d+", said.get("SLURM_STEP_TASKS_PER_NODE", str(size)))
-        return _world(rank, size, said.get("SLURM_LOCALID", rank), local[0] if local else size)
-    rank, size = int(said.get("RANK", 0)), int(said.get("WORLD_SIZE", 1))
-    return _world(rank, size, said.get("LOCAL_RANK", rank), said.get("LOCAL_WORLD_SIZE", size))
-
-
-def _world(rank: int, size: int, local_rank: int | str, local_size: int | str) -> World:
-    return ALONE if size == 1 else World(rank, size, int(local_rank), int(local_size))
-
-
-def _meet(backend: str) -> None:
-    """Meet the other processes where torchrun says, or at the first node of a SLURM job."""
-    import torch.distributed as dist
-
-    group = world()
-    if "MASTER_ADDR" not in os.environ and "SLURM_STEP_ID" in os.environ:
-        first = re.sub(r"\[(\d+).*", r"\1", os.environ["SLURM_STEP_NODELIST"]).split(",")[0]
-        port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
-        os.environ |= {"MASTER_ADDR": first, "MASTER_PORT": str(port)}
-    dist.init_process_group(
-        backend, rank=group.rank, world_size=group.size, timeout=timedelta(hours=PATIENCE)
-    )
+        size, rank = said.get("SLURM_STEP_NUM_TASKS", "1"), said.get("SLURM_PROCID", "0")
+        local = re.match(r"\d+", said.get("SLURM_STEP_TASKS_PER_NODE", size))
+        local_rank, local_size = said.get("SLURM_LOCALID", rank), local[0] if local else size
+    else:
+        size, rank = said.get("WORLD_SIZE", "1"), said.get("RANK", "0")
+        local_rank, local_size = said.get("LOCAL_RANK", rank), said.get("LOCAL_WORLD_SIZE", size)
+    several = World(int(rank), int(size), int(local_rank), int(local_size))
+    return ALONE if several.size == 1 else several
 
 
 @contextlib.contextmanager
 def process_group(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]:
-    """Meet the other processes, and leave them at the end.
+    """Meet the other processes, where torchrun says or at the first node of a SLURM job, and leave
+    them at the end.
 
     Raises:
         ConfigError: this machine has fewer GPUs than processes.
@@ -183,6 +167,7 @@ def process_group(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]
     import torch
     import torch.distributed as dist
 
+    backend = "gloo"
     if uses_cuda():
         devices = torch.cuda.device_count()
         if world.local_size > devices:
@@ -192,9 +177,14 @@ def process_group(world: World, uses_cuda: Callable[[], bool]) -> Iterator[None]
                 f"trainer.device=cpu"
             )
         torch.cuda.set_device(world.local_rank)
-        _meet("cpu:gloo,cuda:nccl")
-    else:
-        _meet("gloo")
+        backend = "cpu:gloo,cuda:nccl"
+    if "MASTER_ADDR" not in os.environ and "SLURM_STEP_ID" in os.environ:
+        first = re.sub(r"\[(\d+).*", r"\1", os.environ["SLURM_STEP_NODELIST"]).split(",")[0]
+        port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+        os.environ |= {"MASTER_ADDR": first, "MASTER_PORT": str(port)}
+    dist.init_process_group(
+        backend, rank=world.rank, world_size=world.size, timeout=timedelta(hours=PATIENCE)
+    )
     try:
         yield
     finally:
