@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vit.artifacts import checkpoint
 from vit.artifacts.logger import Logger, RunLogger
@@ -123,8 +123,7 @@ def set_up(
         _check_space(run, state, config.trainer.keep)
     train, val, test = _loaders(config, final.plan, data, state.model, world)
     if config.trainer.shard == "none":
-        alone = train.features is not None
-        trained: nn.Module = HeadAlone(state.model.head) if alone else state.model
+        trained: nn.Module = state.model if train.features is None else state.model.head
         if config.trainer.compile:  # the training step alone: others call the model as it is
             trained = torch.compile(trained, dynamic=False)  # type: ignore[assignment]
         state.forward = wrap_ddp(trained, world, device)
@@ -250,19 +249,6 @@ def _check_space(run: RunDir, state: TrainState, keep: int) -> None:
         raise DiskFullError(told)
     if free < (keep + 2) * size:  # the best one, and one that is being written
         console.warn(told)
-
-
-class HeadAlone(nn.Module):
-    """A head that is called as its model is, with features (B, D) for images."""
-
-    def __init__(self, head: nn.Linear) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, D) -> (B, K)."""
-        logits: Tensor = self.head(features)
-        return logits
 
 
 def _logger(

@@ -81,7 +81,8 @@ class TrainState:
     """Model, average, optimiser, and the counters that a checkpoint carries.
 
     Attributes:
-        forward: the model as it is called in training; it may average gradients over processes.
+        forward: the model as it is called in training, or its head alone, which features are given
+            to; it may average gradients over processes.
         step: optimiser steps done.
         unread: of each step since `metric_sums` was asked for, of our share of its batch, the sum
             of losses, correct images and the gradient norm, (3,) on the device, and the images.

@@ -41,7 +41,8 @@ def train_step(
         is_last = number == config.accumulate - 1
         with contextlib.nullcontext() if is_last else no_sync(state.forward):
             with autocast(device, config.precision):
-                logits = state.forward(part.images, part.mask)
+                inputs = (part.images,) if part.mask is None else (part.images, part.mask)
+                logits = state.forward(*inputs)
             losses = loss(logits, part)
             total = losses.sum()
             mean = total / share
