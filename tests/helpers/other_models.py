@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vit.config.model import ViTConfig
 from vit.model.vit import VisionTransformer
-from vit.model.weights import LoadReport, spec_of
+from vit.model.weights import LoadReport
 from vit.training.pretrained import Pretrained
 from vit.training.weight_files import load_pretrained
 
@@ -115,7 +115,7 @@ def noise(size: int) -> Tensor:
 def taken(place: Path, **known: Any) -> tuple[VisionTransformer, LoadReport, Pretrained]:
     """Our model of the weights there; `known` is what the user gives."""
     found = load_pretrained(str(place))
-    spec = {**spec_of(found.weights), **found.spec, "num_classes": 5, **known}
+    spec = {**found.architecture, "num_classes": 5, **known}
     model = VisionTransformer(ViTConfig(**spec)).eval()
     return model, found.into(model, CLASSES), found
 

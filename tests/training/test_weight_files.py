@@ -20,7 +20,6 @@ from vit.artifacts import checkpoint
 from vit.artifacts.checkpoint import BadCheckpointError
 from vit.config.validate import to_config
 from vit.errors import ConfigError
-from vit.model.weights import spec_of
 from vit.training.pretrained import describe
 from vit.training.weight_files import load_pretrained
 
@@ -142,7 +141,7 @@ def report_of(state: dict[str, Tensor], heads: int, folder: Path) -> list[str]:
         _, report, found = taken(folder / "w.pt", heads=heads)
     except (ConfigError, ValueError) as error:
         return [str(error)]
-    spec = {**spec_of(found.weights), **found.spec}
+    spec = found.architecture
     plain = changed(data__name="folder", data__root="x", data__mean=[0.1] * 3, data__std=[1.0] * 3)
     for key in ("positions", "pool", "registers", "mlp", "norm_eps"):
         if key in spec:

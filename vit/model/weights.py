@@ -5,7 +5,7 @@ start for a model of other classes, patch size or channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit.config.model import ARCH_KEYS, ViTConfig
+from vit.config.model import ViTConfig
 from vit.errors import shortened
 from vit.model.layers import MLPS, NORMS
 from vit.model.vit import VisionTransformer
@@ -34,14 +34,6 @@ OPTIONAL_KEYS = (
     "pre_logits.", "mask_token",
 )  # fmt: skip
 """Beginnings of names that a model may do without: how it reads its tokens, and extra tokens."""
-
-
-class MismatchError(ValueError):
-    """Weights of a model of another shape, `spec`; in the options `keys` it is another."""
-
-    def __init__(self, spec: Mapping[str, Any], keys: list[str]) -> None:
-        super().__init__("a model of another shape")
-        self.spec, self.keys = spec, keys
 
 
 @dataclass(frozen=True)
@@ -213,7 +205,7 @@ def registers_for(state: Mapping[str, Tensor], pool: str, distillation: bool) ->
 
 
 def load_matching(
-    model: VisionTransformer, state: Mapping[str, Tensor], known: Mapping[str, Any], *,
+    model: VisionTransformer, state: Mapping[str, Tensor], image_size: Sequence[int] | None, *,
     same_classes: bool,
 ) -> LoadReport:  # fmt: skip
     """Give `model` the weights of another, as far as they fit; the others stay as they are.
@@ -223,23 +215,16 @@ def load_matching(
     summed (to one) or repeated, both by timm.
 
     Args:
-        model: changed in place.
+        model: changed in place; in ARCH_KEYS it is as the other.
         state: with timm's names.
-        known: what is known of the other model's architecture besides what the weights say.
+        image_size: height and width in pixels of the other's images; None: not known.
         same_classes: the head is taken too, if it has as many classes.
 
     Raises:
-        MismatchError: the other model's blocks are not those of `model`.
-        ValueError: no weights of such a model, or of one with other parts, or positions on an
-            unknown grid.
+        ValueError: weights of a model with other parts, or positions on an unknown grid.
     """
-    theirs = {**spec_of(state), **known}
-    if "mlp" not in known and "gelu" in model.config.mlp and theirs["mlp"] == "gelu":
-        theirs["mlp"] = model.config.mlp  # whose approximation weights do not show
-    if others := [key for key in ARCH_KEYS if key in theirs and _differs(key, theirs, model)]:
-        raise MismatchError(theirs, others)
     resized: list[str] = []
-    state = _fit_tokens(_fit_positions(state, theirs, model, resized), model)
+    state = _fit_tokens(_fit_positions(state, image_size, model, resized), model)
     state = _fit_patches(state, model, resized)
     if not same_classes:
         state = {name: tensor for name, tensor in state.items() if not model.is_head(name)}
@@ -262,7 +247,7 @@ def load_matching(
 
 
 def _fit_positions(
-    state: Mapping[str, Tensor], theirs: Mapping[str, Any], model: VisionTransformer,
+    state: Mapping[str, Tensor], size: Sequence[int] | None, model: VisionTransformer,
     resized: list[str],
 ) -> dict[str, Tensor]:  # fmt: skip
     """Positions of patches alone, for the grid of `model`; if it is another, `resized` says so.
@@ -275,10 +260,11 @@ def _fit_positions(
     if "pos_embed" not in state:
         return state
     table, row = state["pos_embed"], 0
-    size = theirs.get("image_size") or _image_size(state, theirs["patch_size"], grid)
+    patch = state[PATCHES].shape[-1]
+    size = size or _image_size(state, patch, grid)
     if size is None:
         raise ValueError(f"its {table.shape[1]} positions are of no square image")
-    rows, columns = (side // theirs["patch_size"] for side in size)
+    rows, columns = (side // patch for side in size)
     if (rows, columns) != grid:
         resized.append(f"positions {rows}x{columns} -> {grid[0]}x{grid[1]}")
     for token in PREFIX_TOKENS:
@@ -305,14 +291,6 @@ def _fit_patches(
         resized.append(f"patch embedding {patches.shape[-1]} -> {side} px")
         patches = resample_patch_embed(patches, [side, side])
     return {**state, PATCHES: patches}
-
-
-def _differs(key: str, theirs: Mapping[str, Any], model: VisionTransformer) -> bool:
-    """Whether an option of `model` is not theirs; of LayerScale only whether there is one."""
-    value, ours = theirs[key], getattr(model.config, key)
-    if key == "layer_scale":
-        return (value is None) != (ours is None)
-    return bool(value != ours)
 
 
 def _image_size(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vit.config.checks import OF_FILES, SETTING_OF
+from vit.config.model import ARCH_KEYS
 from vit.config.schema import RunConfig
 from vit.config.validate import flatten, to_plain, typed
 from vit.data.manifest import Manifest
@@ -19,7 +21,6 @@ from vit.model.families import rotated_as_ours
 from vit.model.vit import VisionTransformer
 from vit.model.weights import (
     LoadReport,
-    MismatchError,
     load_matching,
     not_finite,
     registers_for,
@@ -99,6 +100,18 @@ class Pretrained:
                 f"other weights"
             )
 
+    @cached_property
+    def architecture(self) -> dict[str, Any]:
+        """Options of `ViTConfig`, as far as the weights and what came with them say.
+
+        Raises:
+            ConfigError: these are no weights of a Vision Transformer.
+        """
+        try:
+            return {**spec_of(self.weights), **self.spec}
+        except ValueError as error:
+            raise ConfigError(f"model.weights={self.place} cannot be used: {error}") from None
+
     def settings(self, config: RunConfig, user_keys: Collection[str] = ()) -> dict[str, Any]:
         """Settings of the run `config` that the weights decide, keys of `checks.FROM_WEIGHTS`.
 
@@ -108,10 +121,7 @@ class Pretrained:
         Raises:
             ConfigError: these are no weights of a Vision Transformer.
         """
-        try:
-            spec = {**spec_of(self.weights), **self.spec}
-        except ValueError as error:
-            raise ConfigError(f"model.weights={self.place} cannot be used: {error}") from None
+        spec = dict(self.architecture)
         if "heads" not in spec and spec["dim"] % HEAD == 0 and spec["dim"] <= WIDEST:
             spec["heads"] = spec["dim"] // HEAD
         pool = config.model.pool if {"model", "model.pool"} & set(user_keys) else spec["pool"]
@@ -144,17 +154,23 @@ class Pretrained:
         Raises:
             ConfigError: they are of a model of another shape, or of no Vision Transformer.
         """
+        theirs, ours = dict(self.architecture), model.config
+        if "mlp" not in self.spec and theirs["mlp"] == "gelu" and "gelu" in ours.mlp:
+            theirs["mlp"] = ours.mlp  # whose approximation weights do not show
+        if theirs["layer_scale"] and ours.layer_scale:
+            theirs["layer_scale"] = ours.layer_scale  # only how it starts
+        others = [k for k in ARCH_KEYS if k in theirs and theirs[k] != getattr(ours, k)]
+        if others:
+            wanted = " ".join(_setting(key, theirs) for key in others)
+            raise ConfigError(
+                f"model.weights={self.place} is of a model of another shape; give {wanted}"
+            )
         try:
             same = self.classes is None or self.classes == classes
             weights, positions = self.weights, self.spec.get("positions", "")
             if self.family is not None and "rope2d" in positions:
-                weights = rotated_as_ours(weights, model.config.heads, positions)
-            return load_matching(model, weights, self.spec, same_classes=same)
-        except MismatchError as error:
-            wanted = " ".join(_setting(key, error.spec) for key in error.keys)
-            raise ConfigError(
-                f"model.weights={self.place} is of a model of another shape; give {wanted}"
-            ) from None
+                weights = rotated_as_ours(weights, ours.heads, positions)
+            return load_matching(model, weights, theirs.get("image_size"), same_classes=same)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             raise ConfigError(f"model.weights={self.place} cannot be used: {error}") from None
 

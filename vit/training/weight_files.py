@@ -21,7 +21,7 @@ from vit.inference.load import find, trained_on
 from vit.model.families import recognise
 from vit.model.layers import MLPS
 from vit.model.vit import VisionTransformer
-from vit.model.weights import PATCHES, spec_of
+from vit.model.weights import PATCHES
 from vit.runtime import console
 from vit.training.pretrained import Pretrained
 
@@ -263,7 +263,7 @@ def _of_timm(place: str) -> Pretrained:
 @torch.no_grad()
 def _agree(theirs: Any, found: Pretrained) -> bool:
     """Whether our model with these weights sees in noise what timm's sees."""
-    spec = {**spec_of(found.weights), **found.spec}
+    spec = found.architecture
     ours = VisionTransformer(ViTConfig(**spec, num_classes=1)).eval()
     found.into(ours, ["noise"])
     noise = torch.randn(1, spec["channels"], *spec["image_size"])
