@@ -10,9 +10,7 @@ from vit.runtime.device import (
     allow_tf32,
     autocast,
     best_precision,
-    gpu_precision,
     select_device,
-    trusts_cudnn_attention,
 )
 
 
@@ -30,10 +28,14 @@ from vit.runtime.device import (
     ],
 )
 def test_precision_and_attention_follow_the_architecture(
-    capability: tuple[int, int], precision: str, cudnn: bool
+    capability: tuple[int, int], precision: str, cudnn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert gpu_precision(capability) == precision
-    assert trusts_cudnn_attention(capability) is cudnn
+    trusted: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", trusted.append)
+    assert best_precision(select_device("cuda")) == precision
+    assert trusted == [cudnn]
 
 
 @pytest.mark.parametrize(

@@ -37,32 +37,20 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     if (kind := best if name == "auto" else name) != "cuda":
         return torch.device(kind)
     device = torch.device("cuda") if local_rank is None else torch.device("cuda", local_rank)
-    capability = torch.cuda.get_device_capability(device)
-    torch.backends.cuda.enable_cudnn_sdp(trusts_cudnn_attention(capability))
+    # Not from Hopper on, where cuDNN's attention was seen to give gradients that are NaN
+    # (https://github.com/pytorch/pytorch/issues/196678): flash attention takes its place.
+    torch.backends.cuda.enable_cudnn_sdp(torch.cuda.get_device_capability(device) < (9, 0))
     return device
-
-
-def trusts_cudnn_attention(capability: tuple[int, int]) -> bool:
-    """Whether cuDNN's attention may be chosen, by a GPU's compute capability.
-
-    Not from 9.0 (Hopper) on, where it was seen to give gradients that are NaN
-    (https://github.com/pytorch/pytorch/issues/196678): flash attention takes its place.
-    """
-    return capability < (9, 0)
 
 
 def best_precision(device: torch.device) -> Native:
     """What the processor itself multiplies matrices in, not by emulation: bf16, fp16 or fp32."""
     if device.type == "cuda":
-        return gpu_precision(torch.cuda.get_device_capability(device))
+        capability = torch.cuda.get_device_capability(device)  # T4: 7.5, A100: 8.0
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
     capabilities = torch.cpu.get_capabilities()
     has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bf16" if has_bf16 else "fp32"
-
-
-def gpu_precision(capability: tuple[int, int]) -> Native:
-    """As `best_precision`, by compute capability: bf16 from 8.0, fp16 from 7.0 on (T4: 7.5)."""
-    return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
 
 
 def widest_float(device: torch.device) -> torch.dtype:
