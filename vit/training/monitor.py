@@ -10,13 +10,13 @@ from torch import Tensor
 
 from vit.artifacts.logger import Logger, image_grid
 from vit.data.loader import EvalLoader
-from vit.data.padding import unpadded
 from vit.errors import printable
 from vit.inference.explain import (
     MOST_TOKENS,
     attention_distance,
     heat_of_each,
     patch_filters,
+    pictures_of_each,
     position_similarity,
     rollout,
 )
@@ -75,17 +75,11 @@ class TensorBoardPictures:
     def _attention(self, model: VisionTransformer, step: int) -> None:
         images, labels, _, mask = self.loader.take(self.shown)
         probability, best = model(images, mask).softmax(dim=-1).max(dim=-1)
-        pictures = (self.loader.normalise.undo(images) * 255).byte().expand(-1, 3, -1, -1).cpu()
-        rows, names = [], []
+        pictures = pictures_of_each(self.loader.normalise.undo(images), mask)
         heats = heat_of_each(rollout(model, images, mask), mask)
-        for shown, heat, label, predicted, confidence in zip(
-            unpadded(pictures, mask), heats, labels.tolist(), best.tolist(), probability.tolist(),
-            strict=True,
-        ):  # fmt: skip
-            picture = shown.permute(1, 2, 0).numpy()
-            rows.append([picture, overlay(picture, heat)])
-            answer = f"{self.classes[predicted]} {100 * confidence:.0f} %"
-            names.append(f"{self.classes[label]}, said {answer}")
+        rows = [[shown, overlay(shown, heat)] for shown, heat in zip(pictures, heats, strict=True)]
+        said = zip(labels.tolist(), best.tolist(), (100 * probability).tolist(), strict=True)
+        names = [f"{self.classes[k]}, said {self.classes[n]} {sure:.0f} %" for k, n, sure in said]
         sheet = grid(rows, labels_top=["image", "rollout"], labels_left=names)
         self._picture("val/attention", sheet, step)
         far = attention_distance(model, images, mask).mean(dim=1)

@@ -197,18 +197,15 @@ class Reporter:
 
     def pictures(self, predictions: Predictions, *, is_last: bool) -> None:
         """Pictures of the selected weights after a validation, as far as there is time for them."""
-        with self.clock.paused(), self.only_warned("pictures of the validation"):
-            self._show(predictions, is_last)
-
-    def _show(self, predictions: Predictions, is_last: bool) -> None:
         parts, state = self.parts, self.state
-        assert parts.val is not None
-        if self._pictures is None:
-            self._pictures = TensorBoardPictures(parts.logger, parts.val, parts.classes)
-        if self._pictures.is_due(self.clock.seconds) or is_last:
-            self._pictures.add(state.eval_model, predictions, state.step)
-        if parts.config.trainer.histograms:
-            for name, weights in state.model.named_parameters():
+        with self.clock.paused(), self.only_warned("pictures of the validation"):
+            if self._pictures is None:
+                assert parts.val is not None
+                self._pictures = TensorBoardPictures(parts.logger, parts.val, parts.classes)
+            if self._pictures.is_due(self.clock.seconds) or is_last:
+                self._pictures.add(state.eval_model, predictions, state.step)
+            drawn = state.model.named_parameters() if parts.config.trainer.histograms else ()
+            for name, weights in drawn:
                 for kind, values in (("weights", weights), ("gradients", weights.grad)):
                     if values is not None and bool(values.isfinite().all()):
                         parts.logger.histogram(f"{kind}/{name}", values, state.step)
