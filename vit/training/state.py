@@ -164,6 +164,7 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, all that resuming needs; asked by all processes together."""
+        scale = {} if self.loss_scale is None else vars(self.loss_scale)
         return {
             "model": weights_of(self.model),
             "ema": weights_of(self.ema.model) if self.ema is not None else None,
@@ -176,15 +177,7 @@ class TrainState:
             "stale": self.evals_since_best,
             "seconds": self.seconds,
             "images": self.images,
-            **(
-                {}
-                if self.loss_scale is None
-                else {
-                    "loss_scale": {
-                        name: value.cpu() for name, value in vars(self.loss_scale).items()
-                    }
-                }
-            ),
+            **({"loss_scale": {key: t.cpu() for key, t in scale.items()}} if scale else {}),
         }
 
     def load_state_dict(self, step: int, saved: dict[str, Any]) -> None:
