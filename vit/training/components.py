@@ -63,11 +63,6 @@ class Components:
     user_keys: frozenset[str]
 
     @property
-    def trains_on_features(self) -> bool:
-        """Whether only the head is trained, on features that were computed once."""
-        return self.train.features is not None
-
-    @property
     def epoch(self) -> float:
         """Passes over the training images so far."""
         return float(self.plan.epoch_at(self.state.step))

@@ -7,7 +7,6 @@ import sys
 import time
 
 from vit.artifacts.logger import image_grid
-from vit.config.validate import telling
 from vit.data.reading.reader import CorruptImages
 from vit.inference.predict import Predictions
 from vit.runtime import console
@@ -59,7 +58,7 @@ class Reporter:
     def first_batch(self) -> None:
         """The first images as the model sees them, in TensorBoard."""
         parts = self.parts
-        if self.state.step == 0 and parts.world.is_main and not parts.trains_on_features:
+        if self.state.step == 0 and parts.world.is_main and parts.train.features is None:
             with self.only_warned("a picture of the first batch"):
                 images = parts.train.normalise.undo(parts.train.batch_at(0).images[:32])
                 parts.logger.images("train/first_batch", image_grid(images.cpu()), 0)
@@ -121,7 +120,7 @@ class Reporter:
         past = max(seconds - then, 1e-9)
         speed = (state.images - images_then) / past
         head = 2 * state.model.head.weight.numel()
-        flops = head if parts.trains_on_features else self.curriculum.flops()
+        flops = self.curriculum.flops() if parts.train.features is None else head
         utilisation = 3 * flops * speed / self.rate / parts.world.size
         values = {
             "epoch": parts.epoch,
@@ -214,11 +213,6 @@ class Reporter:
         """Name damaged images that were not named before."""
         for name, why in bad.news().items():
             console.warn(f"damaged images are {fate}: {name} ({why})")
-
-    def final(self, scores: dict[str, float]) -> None:
-        """The settings that matter beside the final scores."""
-        settings = telling(self.parts.config, self.parts.user_keys)
-        self.parts.logger.hparams(self.state.step, settings, scores)
 
 
 def _loss(loss: float) -> str:

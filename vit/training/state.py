@@ -206,21 +206,6 @@ class TrainState:
         models = dict.fromkeys((self.model, self.eval_model))
         return all(bool(full_tensor(p.isfinite().all())) for m in models for p in m.parameters())
 
-    def diverged(self, scores: dict[str, float]) -> str | None:
-        """Why a run with these final scores is no finished work, in words; None: it is.
-
-        Asked by all processes together.
-        """
-        self.metric_sums()
-        bad = self.non_finite.total
-        if nan := [key for key, value in scores.items() if not math.isfinite(value)]:
-            return f"{nan[0]} is not finite"
-        if 2 * bad > self.step:
-            return f"{bad:,} of {self.step:,} steps had no finite loss and gradient"
-        if self.non_finite.in_row and not scores:
-            return "its last step, its only score, had no finite loss and gradient"
-        return None
-
     def _load_optimizer(self, saved: dict[str, Any]) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         spread = {

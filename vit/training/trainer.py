@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 
 from vit.artifacts import checkpoint
+from vit.config.validate import telling
 from vit.data.loader import EvalLoader
 from vit.data.types import Batch
 from vit.errors import DataError, DivergedError, InterruptedRun, PrunedRun
@@ -243,9 +244,19 @@ class Trainer:
             parts.logger.log("test", state.step, {"epoch": parts.epoch, **test})
             scores |= {f"test_{key}": value for key, value in test.items()}
             self._check_finished(scores)
-        self.reporter.final(scores)
+        parts.logger.hparams(state.step, telling(parts.config, parts.user_keys), scores)
         return scores
 
     def _check_finished(self, scores: dict[str, float]) -> None:
-        if why := self.state.diverged(scores):
+        """Raises DivergedError: a run with these final scores is no finished work."""
+        state, why = self.state, None
+        state.metric_sums()
+        bad = state.non_finite.total
+        if nan := [key for key, value in scores.items() if not math.isfinite(value)]:
+            why = f"{nan[0]} is not finite"
+        elif 2 * bad > state.step:
+            why = f"{bad:,} of {state.step:,} steps had no finite loss and gradient"
+        elif state.non_finite.in_row and not scores:
+            why = "its last step, its only score, had no finite loss and gradient"
+        if why is not None:
             raise DivergedError(f"the run ended, but {why}; {START_AGAIN}")
