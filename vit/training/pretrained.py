@@ -27,44 +27,23 @@ from vit.model.weights import (
     spec_of,
 )
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How weights of a family are fine-tuned with AdamW.
-
-    Attributes:
-        lr: learning rate of the head ...
-        batch_size: ... for batches of so many images; for others by the root of the ratio.
-        others: the other settings.
-        source: where they are from.
-    """
-
-    lr: float
-    batch_size: int
-    others: dict[str, Any]
-    source: str
-
-    def settings(self, batch_size: int) -> dict[str, Any]:
-        """The settings for batches of so many images."""
-        lr = self.lr * (batch_size / self.batch_size) ** 0.5
-        return {"optim.lr": float(f"{lr:.3g}"), **self.others}
-
-
-MAE = Recipe(
+MAE: tuple[float, int, dict[str, Any], str] = (
     2e-3, 1024, {"optim.layer_decay": 0.65, "trainer.freeze": "none", "augment.mixup": 0.8,
                  "augment.cutmix": 1.0},
     "He et al. 2022, arXiv 2111.06377, ViT-B/16",
 )  # fmt: skip
-CLIP = Recipe(
+"""How weights of a family are fine-tuned with AdamW: the learning rate of the head for batches of
+so many images (for others by the root of the ratio), the other settings, and where they are from.
+"""
+CLIP: tuple[float, int, dict[str, Any], str] = (
     6e-4, 2048, {"optim.layer_decay": 0.6, "trainer.freeze": "blocks:0", "augment.mixup": 0.0,
                  "augment.cutmix": 0.0},
     "as CLIP's ViT-B/16, Dong et al. 2022, arXiv 2212.06138; embedding frozen, Kumar et al. 2022, "
     "arXiv 2211.09359",
 )  # fmt: skip
-HEAD = 64
-"""Width of a head, where weights do not say how many heads there are ..."""
-WIDEST = 1024
-"""... of models up to this width: ViT-L and all smaller ones have such heads, wider ones others."""
+HEAD, WIDEST = 64, 1024
+"""Width of a head, where weights do not say how many there are, of models up to this width: ViT-L
+and all smaller ones have such heads, wider ones others."""
 
 
 @dataclass(frozen=True)
@@ -134,19 +113,24 @@ class Pretrained:
             found["data.image_size"] = None
         kept = {key: value for key, value in found.items() if value is not None}
         if recipe := self.recipe(config):
-            kept |= recipe.settings(config.trainer.batch_size)
+            kept |= recipe[0]
         return {**kept, "model.layer_scale": spec["layer_scale"]}
 
-    def recipe(self, config: RunConfig) -> Recipe | None:
-        """How weights like these are fine-tuned in the run `config`; None: as it says itself."""
+    def recipe(self, config: RunConfig) -> tuple[dict[str, Any], str] | None:
+        """Settings that fine-tune weights like these in the run `config`, and where they are from;
+        None: those that it says itself.
+        """
         if config.trainer.recipe != "weights":
             return None
         words = " ".join([Path(self.place).name, *self.left_out]).lower()
-        if re.search(r"masked autoencoder|(^|[._-])mae([._-]|$)", words):
-            return MAE
+        is_mae = re.search(r"masked autoencoder|(^|[._-])mae([._-]|$)", words)
         contrastive = not self.weights.keys().isdisjoint(("norm_pre.weight", "pool.norm.weight"))
         turned = self.spec.get("positions") == "rope2d_dinov3"
-        return CLIP if contrastive or turned or re.search("clip|siglip|dino", words) else None
+        if not (is_mae or contrastive or turned or re.search("clip|siglip|dino", words)):
+            return None
+        lr, images, others, source = MAE if is_mae else CLIP
+        lr *= (config.trainer.batch_size / images) ** 0.5
+        return {"optim.lr": float(f"{lr:.3g}"), **others}, source
 
     def into(self, model: VisionTransformer, classes: list[str]) -> LoadReport:
         """Give the weights to `model`, whose logits are `classes`, as far as they fit.
@@ -203,10 +187,9 @@ def describe(weights: Pretrained, report: LoadReport, config: RunConfig) -> list
     if guessed := [words for words, so in silent.items() if so]:
         lines.append(f"         the file does not say, so it is taken: {'; '.join(guessed)}")
     if recipe := weights.recipe(config):
-        plain = flatten(to_plain(config))
-        took = recipe.settings(config.trainer.batch_size)
+        (took, source), plain = recipe, flatten(to_plain(config))
         values = ", ".join(f"{key}={plain[key]}" for key in took)
-        lines.append(f"         fine-tuned with {values} ({recipe.source})")
+        lines.append(f"         fine-tuned with {values} ({source})")
     elif config.trainer.freeze != "none":
         lines.append(f"         frozen: {config.trainer.freeze}")
     return lines
