@@ -15,9 +15,9 @@ from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
 from vit.cli import train as train_command
 from vit.cli.overrides import Overrides
+from vit.config.saved import SavedBest
 from vit.errors import DivergedError
 from vit.training import trainer
-from vit.training.state import Best
 
 TINY = [
     "model.dim=16", "model.depth=1", "model.heads=2", "data.workers=0", "trainer.precision=fp32",
@@ -103,10 +103,12 @@ def test_a_test_that_is_not_finite(tmp_path, monkeypatch):
 
 
 def test_what_is_not_finite_is_never_the_best():
-    best = Best(top1=50.0, loss=1.0, top5=90.0, step=1, epoch=1.0)
-    for odd in (math.nan, math.inf, -math.inf):
-        assert not best.beaten_by(99.0, odd)
-        assert not best.beaten_by(odd, 0.1)
+    state = sgd_state()
+    for best in (None, SavedBest(top1=50.0, loss=1.0, top5=90.0, step=1, epoch=1.0)):
+        state.best = best
+        for odd in (math.nan, math.inf, -math.inf):
+            assert not state.improves({"top1": 99.0, "loss": odd})
+            assert not state.improves({"top1": odd, "loss": 0.1})
 
 
 def test_a_step_whose_loss_alone_is_not_finite_is_skipped():

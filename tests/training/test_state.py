@@ -18,10 +18,11 @@ from stepping import (
     train,
 )
 
+from vit.config.saved import SavedBest
 from vit.data.loader import EvalLoader
 from vit.inference.predict import predict
 from vit.model.vit import VisionTransformer
-from vit.training.state import Best, flops_per_image, parameter_count
+from vit.training.state import flops_per_image, parameter_count
 
 # Evaluation
 
@@ -100,7 +101,7 @@ def test_a_restored_state_goes_on_bit_for_bit():
     for data in (batch(0), bad, batch(1)):
         train(state, data, lr=1e-2, clip_norm=1.0)
     state.window_means("log", reset=True)
-    state.best = Best(top1=50.0, loss=1.5, top5=90.0, step=2, epoch=0.5)
+    state.best = SavedBest(top1=50.0, loss=1.5, top5=90.0, step=2, epoch=0.5)
     state.evaluated_at, state.evals_since_best, state.seconds, state.images = 2, 1, 3.5, 24
     content = saved(state)
 
@@ -136,11 +137,13 @@ def test_means_since_a_mark():
 
 
 def test_best_is_top1_then_loss():
-    best = Best(top1=50.0, loss=1.0, top5=90.0, step=1, epoch=1.0)
-    assert best.beaten_by(50.1, 9.0)
-    assert best.beaten_by(50.0, 0.9)
-    assert not best.beaten_by(50.0, 1.0)
-    assert not best.beaten_by(49.9, 0.1)
+    state = sgd_state()
+    assert state.improves({"top1": 0.0, "loss": 9.0})
+    state.best = SavedBest(top1=50.0, loss=1.0, top5=90.0, step=1, epoch=1.0)
+    assert state.improves({"top1": 50.1, "loss": 9.0})
+    assert state.improves({"top1": 50.0, "loss": 0.9})
+    assert not state.improves({"top1": 50.0, "loss": 1.0})
+    assert not state.improves({"top1": 49.9, "loss": 0.1})
 
 
 def test_counts_of_weights_and_operations():

@@ -51,6 +51,7 @@ class Reporter:
         self._per_step: float | None = None  # seconds, from when the length of the run is told
         self._fares = ""
         self._val_scores: dict[str, float] = {}
+        self._predictions: Predictions | None = None  # of the last validation, to be drawn
         self._held: dict[bool, str] = {}  # lines of the best epoch and of the last, to be shown
         self._shown_at = -math.inf
         self._told_waiting = False
@@ -143,12 +144,12 @@ class Reporter:
         self.warn_corrupt(parts.train.corrupt, "replaced by the next ones")
         return means["grad_norm"]
 
-    def evaluated(self, scores: dict[str, float]) -> None:
-        """The line of a validation with these scores."""
+    def evaluated(self, scores: dict[str, float], predictions: Predictions | None) -> None:
+        """The line of a validation with these scores; `pictures` will show the predictions."""
         parts, state = self.parts, self.state
         weights = "model" if state.ema is None else "ema"
         parts.logger.log("val", state.step, {"epoch": parts.epoch, **scores, "weights": weights})
-        self._val_scores = scores
+        self._val_scores, self._predictions = scores, predictions
 
     def epoch_line(self, *, is_end: bool) -> None:
         """How the epoch went, or went so far; on a terminal every few seconds, and the best and the
@@ -194,9 +195,12 @@ class Reporter:
         total = self.parts.epochs_text(self.parts.plan.steps)
         return f"epoch {self.parts.epochs_text(self.state.step):>{len(total)}}/{total}"
 
-    def pictures(self, predictions: Predictions, *, is_last: bool) -> None:
+    def pictures(self, *, is_last: bool) -> None:
         """Pictures of the selected weights after a validation, as far as there is time for them."""
-        parts, state = self.parts, self.state
+        parts, state, predictions = self.parts, self.state, self._predictions
+        if predictions is None:
+            return
+        self._predictions = None
         with self.clock.paused(), self.only_warned("pictures of the validation"):
             if self._pictures is None:
                 assert parts.val is not None

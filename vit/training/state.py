@@ -18,15 +18,6 @@ from vit.optim.ema import Ema
 from vit.runtime.dist import ALONE, World, full_tensor, shard_like, to_leader
 
 
-@dataclass(frozen=True, kw_only=True)
-class Best(SavedBest):
-    """The best validation so far: higher top-1 wins, then lower loss."""
-
-    def beaten_by(self, top1: float, loss: float) -> bool:
-        """Whether a new score is better; one that is not finite never is."""
-        return math.isfinite(top1 + loss) and (top1, -loss) > (self.top1, -self.loss)
-
-
 @dataclass
 class NonFiniteSteps:
     """Steps without a finite loss and gradient.
@@ -111,7 +102,7 @@ class TrainState:
         self.window_starts = {"log": [0.0] * 5, "epoch": [0.0] * 5}
         self.non_finite = NonFiniteSteps(0, 0, 0, -1)
         self.loss_scale = LossScale(device) if precision == "fp16" else None
-        self.best: Best | None = None
+        self.best: SavedBest | None = None
         self.evaluated_at = 0
         self.evals_since_best = 0
         self.seconds = 0.0
@@ -162,6 +153,13 @@ class TrainState:
         images, steps = images or math.nan, steps or math.nan
         return {"loss": loss / images, "top1": 100 * correct / images, "grad_norm": norms / steps}
 
+    def improves(self, scores: dict[str, float]) -> bool:
+        """Whether a validation with these scores is the best so far: higher top-1 wins, then lower
+        loss; one that is not finite never is.
+        """
+        now, best = (scores["top1"], -scores["loss"]), self.best
+        return math.isfinite(sum(now)) and (best is None or now > (best.top1, -best.loss))
+
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, all that resuming needs; asked by all processes together."""
         scale = {} if self.loss_scale is None else vars(self.loss_scale)
@@ -191,7 +189,7 @@ class TrainState:
         self.unread.clear()
         self.window_starts = {name: list(values) for name, values in saved["marks"].items()}
         self.non_finite = NonFiniteSteps(*saved["bad"].tolist())
-        self.best = Best(**saved["best"]) if saved["best"] is not None else None
+        self.best = SavedBest(**saved["best"]) if saved["best"] is not None else None
         self.evaluated_at = saved["evaluated_at"]
         self.evals_since_best = saved["stale"]
         self.seconds = saved["seconds"]

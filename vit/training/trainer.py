@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 
 from vit.artifacts import checkpoint
+from vit.config.saved import SavedBest
 from vit.config.validate import telling
 from vit.data.loader import EvalLoader
 from vit.data.types import Batch
@@ -21,7 +22,6 @@ from vit.training.clock import Clock, due
 from vit.training.components import Components
 from vit.training.curriculum import Curriculum
 from vit.training.reporter import Reporter
-from vit.training.state import Best
 from vit.training.step import train_step
 
 START_AGAIN = "start again with a lower optim.lr, optim.clip_norm=1.0 or trainer.precision=fp32"
@@ -38,7 +38,6 @@ class Trainer:
         self.reporter = Reporter(parts, self.clock, self.curriculum)
         self.compiled: set[tuple[float, tuple[int, int]]] = set()
         self.async_max = AsyncMax(parts.world)
-        self.shown: Predictions | None = None  # on validation, still to be drawn
 
     def fit(self) -> dict[str, float]:
         """Train, then evaluate the selected weights on the test set.
@@ -90,7 +89,8 @@ class Trainer:
             if self._due(plan.save_every):
                 self._save()
             if evaluates:
-                self._log_pictures()  # after what must not be lost
+                # after what must not be lost
+                self.reporter.pictures(is_last=self._finished())
                 self._maybe_prune()
             self._stop_if_signalled()
         return self._final_scores()
@@ -152,10 +152,8 @@ class Trainer:
             predictions = self._predict(state.eval_model, parts.val)
             scores = predictions.scores()
             is_finite = math.isfinite(scores["loss"]) and state.is_finite()
-            if is_finite and (
-                state.best is None or state.best.beaten_by(scores["top1"], scores["loss"])
-            ):
-                state.best = Best(**scores, step=state.step, epoch=parts.epoch)
+            if is_finite and state.improves(scores):
+                state.best = SavedBest(**scores, step=state.step, epoch=parts.epoch)
                 state.evals_since_best = 0
                 content = parts.to_checkpoint(None)
                 if parts.world.is_main:
@@ -163,14 +161,8 @@ class Trainer:
             else:
                 state.evals_since_best += 1
             state.evaluated_at = state.step
-            self.reporter.evaluated(scores)
-        shows = parts.world.is_main and is_finite and not is_sharded(state.model)
-        self.shown = predictions if shows else None
-
-    def _log_pictures(self) -> None:
-        if self.shown is not None:
-            self.reporter.pictures(self.shown, is_last=self._finished())
-            self.shown = None
+            shows = parts.world.is_main and is_finite and not is_sharded(state.model)
+            self.reporter.evaluated(scores, predictions if shows else None)
 
     def _maybe_prune(self) -> None:
         """End the run if the search that it is part of wants that."""
