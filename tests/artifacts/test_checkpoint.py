@@ -53,7 +53,7 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
 
 
 def test_what_earlier_versions_left_out_of_a_spec_is_what_they_did() -> None:
-    """Python's defaults of `ViTConfig` may change; what an old checkpoint means may not."""
+    """So the defaults of `ModelOptions` may not change."""
     full = {**ViTConfig(dim=48, mlp_dim=96).plain(), "qk_norm": True}
     assert migrate_spec(full) == full
     first = {"dim": 48, "mlp_ratio": 2.0, "heads": 4}
@@ -62,6 +62,7 @@ def test_what_earlier_versions_left_out_of_a_spec_is_what_they_did() -> None:
         "norm_eps": 1e-6, "pre_norm": False, "pooled_norm": False,
         "layer_scale": None, "qkv_bias": True, "qk_norm": False, "attention": "scaled_dot",
         "patch_dropout": 0.0, "zero_branches": False, "distillation_token": False, "options": {},
+        "positions": "learned", "pool": "cls", "dropout": 0.0, "drop_path": 0.0,
     }  # fmt: skip
 
 

@@ -187,7 +187,7 @@ def test_layer_scale_starts_at_its_value():
 def test_runs_of_earlier_versions_get_the_keys_they_lack():
     old = {"model": {"dim": 8, "mlp": "swiglu"}, "seed": 0}
     new = migrate(old)
-    assert new["model"]["registers"] == MIGRATIONS["model.registers"] == 0
+    assert new["model"]["registers"] == MIGRATIONS["model"]["registers"] == 0
     assert new["model"]["mlp"] == "swiglu"
     assert "registers" not in old["model"]
     assert FORMAT_VERSION == 2  # a key more is no other format

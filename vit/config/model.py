@@ -22,7 +22,8 @@ FITTED: Mapping[str, str] = {"weights": "fitted"}
 class ModelOptions:
     """The options that users set as they are, `model.<option>`; see `ViTConfig`.
 
-    A new one is a line here, one in `configs/model/_base.yaml`, and the module that reads it.
+    A new one is a line here, one in `configs/model/_base.yaml`, and the module that reads it. The
+    default is what models of before did: checkpoints that do not say it are read as if they did.
     """
 
     positions: Annotated[str, Registered("model/positions.py", "POSITIONS", "positions")] = field(
@@ -118,6 +119,11 @@ class ViTConfig(ModelOptions):
     def plain(self) -> dict[str, Any]:
         """Plain values, of which `ViTConfig(**values)` makes it again."""
         return {**asdict(self), "image_size": list(self.image_size)}
+
+
+def option_defaults() -> dict[str, Any]:
+    """The options of models of before: every default of `ModelOptions`."""
+    return vars(ModelOptions()).copy()
 
 
 ARCH_KEYS = tuple(f.name for f in fields(ViTConfig) if f.metadata == SAME)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
-from dataclasses import fields
+from copy import deepcopy
 from typing import Any
 
-from vit.config.model import ModelOptions
+from vit.config.model import option_defaults
 from vit.errors import ConfigError
 
 MAY_CHANGE = frozenset(
@@ -23,77 +22,34 @@ MAY_CHANGE = frozenset(
 )  # fmt: skip
 """Where, how fast, how often and how long; everything else would make it another run."""
 
-MIGRATIONS: dict[str, Any] = {
-    "data.images": None,
-    "data.image_column": None,
-    "data.label_column": None,
-    "data.split_column": None,
-    "data.weight_column": None,
-    "data.group_column": None,
-    "data.group": None,
-    "data.folds": None,
-    "data.fold": None,
-    "data.split_by": "position",
-    "data.center_crop": 1.0,
-    "data.aspect": "crop",
-    "data.limit_per_class": None,
-    "data.balance": "none",
-    "data.cache": "none",
-    "data.cache_size": 256,
-    "data.cache_dir": None,
-    "data.timeout": 120.0,
-    "data.on_bad_image": "error",
-    "data.bad_image_limit": 0.01,
-    "data.verify": False,
-    "data.max_pixels": 100_000_000,
-    "augment.crop": "padded",
-    "augment.crop_scale": [0.08, 1.0],
-    "augment.policy": "none",
-    "augment.operations": 2,
-    "augment.magnitude": 9,
-    "augment.color_jitter": 0.0,
-    "augment.repeats": 1,
-    "trainer.loss": "cross_entropy",
-    "trainer.histograms": False,
-    "model.registers": 0,
-    "model.norm": "layernorm",
-    "model.mlp": "gelu",
-    "model.norm_eps": 1e-6,
-    "model.pre_norm": False,
-    "model.pooled_norm": False,
-    "model.layer_scale": None,
-    "model.qkv_bias": True,
-    "model.qk_norm": False,
-    "model.attention": "scaled_dot",
-    "model.patch_dropout": 0.0,
-    "model.zero_branches": False,
-    "model.distillation_token": False,
-    "model.weights": None,
-    "trainer.freeze": "none",
-    "trainer.recipe": "none",
-    "trainer.cache_features": False,
-    "distill.teacher": None,
-    "distill.weights": None,
-    "distill.kind": "soft",
-    "distill.share": 0.5,
-    "distill.temperature": 3.0,
-    "trainer.checkpoint_activations": False,
-    "trainer.shard": "none",
-    "optim.layer_decay": 1.0,
-    "optim.other_lr": 0.0,
-    "optim.momentum": 0.95,
-    "schedule.patch_dropout_end": "100%",
-    "schedule.mix_end": "100%",
-    "schedule.small_images": None,
-    "schedule.small_images_end": "80%",
-    "data.options": {},
-    "model.options": {},
-    "augment.options": {},
-    "optim.options": {},
-    "schedule.options": {},
-    "tracker.name": "none",
-    "tracker.options": {},
-}
+MIGRATIONS: dict[str, dict[str, Any]] = {
+    "data": {
+        "split_by": "position", "center_crop": 1.0, "aspect": "crop", "limit_per_class": None,
+        "balance": "none", "cache": "none", "cache_size": 256, "cache_dir": None, "timeout": 120.0,
+        "on_bad_image": "error", "bad_image_limit": 0.01, "verify": False,
+        "max_pixels": 100_000_000, "options": {}, "group": None, "folds": None, "fold": None,
+        "images": None, "image_column": None, "label_column": None, "split_column": None,
+        "weight_column": None, "group_column": None,
+    },
+    "model": {**option_defaults(), "weights": None},
+    "augment": {
+        "crop": "padded", "crop_scale": [0.08, 1.0], "policy": "none", "operations": 2,
+        "magnitude": 9, "color_jitter": 0.0, "repeats": 1, "options": {},
+    },
+    "optim": {"layer_decay": 1.0, "other_lr": 0.0, "momentum": 0.95, "options": {}},
+    "schedule": {
+        "patch_dropout_end": "100%", "mix_end": "100%", "small_images": None,
+        "small_images_end": "80%", "options": {},
+    },
+    "trainer": {
+        "loss": "cross_entropy", "histograms": False, "freeze": "none", "recipe": "none",
+        "cache_features": False, "checkpoint_activations": False, "shard": "none",
+    },
+    "distill": {
+        "teacher": None, "weights": None, "kind": "soft", "share": 0.5, "temperature": 3.0,
+    },
+    "tracker": {"name": "none", "options": {}},
+}  # fmt: skip
 """Keys that runs of earlier versions do not have, with what those versions did."""
 
 UNINTERESTING = frozenset({"outputs", "name", "resume"})
@@ -152,11 +108,9 @@ def _was_resolved(key: str, value: Any) -> bool:
 def migrate(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config (nested) with the keys of MIGRATIONS that it lacks."""
     plain = {k: dict(v) if isinstance(v, Mapping) else v for k, v in saved.items()}
-    for key, value in MIGRATIONS.items():
-        section, _, name = key.partition(".")
-        entries = plain.setdefault(section, {})
-        if isinstance(entries, dict):
-            entries.setdefault(name, copy(value))
+    for section, added in MIGRATIONS.items():
+        if isinstance(entries := plain.setdefault(section, {}), dict):
+            plain[section] = {**deepcopy(added), **entries}
     data = plain["data"]
     if isinstance(data, dict) and data.get("name") == "digits":  # which once ignored a root
         data["root"] = None
@@ -167,9 +121,7 @@ def migrate_spec(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The architecture (of `ViTConfig.plain`) that a checkpoint of an earlier version says, with
     the options that it lacks.
     """
-    options = {option.name for option in fields(ModelOptions)}
-    models = {key.removeprefix("model."): value for key, value in MIGRATIONS.items()}
-    spec = {**{name: value for name, value in models.items() if name in options}, **saved}
+    spec = {**option_defaults(), **saved}
     if "mlp_ratio" in spec:  # as the first checkpoints had it
         spec["mlp_dim"] = int(spec["dim"] * spec.pop("mlp_ratio"))
     return spec
