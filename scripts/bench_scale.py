@@ -25,7 +25,7 @@ import bench_step
 import torch
 from contest import Measured, contest
 
-from vit.artifacts.logger import RunLogger
+from vit.artifacts.logger import Logger
 from vit.runtime.device import best_precision, select_device
 from vit.training.trainer import Trainer
 
@@ -173,7 +173,7 @@ def costs(settings: list[str]) -> None:
     timed(Trainer, "_train", "all")
     timed(Trainer, "_evaluate", "evaluating")
     timed(Trainer, "_save", "saving")
-    timed(RunLogger, "log", "writing metrics.jsonl and TensorBoard")
+    timed(Logger, "log", "writing metrics.jsonl and TensorBoard")
     from vit.cli.train import main as train
 
     sys.argv[1:] = settings

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vit.artifacts.logger import RunLogger
+from vit.artifacts.logger import Logger
 from vit.artifacts.run_dir import RunDir
 from vit.runtime.files import to_json
 
@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def logged(run: RunDir) -> tuple[int, int, str]:
     """Ten steps, a checkpoint after the eighth: its step and what it says of metrics.jsonl."""
-    logger = RunLogger(run)
+    logger = Logger(run)
     saved = (0, 0, "")
     for step in range(1, 11):
         logger.log("train", step, {"loss": 1 / step})
@@ -42,12 +42,12 @@ def test_what_came_after_the_checkpoint_is_cut_off(
 ) -> None:
     saved = logged(run)
     for _ in range(2):
-        again = RunLogger(run, *saved)
+        again = Logger(run, *saved)
         again.log("train", 9, {"loss": 2.0})
         saved = (9, *again.durable())
         again.log("train", 10, {"loss": 2.0})
         again.close()
-    RunLogger(run, *saved).close()
+    Logger(run, *saved).close()
     assert steps(run) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]
     assert capsys.readouterr().err == ""
 
@@ -71,7 +71,7 @@ def test_a_damaged_file_is_said_and_never_continued_behind_a_torn_line(
     step, length, digest = logged(run)
     content = DAMAGES[damage](run.metrics.read_bytes(), length)
     run.metrics.write_bytes(content)
-    logger = RunLogger(run, step, length, digest)
+    logger = Logger(run, step, length, digest)
     assert "is not as it was at step 8" in capsys.readouterr().err
     logger.log("train", 9, {"loss": 3.0})
     saved = (9, *logger.durable())
@@ -80,14 +80,14 @@ def test_a_damaged_file_is_said_and_never_continued_behind_a_torn_line(
     assert found[-1] == 9
     assert found == sorted(found)
     assert (run.path / "metrics-damaged-8.jsonl").read_bytes() == content
-    RunLogger(run, *saved).close()
+    Logger(run, *saved).close()
     assert capsys.readouterr().err == ""
 
 
 def test_a_missing_file_is_said(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     saved = logged(run)
     run.metrics.unlink()
-    RunLogger(run, *saved).close()
+    Logger(run, *saved).close()
     assert "0 bytes" in capsys.readouterr().err
 
 
@@ -95,9 +95,9 @@ def test_a_checkpoint_of_an_earlier_version_knows_the_length_alone(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step, length, _ = logged(run)
-    RunLogger(run, step, length, None).close()
+    Logger(run, step, length, None).close()
     assert steps(run) == list(range(1, 9))
-    RunLogger(run, step, length - 3, None).close()
+    Logger(run, step, length - 3, None).close()
     assert "is not as it was" in capsys.readouterr().err
 
 
@@ -118,7 +118,7 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 def test_curves_of_a_run_that_goes_on_have_no_point_twice(run: RunDir) -> None:
     saved = logged(run)
-    again = RunLogger(run, *saved)
+    again = Logger(run, *saved)
     again.log("train", 9, {"loss": 2.0, "lr": 0.5})
     again.close()
     found = curve(run.board("train"), "curves/loss")
@@ -131,6 +131,6 @@ def test_curves_that_lay_elsewhere_are_drawn_again(run: RunDir) -> None:
     saved = logged(run)
     old = run.path / "tensorboard"
     run.board("train").rename(old)
-    RunLogger(run, *saved).close()
+    Logger(run, *saved).close()
     assert curve(run.board("train"), "curves/loss") == [(k, np.float32(1 / k)) for k in range(1, 9)]
     assert len(curve(old, "curves/loss")) == 10

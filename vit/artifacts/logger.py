@@ -9,7 +9,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -32,10 +33,55 @@ VOLATILE = ("time", "seconds", "images_per_second", "mfu", "data_share")
 
 
 class Logger:
-    """Where a run's numbers and pictures go: nowhere, of a process that does not lead."""
+    """Appends to metrics.jsonl and TensorBoard, to which training, validation and final scores are
+    runs of their own, so that a chart shows the first two and a table the last alone.
+
+    Without a `run`, as in a process that does not lead, nothing is written. `step`, `metrics_bytes`
+    and `metrics_digest` are what a resumed run's checkpoint says: what was logged after it is cut
+    off and will be logged again. A damaged file is kept under another name, and its sound lines are
+    gone on from. `tracker` is told what it lacks of what was logged, and what is logged from here
+    on.
+    """
+
+    def __init__(
+        self, run: RunDir | None, step: int = 0, metrics_bytes: int = 0,
+        metrics_digest: str | None = None, tracker: Tracker | None = None,
+    ) -> None:  # fmt: skip
+        self.run = run
+        self._file: BinaryIO | None = None
+        self._only_warned = console.OnlyWarned()
+        self._tracker, self._lines = tracker, 0
+        self._boards: dict[str, SummaryWriter] = {}
+        self._purge_step = step + 1 if metrics_bytes else None
+        if run is None:
+            return
+        with disk_errors(run.metrics):
+            kept = _until(run, step, metrics_bytes, metrics_digest)
+            self._digest = _hash(kept)
+            self._file = open(run.metrics, "ab")  # noqa: SIM115 (closed in close())
+            self._file.truncate(len(kept))
+            self._file.seek(0, os.SEEK_END)
+        for line in kept.splitlines():
+            self._track(line)
+        threading.excepthook = _without_writers
+        shutil.rmtree(run.board("final"), ignore_errors=True)
+        with self._only_warned(_BOARD):
+            if not run.board("train").is_dir():  # also of a run whose curves lay elsewhere
+                for line in kept.splitlines():
+                    self._plot(from_json(line))
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Write one line down."""
+        """Append one line to metrics.jsonl, and its numbers to TensorBoard."""
+        if self._file is None:
+            return
+        line = {"event": event, "step": step, **values, "time": round(time.time(), 3)}
+        text = to_json(line)
+        with disk_errors(Path(self._file.name)):
+            self._file.write(text)
+            self._file.flush()
+            self._digest.update(text)
+        self._track(text)
+        self._plot(line)
 
     def images(self, tag: str, grid: Tensor, step: int) -> None:
         """Show a picture (C, height, width) with values in [0, 1] in TensorBoard."""
@@ -45,6 +91,8 @@ class Logger:
             lambda board: board.add_image(f"pictures/{name}", shown, step),
             "train" if of == "train" else "val",
         )
+        picture = (shown.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        self._tell(lambda tracker: tracker.image(tag, picture, step))
 
     def scalars(self, values: dict[str, float], step: int, split: str = "val") -> None:
         """Draw one point of each curve {tag: value} in TensorBoard, beside metrics.jsonl."""
@@ -79,60 +127,22 @@ class Logger:
         self._draw(draw, "final")
 
     def durable(self) -> tuple[int, str]:
-        """Length and digest of metrics.jsonl, all of which has reached the disk."""
-        return 0, ""
+        """Length and digest of metrics.jsonl, after it has reached the disk."""
+        if self._file is None:
+            return 0, ""
+        with disk_errors(Path(self._file.name)):
+            os.fsync(self._file.fileno())
+        for split in self._boards:
+            self._draw(lambda board: board.flush(), split)
+        return self._file.tell(), self._digest.hexdigest()
 
     def close(self) -> None:
         """Write out what is buffered."""
-
-    def _draw(self, draw: Callable[[SummaryWriter], object], split: str = "val") -> None:
-        """Have TensorBoard draw something of `train`, `val` or `final`."""
-
-
-class RunLogger(Logger):
-    """Appends to metrics.jsonl and TensorBoard, to which training, validation and final scores are
-    runs of their own, so that a chart shows the first two and a table the last alone.
-
-    `step`, `metrics_bytes` and `metrics_digest` are what a resumed run's checkpoint says: what was
-    logged after it is cut off and will be logged again. A damaged file is kept under another name,
-    and its sound lines are gone on from. `tracker` is told what it lacks of what was logged, and
-    what is logged from here on.
-    """
-
-    def __init__(
-        self, run: RunDir, step: int = 0, metrics_bytes: int = 0, metrics_digest: str | None = None,
-        tracker: Tracker | None = None,
-    ) -> None:  # fmt: skip
-        self.run, self.path = run, run.metrics
-        with disk_errors(self.path):
-            kept = _until(run, step, metrics_bytes, metrics_digest)
-            self._digest = _hash(kept)
-            self._file = open(run.metrics, "ab")  # noqa: SIM115 (closed in close())
-            self._file.truncate(len(kept))
-            self._file.seek(0, os.SEEK_END)
-        self._only_warned = console.OnlyWarned()
-        self._tracker, self._lines = tracker, 0
-        for line in kept.splitlines():
-            self._track(line)
-        self._boards: dict[str, SummaryWriter] = {}
-        self._purge_step = step + 1 if metrics_bytes else None
-        threading.excepthook = _without_writers
-        shutil.rmtree(run.board("final"), ignore_errors=True)
-        with self._only_warned(_BOARD):
-            if not run.board("train").is_dir():  # also of a run whose curves lay elsewhere
-                for line in kept.splitlines():
-                    self._plot(from_json(line))
-
-    def log(self, event: str, step: int, values: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl, and its numbers to TensorBoard."""
-        line = {"event": event, "step": step, **values, "time": round(time.time(), 3)}
-        text = to_json(line)
-        with disk_errors(self.path):
-            self._file.write(text)
-            self._file.flush()
-            self._digest.update(text)
-        self._track(text)
-        self._plot(line)
+        if self._file is not None:
+            self._file.close()
+        for split in self._boards:
+            self._draw(lambda board: board.close(), split)
+        self._tell(lambda tracker: tracker.close())
 
     def _plot(self, line: dict[str, Any]) -> None:
         """Draw a line of training or validation; the test's is for `hparams`."""
@@ -146,27 +156,6 @@ class RunLogger(Logger):
             }
             self.scalars(numbers, line["step"], line["event"])
 
-    def durable(self) -> tuple[int, str]:
-        """Length and digest of metrics.jsonl, after it has reached the disk."""
-        with disk_errors(self.path):
-            os.fsync(self._file.fileno())
-        for split in self._boards:
-            self._draw(lambda board: board.flush(), split)
-        return self._file.tell(), self._digest.hexdigest()
-
-    def close(self) -> None:
-        """Write out what is buffered."""
-        self._file.close()
-        for split in self._boards:
-            self._draw(lambda board: board.close(), split)
-        self._tell(lambda tracker: tracker.close())
-
-    def images(self, tag: str, grid: Tensor, step: int) -> None:
-        """Show a picture (C, height, width) with values in [0, 1] in TensorBoard."""
-        super().images(tag, grid, step)
-        picture = (grid.expand(3, -1, -1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-        self._tell(lambda tracker: tracker.image(tag, picture, step))
-
     def _track(self, line: bytes) -> None:
         """Tell the tracker a line of the log, unless it has that already."""
         number, self._lines = self._lines, self._lines + 1
@@ -178,7 +167,9 @@ class RunLogger(Logger):
                 tell(self._tracker)
 
     def _draw(self, draw: Callable[[SummaryWriter], object], split: str = "val") -> None:
-        """Have TensorBoard draw something, whose failure ends no run."""
+        """Have TensorBoard draw something of `train`, `val` or `final`; a failure ends no run."""
+        if self.run is None:
+            return
         from torch.utils.tensorboard.writer import SummaryWriter
 
         with self._only_warned(_BOARD):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vit.artifacts import checkpoint
-from vit.artifacts.logger import Logger, RunLogger
+from vit.artifacts.logger import Logger
 from vit.artifacts.run_dir import RunDir
 from vit.artifacts.trackers import TRACKERS
 from vit.config import plugins
@@ -255,10 +255,10 @@ def _logger(
     config: RunConfig, run: RunDir, state: TrainState, saved: dict[str, Any] | None, world: World
 ) -> Logger:
     if not world.is_main:
-        return Logger()
+        return Logger(None)
     logged = saved["training"] if saved else {}
     tracker = part(TRACKERS, "tracker", config.tracker.name, config.tracker.options)
-    return RunLogger(
+    return Logger(
         run, state.step, logged.get("metrics_bytes", 0), logged.get("metrics_digest"),
         tracker(run.path, to_plain(config)),
     )  # fmt: skip
