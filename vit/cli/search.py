@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit.artifacts.run_dir import RunDir
-from vit.config.search import Range, Search
+from vit.config.search import Search
 from vit.errors import ConfigError, PrunedRun
 
 if TYPE_CHECKING:
@@ -92,9 +92,10 @@ def _suggest(trial: optuna.Trial, key: str, search: Search) -> Any:
         else optuna.samplers.RandomSampler(seed=seed)
     )
     what = search.space[key]
-    if isinstance(what, Range):
-        return float(f"{trial.suggest_float(key, what.low, what.high, log=what.log):.4g}")
-    return trial.suggest_categorical(key, what)
+    if isinstance(what, list):
+        return trial.suggest_categorical(key, what)
+    ends = float(what["low"]), float(what["high"])
+    return float(f"{trial.suggest_float(key, *ends, log=bool(what.get('log'))):.4g}")
 
 
 def _judge(trial: optuna.Trial, search: Search) -> ShouldPrune:

@@ -10,22 +10,22 @@ from functools import partial
 from vit.config.model import WEIGHT_KEYS
 from vit.config.schema import height_width
 
+Complaint = Iterator[str]
+
 
 @dataclass(frozen=True)
 class Check:
-    """`rule(*values of keys)` returns the complaint with its remedy, or None.
+    """`rule(*values of keys)` yields complaints with their remedies: nothing, where all is well.
 
     Among the keys may be `world_size`: the number of processes, or None where it is not known.
     With `waits` a value of FITTED_TO_DATA that is `auto` puts the check off until it is known.
     """
 
     keys: tuple[str, ...]
-    rule: Callable[..., str | None]
+    rule: Callable[..., Complaint]
     waits: bool = True
 
 
-Complaint = Iterator[str]
-"""What a rule yields: nothing, where all is well."""
 CHECKS: list[Check] = []
 OF_FILES = ("folder", "imagenet", "table")
 """Data sets whose images are files, of any size."""
@@ -48,7 +48,7 @@ def check(*keys: str, waits: bool = True) -> Callable[[Callable[..., Complaint]]
     """Add a rule to CHECKS, on the values of `keys`."""
 
     def register(rule: Callable[..., Complaint]) -> None:
-        CHECKS.append(Check(keys, lambda *values: next(rule(*values), None), waits))
+        CHECKS.append(Check(keys, rule, waits))
 
     return register
 

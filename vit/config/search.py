@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from vit.config.validate import legal_keys
-from vit.errors import ConfigError, nearest
-
-_KEYS = ("trials", "sampler", "seed", "min_epochs", "reduction", "space")
-
-
-@dataclass(frozen=True)
-class Range:
-    """A setting drawn between two numbers, evenly or (`log`) evenly by ratio."""
-
-    low: float
-    high: float
-    log: bool
+from vit.config.checks import Check, Complaint
+from vit.config.rules import Count, Range, Whole
+from vit.config.validate import checked, legal_keys
+from vit.errors import nearest
 
 
 @dataclass(frozen=True)
@@ -31,15 +22,21 @@ class Search:
         seed: decides what is drawn.
         min_epochs, reduction: runs are compared after `min_epochs` epochs, then at each `reduction`
             times as many; only the best 1 / `reduction` at each go on (ASHA, Li et al. 2020).
-        space: for each dotted setting a Range, or a list of values.
+        space: for each dotted setting a list of values, or `low` and `high`, between which numbers
+            are drawn evenly or, with `log`, evenly by ratio.
     """
 
-    trials: int
-    sampler: str
-    seed: int
-    min_epochs: int
-    reduction: int
-    space: dict[str, Range | list[Any]]
+    trials: Count
+    sampler: Literal["random", "tpe"]
+    seed: Whole
+    min_epochs: Count
+    reduction: Annotated[int, Range(2)]
+    space: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    search: Search
 
 
 def to_search(plain: Mapping[str, Any]) -> Search:
@@ -48,43 +45,23 @@ def to_search(plain: Mapping[str, Any]) -> Search:
     Raises:
         ConfigError: listing everything that is wrong.
     """
-    problems = [
-        f"search.{key} is no known key"
-        + (f"; did you mean search.{close}?" if (close := nearest(key, _KEYS)) else "")
-        for key in plain
-        if key not in _KEYS
-    ]
-    problems += [f"search.{key} is missing" for key in _KEYS if plain.get(key) is None]
-    for key, low in (("trials", 1), ("seed", 0), ("min_epochs", 1), ("reduction", 2)):
-        value = plain.get(key)
-        if value is not None and (not isinstance(value, int) or value < low):
-            problems.append(f"search.{key}={value} must be a whole number, {low} or more")
-    if plain.get("sampler") not in (None, "random", "tpe"):
-        problems.append(f"search.sampler={plain['sampler']} must be random or tpe")
-    space: dict[str, Range | list[Any]] = {}
-    for key, value in (plain.get("space") or {}).items():
+    return checked(_Sweep, {"search": plain}, [Check(("search.space",), _drawable)]).search
+
+
+def _drawable(space: dict[str, Any]) -> Complaint:
+    for key, value in space.items():
         if key not in legal_keys():
             hint = f"; did you mean {close}?" if (close := nearest(key, legal_keys())) else ""
-            problems.append(f"search.space: {key} is no known setting{hint}")
-        elif isinstance(value, list) and value:
-            space[key] = value
-        elif isinstance(value, Mapping) and _is_range(value):
-            log = bool(value.get("log", False))
-            space[key] = Range(float(value["low"]), float(value["high"]), log)
-        else:
-            problems.append(
+            yield f"search.space: {key} is no known setting{hint}"
+        elif not (_is_range(value) if isinstance(value, dict) else value and type(value) is list):
+            yield (
                 f"search.space: {key} needs a list of values, or {{low: .., high: .., log: true}} "
                 f"with low < high (and low > 0 for log)"
             )
-    if problems:
-        raise ConfigError(problems)
-    return Search(**{**{key: plain[key] for key in _KEYS}, "space": space})
 
 
-def _is_range(value: Mapping[str, Any]) -> bool:
-    numbers = [value.get("low"), value.get("high")]
-    if set(value) - {"low", "high", "log"} or not all(
-        isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers
-    ):
+def _is_range(value: dict[str, Any]) -> bool:
+    low, high, log = (value.get(key) for key in ("low", "high", "log"))
+    if set(value) - {"low", "high", "log"} or not {type(low), type(high)} <= {int, float}:
         return False
-    return value["low"] < value["high"] and (not value.get("log") or value["low"] > 0)
+    return low < high and (not log or low > 0)  # type: ignore[operator]

@@ -81,7 +81,7 @@ def checked(
     values: dict[str, Any] = {"world_size": world_size}
     legal = legal_keys(schema)
     known = set(legal) | {key.rpartition(".")[0] for key in legal}
-    own = tuple(f"{key}." for key in legal if key.endswith("options"))  # of plug-ins
+    own = tuple(f"{key}." for key, hint in legal.items() if get_origin(hint) is dict)
     problems = [
         _unknown(key, value, schema)
         for key, value in flatten(plain).items()
@@ -91,9 +91,7 @@ def checked(
     for check in checks:
         waiting = [key for key in FITTED_TO_DATA if values.get(key) == "auto"]
         if set(check.keys) <= values.keys() - (waiting if check.waits else []):
-            remedy = check.rule(*(values[key] for key in check.keys))
-            if remedy:
-                problems.append(remedy)
+            problems += check.rule(*(values[key] for key in check.keys))
     if problems:
         raise ConfigError(problems)
     return config

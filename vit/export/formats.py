@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit.config.checks import Check
+from vit.config.checks import Check, Complaint
 from vit.config.plugins import part
 from vit.errors import ConfigError
 
@@ -80,32 +80,29 @@ def format_of(name: str) -> Format:
     return part(FORMATS, "export", name)
 
 
-def _precision_exists(format: str, precision: str) -> str | None:
+def _precision_exists(format: str, precision: str) -> Complaint:
     kind = format_of(format)
-    if precision in kind.precisions:
-        return None
-    able = [name for name, other in FORMATS.items() if precision in other.precisions]
-    return (
-        f"precision={precision} is not to be had with format={format}; take "
-        f"precision={' or '.join(kind.precisions)}, or format={' or '.join(able)}"
-    )
+    if precision not in kind.precisions:
+        able = [name for name, other in FORMATS.items() if precision in other.precisions]
+        yield (
+            f"precision={precision} is not to be had with format={format}; take "
+            f"precision={' or '.join(kind.precisions)}, or format={' or '.join(able)}"
+        )
 
 
-def _output_fits(format: str, output: str | None) -> str | None:
+def _output_fits(format: str, output: str | None) -> Complaint:
     suffix = format_of(format).suffix
-    if output is None or output.endswith(suffix):
-        return None
-    return f"output={output} must end in {suffix}, as format={format} writes such a file"
+    if output is not None and not output.endswith(suffix):
+        yield f"output={output} must end in {suffix}, as format={format} writes such a file"
 
 
-def _merging_is_computed(format: str, merge: int) -> str | None:
-    if not merge or format_of(format).computes:
-        return None
-    able = [name for name, kind in FORMATS.items() if kind.computes]
-    return (
-        f"merge={merge}: format={format} holds weights, which merging does not change; take "
-        f"merge=0, or format={' or '.join(able)}"
-    )
+def _merging_is_computed(format: str, merge: int) -> Complaint:
+    if merge and not format_of(format).computes:
+        able = [name for name, kind in FORMATS.items() if kind.computes]
+        yield (
+            f"merge={merge}: format={format} holds weights, which merging does not change; take "
+            f"merge=0, or format={' or '.join(able)}"
+        )
 
 
 CHECKS = [
