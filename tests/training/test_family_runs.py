@@ -110,7 +110,7 @@ def test_a_family_is_fine_tuned_by_its_recipe(file: str, photos: Path, tmp_path:
 def test_without_weights_there_is_no_recipe(tmp_path: Path) -> None:
     done = run("train", "trainer.recipe=weights", cwd=tmp_path)
     assert done.returncode == 2
-    assert "trainer.recipe=weights without any; give model.weights=" in done.stderr
+    assert "trainer.recipe=weights needs trained weights; give model.weights=" in done.stderr
 
 
 def test_what_comes_before_the_blocks_is_embedding() -> None:

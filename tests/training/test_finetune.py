@@ -204,7 +204,7 @@ def test_experiments_for_it_run(photos: Path, finished: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"trainer__freeze": "all-but-head"}, "keep random weights; give model.weights="),
+        ({"trainer__freeze": "all-but-head"}, "needs trained weights; give model.weights="),
         ({"trainer__freeze": "head"}, "must be none, all-but-head, norm+bias, blocks:"),
         ({"trainer__freeze": "blocks:x", "model__weights": "x"}, "must be none"),
         ({"trainer__freeze": "lora:0", "model__weights": "x"}, "or lora:<rank>"),

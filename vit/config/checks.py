@@ -1,4 +1,4 @@
-"""Checks across settings of data and model: each names the keys it looks at and the remedy."""
+"""Checks across settings: each names the keys it looks at and the remedy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from vit.config.model import WEIGHT_KEYS
 from vit.config.schema import height_width
@@ -82,34 +83,21 @@ def _heads_divide_dim(dim: int | str, heads: int | str) -> Complaint:
         )
 
 
-@check("model.dim", "model.positions")
-def _sincos_needs_quarters(dim: int, positions: str) -> Complaint:
-    parts = {"sincos1d": 2, "sincos2d": 4}.get(positions, 1)
-    if dim % parts:
-        yield (
-            f"model.dim={dim} is not divisible by {parts}, as model.positions={positions} needs; "
-            f"try {nearest_multiples(dim, parts)}"
-        )
-
-
-@check("model.dim", "model.heads", "model.positions")
-def _rope_needs_quarters(dim: int, heads: int, positions: str) -> Complaint:
-    if "rope2d" in positions and dim % heads == 0 and dim // heads % 4:
-        yield (
-            f"model.dim={dim} / model.heads={heads} is not divisible by 4, as "
-            f"model.positions={positions} needs; try model.dim={nearest_multiples(dim, 4 * heads)}"
-        )
-
-
-@check("model.attention", "model.dim", "model.heads", "model.positions")
-def _differential_halves_heads(attention: str, dim: int, heads: int, positions: str) -> Complaint:
-    if attention == "differential" and "rope2d" in positions:
+@check("model.dim", "model.heads", "model.positions", "model.attention")
+def _widths_divide(dim: int, heads: int, positions: str, attention: str) -> Complaint:
+    rotates, differential = "rope2d" in positions, attention == "differential"
+    if rotates and differential:
         yield f"model.attention=differential has no model.positions={positions}; try learned"
-    elif attention == "differential" and dim % heads == 0 and dim // heads % 2:
-        yield (
-            f"model.dim={dim} / model.heads={heads} is odd, and model.attention=differential "
-            f"halves it; try model.dim={nearest_multiples(dim, 2 * heads)}"
-        )
+    quarters = {"sincos1d": 2, "sincos2d": 4}.get(positions, 1)
+    needed = {f"model.positions={positions}": 4 * heads if rotates else math.lcm(quarters, heads)}
+    if differential:
+        needed["model.attention=differential"] = 2 * heads
+    for setting, parts in needed.items():
+        if dim % heads == 0 and dim % parts:
+            yield (
+                f"model.dim={dim} with model.heads={heads} is not divisible by {parts}, as "
+                f"{setting} needs; try model.dim={nearest_multiples(dim, parts)}"
+            )
 
 
 @check("data.image_size", "model.patch_size")
@@ -131,15 +119,6 @@ def _patch_divides_image(size: int | list[int], patch: int | str) -> Complaint:
         yield (
             f"model.patch_size={patch} does not divide data.image_size={size}; "
             f"try {' or '.join(map(str, sorted(close)))}"
-        )
-
-
-@check("data.aspect", "data.name")
-def _native_comes_from_files(aspect: str, name: str) -> Complaint:
-    if aspect != "crop" and name not in OF_FILES:
-        yield (
-            f"data.aspect={aspect}: images of data={name} are all of one shape; "
-            f"try data.aspect=crop"
         )
 
 
@@ -205,3 +184,176 @@ def _files_alone_have_a_root(name: str, root: str | None) -> Complaint:
         yield f"data={name} needs data.root=<folder with one sub-folder per class>"
     elif name == "digits" and root is not None:
         yield f"data.root={root} is not read by data={name}; try data=folder data.root={root}"
+
+
+@check("data.aspect", "data.name", "augment.crop", "schedule.small_images", "distill.teacher")
+def _native_keeps_images_whole(aspect: str, name: str, crop: str, *others: Any) -> Complaint:
+    small, teacher = others
+    if aspect != "crop" and name not in OF_FILES:
+        yield (
+            f"data.aspect={aspect}: images of data={name} are all of one shape; "
+            f"try data.aspect=crop"
+        )
+    for setting, is_given, without in (
+        (f"augment.crop={crop}", crop not in ("auto", "none"), "augment.crop=none"),
+        (f"schedule.small_images={small}", small is not None, "schedule.small_images=null"),
+        (f"distill.teacher={teacher}", teacher is not None, "distill.teacher=null"),
+    ):
+        if aspect != "crop" and is_given:
+            yield (
+                f"{setting} does not go with data.aspect={aspect}, which keeps images whole; "
+                f"try {without} or data.aspect=crop"
+            )
+
+
+@check("trainer.batch_size", "trainer.accumulate", "augment.mixup", "augment.cutmix", "world_size")
+def _batch_splits(
+    batch: int, accumulate: int | str, mixup: float, cutmix: float, world_size: int | None
+) -> Complaint:
+    accumulate, processes = 1 if accumulate == "auto" else int(accumulate), world_size or 1
+    if batch % (parts := accumulate * processes):
+        yield (
+            f"trainer.batch_size={batch} is not divisible by trainer.accumulate={accumulate} x "
+            f"{processes} processes; try {nearest_multiples(batch, parts)}"
+        )
+    elif (mixup or cutmix) and batch % (pairs := 2 * processes):
+        yield (
+            f"trainer.batch_size={batch} leaves an image without a partner for augment.mixup or "
+            f"augment.cutmix; try {nearest_multiples(batch, pairs)}"
+        )
+
+
+@check(
+    "trainer.shard", "trainer.compile", "trainer.precision", "trainer.accumulate",
+    "trainer.freeze", "optim.name", "world_size",
+)  # fmt: skip
+def _sharding_was_tried(shard: str, compiles: bool, *others: Any) -> Complaint:
+    precision, accumulate, freeze, optim, world_size = others
+    if shard != "none" and world_size == 1:
+        yield (
+            "trainer.shard=fsdp needs several processes; start them with "
+            "`torchrun --nproc-per-node 2 -m vit.cli.train ...`"
+        )
+    for setting, is_given, tried in (
+        ("trainer.compile=true", compiles, "trainer.compile=false"),
+        ("trainer.precision=fp16", precision == "fp16", "trainer.precision=fp32 or bf16"),
+        ("trainer.accumulate=auto", accumulate == "auto", "a number"),
+        (f"trainer.freeze={freeze}", freeze != "none", "trainer.freeze=none"),
+        (f"optim={optim}", optim != "adamw", "optim=adamw"),
+    ):
+        if shard != "none" and is_given:
+            yield f"trainer.shard={shard} was not tried with {setting}; choose {tried}"
+
+
+@check("trainer.freeze", "trainer.recipe", "model.weights")
+def _weights_are_given(freeze: str, recipe: str, weights: str | None) -> Complaint:
+    for key, value in (("trainer.freeze", freeze), ("trainer.recipe", recipe)):
+        if value != "none" and weights is None:
+            yield (
+                f"{key}={value} needs trained weights; give model.weights=<run folder or file>, "
+                f"or {key}=none"
+            )
+
+
+@check("schedule.small_images", "data.image_size", "model.patch_size")
+def _small_images_are_smaller(
+    small: int | list[int] | None, size: int | list[int], patch: int | str
+) -> Complaint:
+    whole = height_width(size)
+    step = auto_patch_size(*whole) if isinstance(patch, str) else patch
+    if small is not None and any(
+        s > side or s % step for s, side in zip(height_width(small), whole, strict=True)
+    ):
+        near = max(step, round(max(whole) * 0.75 / step) * step)
+        yield (
+            f"schedule.small_images={small} is no multiple of the patch of {step} px up to "
+            f"data.image_size={size}; try schedule.small_images={near}"
+        )
+
+
+@check("trainer.epochs", "trainer.steps")
+def _one_length(epochs: float | None, steps: int | None) -> Complaint:
+    if epochs is None and steps is None:
+        yield "trainer.epochs=null and trainer.steps=null: give one, e.g. trainer.epochs=10"
+    elif epochs is not None and steps is not None:
+        yield (
+            f"trainer.epochs={epochs:g} and trainer.steps={steps} contradict each other; "
+            f"give only one of them"
+        )
+
+
+@check("optim.name", "optim.lr")
+def _muon_scales_its_rate(optim: str, lr: float | str) -> Complaint:
+    if optim == "muon" and lr == 0:
+        yield "optim.lr=0 with optim=muon leaves optim.other_lr without a scale; try optim.lr=0.02"
+
+
+@check("model.distillation_token", "distill.teacher")
+def _token_needs_teacher(token: bool, teacher: str | None) -> Complaint:
+    if token and not teacher:
+        yield (
+            "model.distillation_token=true has nobody to listen to; "
+            "try distill.teacher=<run folder> or model.distillation_token=false"
+        )
+
+
+@check("distill.teacher", "distill.weights")
+def _timm_teacher_needs_weights(teacher: str | None, weights: str | None) -> Complaint:
+    of_timm = teacher is not None and teacher.startswith("timm/")
+    if of_timm and weights is None:
+        yield f"distill.teacher={teacher} needs distill.weights=<.safetensors or .pth file>"
+    elif weights is not None and not of_timm:
+        yield (
+            f"distill.weights={weights} is of a timm teacher only; "
+            f"try distill.teacher=timm/<model> with it, or distill.weights=null"
+        )
+
+
+@check("trainer.freeze", "model.depth")
+def _frozen_blocks_exist(freeze: str, depth: int) -> Complaint:
+    blocks = freeze.removeprefix("blocks:")
+    if blocks != freeze and int(blocks) > depth:
+        yield f"trainer.freeze={freeze}: the model has {depth} blocks; try blocks:{depth // 2}"
+
+
+@check(
+    "trainer.cache_features", "trainer.freeze", "augment.crop", "augment.policy",
+    "augment.color_jitter", "augment.erasing", "augment.mixup", "augment.cutmix",
+    "augment.flip", "augment.repeats", "schedule.small_images", "distill.teacher",
+)  # fmt: skip
+def _cached_features_do_not_change(
+    caches: bool, freeze: str, crop: str, policy: str, *changes: Any
+) -> Complaint:
+    jitter, erasing, mixup, cutmix, flip, repeats, small, teacher = changes
+    changed = jitter or erasing or mixup or cutmix or flip or repeats > 1 or small or teacher
+    if caches and freeze != "all-but-head":
+        yield (
+            f"trainer.cache_features=true needs a model that is frozen up to its head, but "
+            f"trainer.freeze={freeze}; try trainer.freeze=all-but-head"
+        )
+    elif caches and (crop != "none" or policy != "none" or changed):
+        yield (
+            "trainer.cache_features=true sees every image once, as it is; try augment=none, with "
+            "schedule.small_images=null and distill.teacher=null"
+        )
+
+
+@check("trainer.early_stop", "data.val_fraction")
+def _early_stop_needs_validation(early_stop: int | None, fraction: float) -> Complaint:
+    if early_stop is not None and fraction <= 0:
+        yield (
+            f"trainer.early_stop={early_stop} needs validation images, but data.val_fraction=0; "
+            f"try data.val_fraction=0.1 or trainer.early_stop=null"
+        )
+
+
+@check("augment.crop_scale")
+def _scale_is_a_range(scale: list[float]) -> Complaint:
+    if scale[0] > scale[1]:
+        yield f"augment.crop_scale={scale} is upside down; try augment.crop_scale={scale[::-1]}"
+
+
+@check("resume", "name")
+def _auto_needs_name(resume: str | None, name: str | None) -> Complaint:
+    if resume == "auto" and not name:
+        yield "resume=auto needs name=<run name>, else every start would be a new run"

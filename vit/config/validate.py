@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 
 from vit.config import plugins
-from vit.config.checks import FITTED_TO_DATA, FROM_WEIGHTS, Check
+from vit.config.checks import CHECKS, FITTED_TO_DATA, FROM_WEIGHTS, Check
 from vit.config.rules import DurationRule, Registered, none_of
-from vit.config.run_checks import CHECKS
 from vit.config.schema import ReadConfig, RunConfig
 from vit.config.words import WORDS, timm_shape
 from vit.errors import ConfigError, nearest
