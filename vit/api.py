@@ -18,11 +18,12 @@ from torch import Tensor
 from vit.artifacts.run_dir import RunDir
 from vit.cli import front
 from vit.cli import train as command
+from vit.cli.explain import class_number
 from vit.config.commands import EvalConfig
 from vit.config.validate import checked
 from vit.data.loader import EvalLoader
 from vit.data.sources.listing import list_images
-from vit.errors import MOST_NAMES, ConfigError, DataError, nearest
+from vit.errors import MOST_NAMES, ConfigError, DataError
 from vit.evaluation.evaluate import evaluate
 from vit.inference import pictures
 from vit.inference.load import Trained, load_trained
@@ -137,10 +138,7 @@ class Run(Trained):
         """
         if not isinstance(method, str) or method not in pictures.METHODS:
             raise ConfigError(f"method={method} is none of {', '.join(pictures.METHODS)}")
-        if label is not None and label not in self.classes:
-            hint = f"; did you mean {close}?" if (close := nearest(label, self.classes)) else ""
-            raise ConfigError(f"label={label} is none of the model's classes{hint}")
-        wanted = None if label is None else self.classes.index(label)
+        wanted = class_number(label, self.classes, "label")
         with self._opened(images, _EXPLAINED_AT_ONCE) as loader:
             return list(pictures.explain(self, loader, [method], wanted))
 

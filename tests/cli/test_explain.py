@@ -102,7 +102,7 @@ def test_settings_that_cannot_be(changes: dict[str, object], words: str) -> None
 def test_a_class_is_found_by_its_name() -> None:
     assert class_number(None, ["a", "b"]) is None
     assert class_number("b", ["a", "b"]) == 1
-    with pytest.raises(ConfigError, match=r"a0, .*a19 and 10 more \(did you mean a29\?\)"):
+    with pytest.raises(ConfigError, match=r"a0, .*a11 and 18 more \(did you mean a29\?\)"):
         class_number("a29x", [f"a{i}" for i in range(30)])
 
 

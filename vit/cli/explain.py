@@ -13,7 +13,7 @@ from vit.cli.overrides import Overrides
 from vit.config.commands import ExplainConfig
 from vit.config.validate import checked
 from vit.data.sources.listing import list_images
-from vit.errors import ConfigError, DataError, nearest, printable
+from vit.errors import ConfigError, DataError, nearest, printable, shortened
 from vit.runtime import console
 from vit.runtime.console import damaged
 from vit.runtime.files import prepare_file, write_atomic
@@ -23,7 +23,6 @@ from vit.runtime.signals import import_torch
 IN_INDEX = 100
 """Images that the index shows at most."""
 _AT_ONCE = 8
-_LISTED = 20
 
 
 def main() -> None:
@@ -75,8 +74,8 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     )
 
 
-def class_number(name: str | None, classes: list[str]) -> int | None:
-    """The number of the class called `name`.
+def class_number(name: str | None, classes: list[str], key: str = "class") -> int | None:
+    """The number of the class called `name`, which the setting `key` names.
 
     Raises:
         ConfigError: there is none.
@@ -87,9 +86,7 @@ def class_number(name: str | None, classes: list[str]) -> int | None:
         return classes.index(name)
     close = nearest(name, classes)
     hint = f" (did you mean {printable(close)}?)" if close else ""
-    some = f" and {len(classes) - _LISTED} more" if len(classes) > _LISTED else ""
-    listed = ", ".join(map(printable, classes[:_LISTED]))
-    raise ConfigError(f"class={name} is none of the model's: {listed}{some}{hint}")
+    raise ConfigError(f"{key}={name} is none of the model's: {shortened(classes)}{hint}")
 
 
 if __name__ == "__main__":
