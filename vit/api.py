@@ -163,8 +163,8 @@ class Run(Trained):
                 was loaded.
         """
         own = [f"checkpoint={self.path}", f"device={self.device.type}"]
-        plain, parsed = front.composed("eval", [*own, *overrides])
-        if {"checkpoint", "device"} & parsed.repeated:
+        plain, _ = front.composed("eval", [*own, *overrides])
+        if any(line.lstrip("+").startswith(("checkpoint=", "device=")) for line in overrides):
             raise ConfigError(
                 "checkpoint and device are those of this run; for others, load_run(path, device)"
             )

@@ -151,11 +151,9 @@ class RunDir:
             ConfigError: it cannot be read, or holds no settings.
         """
         try:
-            text = self.config.read_text(encoding="utf-8")
+            text = self.config.read_bytes()
         except OSError as error:
             raise ConfigError(f"{self.config} cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{self.config} is no UTF-8 text; restore it") from None
         return load_yaml(text, str(self.config))
 
     def write_config(self, text: str) -> None:

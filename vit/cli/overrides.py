@@ -36,12 +36,6 @@ class Overrides:
         """The keys and groups that are given."""
         return frozenset(self._last)
 
-    @property
-    def repeated(self) -> frozenset[str]:
-        """Those of them that are given more than once."""
-        keys = [override.key_or_group for override in self.parsed]
-        return frozenset(key for key in keys if keys.count(key) > 1)
-
     def typed(self) -> dict[str, str]:
         """The text behind each `=`; of several to one key, the last."""
         return {key: _behind_equals(override) for key, override in self._last.items()}

@@ -181,22 +181,30 @@ def _kind(group: str, path: Path) -> str:
 def _listed(path: Path) -> set[tuple[str, str]]:
     """What the dictionary PLUGINS of a file has by (kind, name): read, not run."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        groups = dictionary(path, "PLUGINS")
+    except LookupError:
+        raise ConfigError(
+            f'import={path} has no dictionary PLUGINS = {{"vit.optim": {{"name": function}}}}; '
+            f"docs/plugins.md says more"
+        ) from None
     except (OSError, ValueError, SyntaxError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"import={path}: {reason}; give a Python file") from None
-    assigned = (node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign))
-    for node in assigned:
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-        if isinstance(target, ast.Name) and target.id == "PLUGINS":
-            return {
-                (_kind(group, path), name)
-                for group, table in _entries(node.value) for name, _ in _entries(table)
-            }  # fmt: skip
-    raise ConfigError(
-        f'import={path} has no dictionary PLUGINS = {{"vit.optim": {{"name": function}}}}; '
-        f"docs/plugins.md says more"
-    )
+    return {(_kind(group, path), name) for group, table in groups for name, _ in _entries(table)}
+
+
+def dictionary(path: Path, name: str) -> list[tuple[str, ast.expr]]:
+    """The entries of the dictionary `name` of a Python file, which is read, not run.
+
+    Raises:
+        LookupError: it has none.
+    """
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign([ast.Name(target)], value) | ast.AnnAssign(ast.Name(target), _, value):
+                if target == name:
+                    return _entries(value)
+    raise LookupError(f"{path} has no dictionary {name}")
 
 
 def _entries(table: ast.expr | None) -> list[tuple[str, ast.expr]]:

@@ -83,9 +83,7 @@ def fit_to_data(
 
     return replace(
         config,
-        data=_without_auto(
-            data, image_size=size or (shape[0] if shape[0] == shape[1] else [*shape])
-        ),
+        data=_without_auto(data, image_size=size),
         model=_without_auto(model, dim=dim, depth=depth, heads=heads),
         trainer=_without_auto(trainer, epochs=None if trainer.steps else epochs),
     )

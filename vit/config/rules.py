@@ -4,7 +4,6 @@ right, that return the words to follow `key=value` when the rule is broken, else
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -120,11 +119,7 @@ def registry_names(file: str, table: str) -> tuple[str, ...]:
     Read, not imported: the modules that register models and data sets import torch, and a typo
     should be answered at once. So a new entry is one dictionary line, known here by itself.
     """
-    for node in ast.parse((_PACKAGE / file).read_text(encoding="utf-8")).body:
-        match node:
-            case ast.AnnAssign(ast.Name(name), _, ast.Dict(keys)) if name == table:
-                return tuple(str(key.value) for key in keys if isinstance(key, ast.Constant))
-    raise LookupError(f"vit/{file} has no annotated dictionary {table}")
+    return tuple(name for name, _ in plugins.dictionary(_PACKAGE / file, table))
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def dump_yaml(plain: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(plain), sort_keys=False))  # rare characters need escapes
 
 
-def load_yaml(text: str, where: str) -> dict[str, Any]:
+def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
     """Read YAML without tags, resolvers or interpolation (a saved config is untrusted text).
 
     Raises:
