@@ -48,7 +48,7 @@ MISTAKES = {
     "heads": (["model.dim=65"], ["model.dim=65", "model.heads=4", "try 64 or 68"]),
     "quarters": (
         ["model.dim=66", "model.heads=6", "model.positions=sincos2d"],
-        ["model.dim=66", "model.positions=sincos2d", "try 64 or 68"],
+        ["model.dim=66", "model.positions=sincos2d", "try model.dim=60 or 72"],
     ),
     "patches": (["model.patch_size=3"], ["model.patch_size=3", "data.image_size=8", "2 or 4"]),
     "epochs and steps": (
