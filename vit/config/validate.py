@@ -16,7 +16,7 @@ import yaml
 
 from vit.config import plugins
 from vit.config.checks import CHECKS, FITTED_TO_DATA, FROM_WEIGHTS, Check
-from vit.config.rules import DurationRule, Registered, none_of
+from vit.config.rules import DurationRule, none_of
 from vit.config.schema import ReadConfig, RunConfig
 from vit.config.words import WORDS, timm_shape
 from vit.errors import ConfigError, nearest
@@ -28,8 +28,9 @@ _MEANT = {
     "model.weights": "run folder, file or timm/model",
 }
 """What is given to keys without a default."""
-_TO_BE_GIVEN = ("???", "<to be given>")
-"""Hydra's word for a value that must be given, and one that takes the place of a default, too."""
+_MISSING = dataclasses.MISSING
+_TO_BE_GIVEN = ("???", "<to be given>", _MISSING)
+"""Hydra's word for a value that must be given, one that takes the place of a default, and none."""
 _TELLING = {
     "data.name", "model.name", "augment.name", "optim.name", "schedule.name", "optim.lr",
     "optim.weight_decay", "trainer.epochs", "trainer.batch_size",
@@ -145,7 +146,7 @@ def misfits(schema: type, values: Mapping[str, Any], where: str = "") -> list[st
         key, hint = f"{where}{field.name}", hints[field.name]
         sections = [t for t in (hint, *get_args(hint)) if isinstance(t, type) and is_dataclass(t)]
         if field.name not in values:
-            if field.default is field.default_factory is dataclasses.MISSING:
+            if field.default is field.default_factory is _MISSING:
                 problems.append(f"{key} is missing")
         elif sections and isinstance(values[field.name], Mapping):
             problems += misfits(sections[0], values[field.name], f"{key}.")
@@ -254,7 +255,7 @@ def _collect(
     for field, hint in get_type_hints(schema, include_extras=True).items():
         name = _key(field)
         key = prefix + name
-        if plain.get(name, "???") in _TO_BE_GIVEN:
+        if plain.get(name, _MISSING) in _TO_BE_GIVEN:
             problems.append(f"{key} is missing; give it as {key}=<{_MEANT.get(key, 'value')}>")
         elif is_dataclass(hint):
             if isinstance(plain[name], Mapping):
@@ -269,33 +270,28 @@ def _collect(
             else:
                 problems.append(f"{key}={typed(plain[name])} {problem}")
     if "options" in result:
-        result["options"] = _of_plugins(schema, result, f"{prefix}options.", problems)
+        result["options"] = _of_plugins(result, f"{prefix}options.", problems)
     return None if problems else schema(**result)
 
 
-def _of_plugins(
-    schema: type, section: Mapping[str, Any], prefix: str, problems: list[str]
-) -> dict[str, Any]:
+def _of_plugins(section: Mapping[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
     """The settings of their own that a section's plug-ins have, every default filled in.
 
     `options` are those of the part that the section names; of the model, which has several parts,
     `options.<kind>` are.
     """
-    rules = {
-        rule.kind: field
-        for field, hint in get_type_hints(schema, include_extras=True).items()
-        for rule in getattr(hint, "__metadata__", ())
-        if isinstance(rule, Registered) and rule.kind is not None
-    }
+    group = prefix.removesuffix("options.")
+    keys = {kind: key for kind, key in plugins.KINDS.items() if key.startswith(group)}
+    kinds = {kind: key.removeprefix(group) for kind, key in keys.items()}
     given = section["options"]
-    if len(rules) == 1:
-        ((kind, field),) = rules.items()
+    if len(kinds) == 1:
+        ((kind, field),) = kinds.items()
         return _own(kind, section.get(field), given, prefix, problems)
-    problems += [f"{prefix}{name} is no known key; take {' or '.join(rules)}"
-                 for name in given if name not in rules]  # fmt: skip
+    problems += [f"{prefix}{name} is no known key; take {' or '.join(kinds)}"
+                 for name in given if name not in kinds]  # fmt: skip
     made = {
         kind: _own(kind, section.get(field), given.get(kind, {}), f"{prefix}{kind}.", problems)
-        for kind, field in rules.items()
+        for kind, field in kinds.items()
     }
     return {kind: options for kind, options in made.items() if options}
 
@@ -305,12 +301,10 @@ def _own(kind: str, name: Any, given: Any, prefix: str, problems: list[str]) -> 
     if name is None:  # and complained of
         return {}
     schema = plugins.options_schema(kind, name)
-    defaults: dict[str, Any] = {}
-    for field in dataclasses.fields(schema) if schema is not None else ():
-        if field.default_factory is not dataclasses.MISSING:
-            defaults[field.name] = field.default_factory()
-        else:
-            defaults[field.name] = "???" if field.default is dataclasses.MISSING else field.default
+    defaults: dict[str, Any] = {
+        field.name: field.default if field.default_factory is _MISSING else field.default_factory()
+        for field in (dataclasses.fields(schema) if schema is not None else ())
+    }
     if not isinstance(given, Mapping):
         problems.append(f"{prefix[:-1]}={typed(given)} must be a group of keys")
         return {}
