@@ -164,7 +164,7 @@ def test_an_option_that_does_not_exist_is_refused(flag):
     [
         (["-m"], {"--multirun": ""}), (["--multirun"], {"--multirun": ""}),
         (["--cfg", "job"], {"--cfg": "job"}), (["--config-dir", "/"], {"--config-dir": "/"}),
-        (["-cd=/"], {"--config-dir": "/"}), (["-i"], {"--info": "all"}),
+        (["-cd=/"], {"--config-dir": "/"}), (["-i"], {"--info": ""}),
         (["-i", "plugins"], {"--info": "plugins"}),
     ],
 )  # fmt: skip

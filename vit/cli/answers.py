@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator
 
+from vit.cli.argv import NO_SETTING
 from vit.errors import ConfigError, DataError, DiskFullError, InterruptedRun, VitError, printable
 from vit.runtime.files import is_full
 
@@ -52,7 +53,7 @@ def errors_to_exit_code(command: str) -> Iterator[list[int]]:
         print(f"vit-{command}: {printable(text)}", file=sys.stderr)
 
 
-_OF_COMPOSING = ("hydra.", "omegaconf.", "antlr4.", "yaml.")
+_OF_COMPOSING = frozenset({"hydra", "omegaconf", "antlr4", "yaml"})
 _OF_THE_SYSTEM = {
     errno.ENOENT: "it was moved or deleted, or never there",
     errno.EACCES: "look at its rights and its owner",
@@ -76,37 +77,61 @@ def _system_words(error: Exception) -> tuple[str, int] | None:
 
 def hydra_words(error: Exception) -> tuple[str, int] | None:
     """Hydra's and OmegaConf's own complaints as one line; they are configuration errors."""
-    from hydra.errors import MissingConfigException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+    from yaml import YAMLError
 
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    modules = (str(frame.f_globals.get("__name__")), type(error).__module__)
-    if not any(module.startswith(_OF_COMPOSING) for module in modules):  # also in what it calls
-        return None
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    file = re.match(r"In '(?!hydra/config)(\S+/\S+)':", lines[0])
-    by = f", which {file[1]}.yaml asks for," if file else ""
+    if isinstance(error, InterpolationKeyError):
+        named = re.sub(r".*Interpolation key '(.*)' not found.*", r"\1", str(error), flags=re.S)
+        return (
+            f"{error.full_key} asks for the value of {named} (${{{named}}}), which is no setting; "
+            f"--help lists them",
+            2,
+        )
+    if isinstance(error, YAMLError):
+        return f"a settings file is not readable YAML: {' '.join(str(error).split())}", 2
     if isinstance(error, OverrideParseException):
         typed = str(error.override).lstrip("+")
-        words = f"{typed} cannot be read; put special characters in quotes: \"key='value'\""
-    elif isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        if "=" not in typed:
+            return NO_SETTING.format(typed), 2
+        return f"{typed} cannot be read; put special characters in quotes: \"key='value'\"", 2
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OmegaConfBaseException):
+        why = re.sub(r"^\w+ raised while .*?: ", "", lines[0]).strip('"')
+        return f"{error.full_key or 'a setting'} cannot be computed: {why} (see --help)", 2
+    if isinstance(error, HydraException):
+        return _composition_words(error, lines), 2
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    if package in _OF_COMPOSING:  # by input that Hydra itself does not expect
+        return f"the settings cannot be read: {' '.join(str(error).split())} (see --help)", 2
+    return None
+
+
+def _composition_words(error: Exception, lines: list[str]) -> str:
+    """What Hydra says of the options and files that it puts together."""
+    from hydra.errors import InstantiationException, MissingConfigException
+
+    file = re.match(r"In '(?!hydra/config)(\S+/\S+)':", lines[0])
+    by = f", which {file[1]}.yaml asks for," if file else ""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
         options = [option for option in error.options or () if not option.startswith("_")]
-        words = f"{group}={name}{by} does not exist"
-        words += f"; choose one of {', '.join(options)}" if options else ""
+        listed = f"; choose one of {', '.join(options)}" if options else ""
         if group == "hydra/launcher":
-            words += "; pip install 'vit-train[sweep]' brings joblib, 'vit-train[slurm]' submitit"
-    elif key := re.search(r"ould not override '(.*?)'", lines[0]):
-        words = f"{key[1]}{by} is no setting that there is (--help lists them)"
-    elif file:
-        words = f"{file[1]}.yaml cannot be used: {' '.join(lines[1:2])} (see docs/configuration.md)"
-    elif isinstance(error, OmegaConfBaseException):
-        why = re.sub(r"^\w+ raised while .*?: ", "", lines[0]).strip('"')
-        words = f"{error.full_key or 'a setting'} cannot be computed: {why} (see --help)"
-    else:
-        told = [*lines[:5], *str(error.__cause__ or "").splitlines()[:1]]
-        words = f"the settings cannot be read: {' '.join(told)} (see --help)"
-    return words, 2
+            listed += "; pip install 'vit-train[sweep]' brings joblib, 'vit-train[slurm]' submitit"
+        return f"{group}={name}{by} does not exist{listed}"
+    if key := re.search(r"ould not override '(.*?)'", lines[0]):
+        of = "; e.g. hydra/launcher=joblib has hydra.launcher.n_jobs" * ("launcher" in key[1])
+        return f"{key[1]}{by} is no setting that there is{of} (--help lists them)"
+    if merged := re.search(r"rror merging override \+*(.*)", lines[0]):
+        return f"{merged[1]} is no value that it takes: {str(error.__cause__).splitlines()[0]}"
+    if isinstance(error, InstantiationException):
+        why = lines[0].partition(", set env")[0]
+        return f"hydra.callbacks needs _target_=<module>.<class> for each: {why}"
+    if file:
+        return f"{file[1]}.yaml cannot be used: {' '.join(lines[1:2])} (see docs/configuration.md)"
+    return f"{' '.join(lines[:5])} (see --help)"
 
 
 _LESS_MEMORY = {

@@ -6,13 +6,12 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 from vit.config.commands import SCHEMAS
 from vit.config.plugins import use_plugins
-from vit.config.rules import none_of
 from vit.config.schema import RunConfig
 from vit.config.validate import in_our_words, legal_keys
 from vit.errors import ConfigError, printable
@@ -27,22 +26,42 @@ PATH_KEYS = frozenset(
 )  # fmt: skip
 """Their values are taken as they are: Hydra's grammar refuses `~`, `=`, parentheses and more."""
 
-_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-HYDRA_FLAGS: dict[str, Sequence[str]] = {
-    "--multirun": (), "--run": (), "--cfg": ("job", "hydra", "all"), "--resolve": (),
-    "--package": sorted({key.rpartition(".")[0] for key in legal_keys()} - {""}), "--info": _INFO,
-    "--config-dir": ("./mine",), "--shell-completion": (), "--hydra-help": (), "--help": (),
-    "--version": (),
+_FOLDER = "a run lies in outputs=<folder>, called name=<name>"
+_OWN = "--config-dir <folder> adds settings of yours, experiment=<name> picks <folder>/experiment"
+_TOLD = "a run says what it does, every trainer.log_every=<steps>, and writes metrics.jsonl"
+_SWEEP = "vit-train -m key=<value>,<value> tries each, sweep=<name> what its file says"
+
+HYDRA_FLAGS = {
+    "--multirun": "", "--run": "", "--cfg": "", "--resolve": "", "--package": "", "--info": "",
+    "--config-dir": "", "--shell-completion": "", "--hydra-help": "", "--help": "", "--version": "",
+    "--config-path": _OWN, "--config-name": _OWN,
+    "--experimental-rerun": "resume=<run folder> goes on with a run",
+    "--hydra-version": "--info tells it",
 }  # fmt: skip
-"""Hydra's options that work, and what is given to each: one of these; of a folder an example."""
-HYDRA_SETTINGS = (
-    "hydra.launcher", "hydra.callbacks", "hydra.job.env_set", "hydra.sweeper.max_batch_size",
-)  # fmt: skip
-"""Its settings that work, with what is below them; `hydra/launcher` is `hydra.launcher`."""
+"""Hydra's options: nothing, where one works, else what to do here (docs/configuration.md)."""
+HYDRA_SETTINGS = {
+    "hydra.searchpath": _OWN, "hydra.launcher": "", "hydra.callbacks": "", "hydra.job.env_set": "",
+    "hydra.sweeper.max_batch_size": "",
+    "hydra.run": _FOLDER, "hydra.sweep": _FOLDER, "hydra.output_subdir": _FOLDER,
+    "hydra.job.chdir": _FOLDER, "hydra.job.name": _FOLDER,
+    "hydra.verbose": _TOLD, "hydra.job_logging": _TOLD, "hydra.hydra_logging": _TOLD,
+    "hydra.mode": _SWEEP, "hydra.sweeper": _SWEEP,
+    "hydra": "docs/configuration.md lists what there is of Hydra's",
+}  # fmt: skip
+"""The same of its settings, and of what is below them; `hydra/launcher` is `hydra.launcher`."""
 _SHORT = {
     "-m": "--multirun", "-r": "--run", "-c": "--cfg", "-p": "--package", "-i": "--info",
-    "-cd": "--config-dir", "-sc": "--shell-completion", "-h": "--help",
+    "-cd": "--config-dir", "-sc": "--shell-completion", "-h": "--help", "-cp": "--config-path",
+    "-cn": "--config-name",
 }  # fmt: skip
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_VALUES = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": _INFO,
+    "--package": sorted({key.rpartition(".")[0] for key in legal_keys()} - {""}),
+    "--config-dir": ("./mine",),
+}
+"""What is given to options: one of these, of a folder an example."""
 _ALONE = ("--multirun", "--cfg", "--info", "--shell-completion")
 _SHELLS = r"(install|uninstall|query)=(bash|zsh|fish)"
 
@@ -61,8 +80,8 @@ def split(argv: list[str], command: str = "train") -> tuple[dict[str, str], list
     of `import=<file.py>` are known from here on.
 
     Raises:
-        ConfigError: an option that does not exist, or lacks its value; what is neither option nor
-            setting.
+        ConfigError: an option that does not exist or does nothing here, or lacks its value; what is
+            neither option nor setting.
     """
     flags: dict[str, str] = {}
     overrides: list[str] = []
@@ -72,10 +91,11 @@ def split(argv: list[str], command: str = "train") -> tuple[dict[str, str], list
         arg = rest.pop(0)
         name, equals, value = arg.partition("=")
         name = _SHORT.get(name, name)
+        if HYDRA_FLAGS.get(name):
+            raise ConfigError(f"{name} has no effect here; {HYDRA_FLAGS[name]}")
         if name in HYDRA_FLAGS:
-            if HYDRA_FLAGS[name] and not equals and rest and (name != "--info" or rest[0] in _INFO):
-                value = rest.pop(0)
-            flags[name] = value or "all" * (name == "--info")
+            takes_next = name in _VALUES and rest and (name != "--info" or rest[0] in _INFO)
+            flags[name] = rest.pop(0) if takes_next and not equals else value
         elif name.lstrip("+") == "import" and equals:
             use_plugins(value)
         elif _OVERRIDE.fullmatch(arg):
@@ -130,12 +150,17 @@ def _without_keys(words: list[str], overrides: list[str], command: str) -> list[
 def _check_flags(flags: dict[str, str], overrides: list[str]) -> None:
     """Refuse what Hydra would ignore, or answer in words of its own."""
     for flag, value in flags.items():
-        choices = HYDRA_FLAGS[flag]
+        choices = _VALUES.get(flag, ())
+        if not value and choices and flag != "--info":
+            raise ConfigError(f"{flag} needs a value, e.g. {flag} {choices[0]}")
         if flag == "--config-dir":
             if not os.path.isdir(value):
-                raise ConfigError(f"--config-dir {value} is no folder; give the path of one")
-        elif value not in (choices or ("",)) and not (flag == "--package" and "hydra" in value):
-            raise ConfigError(f"{flag}={value} {none_of(value, choices or ['alone'])}")
+                raise ConfigError(f"--config-dir {value} is no folder; check the path")
+        elif value and value not in choices and not (flag == "--package" and "hydra" in value):
+            raise ConfigError(
+                f"{flag} {value} is not taken"
+                + (f"; choose one of {', '.join(choices)}" if choices else ", it has no value")
+            )
         if flag in ("--package", "--resolve") and "--cfg" not in flags:
             raise ConfigError(f"{flag} is of what --cfg prints; add --cfg job")
     if len(alone := [flag for flag in _ALONE if flag in flags]) > 1:
@@ -159,12 +184,11 @@ def prepare(overrides: list[str], groups: Iterable[str]) -> list[str]:
     for override in overrides:
         key = override.lstrip("+").partition("=")[0]
         if re.match(r"hydra\b", key):
-            name = f"{key.replace('/', '.')}."
-            if not name.startswith(tuple(f"{setting}." for setting in HYDRA_SETTINGS)):
-                raise ConfigError(
-                    f"{key} has no effect here; a run lies in outputs=<folder>, called name=<name> "
-                    f"(docs/configuration.md lists what there is of Hydra's)"
-                )
+            name = key.replace("/", ".")
+            while name not in HYDRA_SETTINGS:
+                name = name.rpartition(".")[0]
+            if HYDRA_SETTINGS[name]:
+                raise ConfigError(f"{key} has no effect here; {HYDRA_SETTINGS[name]}")
     # Nothing is picked already, and Hydra knows no word for it.
     nothing = {f"{group}=null" for group in OPTIONAL_GROUPS}
     overrides = [override for override in overrides if override.lstrip("+") not in nothing]
