@@ -1,6 +1,7 @@
 """Labels for images from an ONNX file of vit-export, with onnxruntime, Pillow and NumPy alone.
 
 python scripts/serve_onnx.py model.onnx rose.jpg photos --top 3 > labels.csv
+python scripts/serve_onnx.py model.onnx --port 8000  # curl --data-binary @rose.jpg localhost:8000
 
 Copy it into your own program: what the model must see stands in the file's metadata, and `prepare`
 makes it of an image, with the pixels that vit-train makes.
@@ -10,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
 import sys
 import warnings
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnxruntime
@@ -28,6 +31,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a cell begins that a spreadsheet takes for a formula; it gets a `'`."""
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 100_000_000
+"""Of an image that is sent."""
+DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What is raised where an image cannot be decoded."""
 _ERRORS_ONLY = 3
 
 
@@ -59,7 +66,7 @@ class Classifier:
         if [*about["image_size"], about["channels"]] != pixels or not 0 < about["center_crop"] <= 1:
             raise ValueError("its metadata tells of other images than its input")
 
-    def probabilities(self, file: str) -> np.ndarray:
+    def probabilities(self, file: str | BinaryIO) -> np.ndarray:
         """Of all classes, (K,), for one image.
 
         Raises:
@@ -71,8 +78,14 @@ class Classifier:
         chances: np.ndarray = shares / shares.sum()
         return chances
 
+    def best(self, file: str | BinaryIO, top: int) -> list[tuple[str, float]]:
+        """The `top` likeliest classes of an image and their probabilities."""
+        chances = self.probabilities(file)
+        likeliest = np.argsort(-chances, kind="stable")[:top]
+        return [(self.classes[k], float(chances[k])) for k in likeliest]
 
-def prepare(file: str, preprocessing: dict[str, Any]) -> np.ndarray:
+
+def prepare(file: str | BinaryIO, preprocessing: dict[str, Any]) -> np.ndarray:
     """What the model wants of an image: uint8 (height, width, channels).
 
     Upright, on white, resized to cover a frame, of which the centre is kept.
@@ -93,7 +106,7 @@ def prepare(file: str, preprocessing: dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(pixels[top : top + height, left : left + width])
 
 
-def decode(file: str, channels: int, height: float, width: float) -> np.ndarray:
+def decode(file: str | BinaryIO, channels: int, height: float, width: float) -> np.ndarray:
     """An image, upright and on white: uint8 (H, W, channels).
 
     A JPEG much larger than `height` and `width` is decoded at 1/2, 1/4 or 1/8 of its size.
@@ -164,14 +177,55 @@ def files(given: list[str]) -> Iterator[str]:
             yield str(place)
 
 
+def as_json(labels: list[tuple[str, float]]) -> list[dict[str, Any]]:
+    """The labels of an image as plain values."""
+    return [{"label": label, "probability": round(p, 6)} for label, p in labels]
+
+
+def serve(model: Classifier, host: str, port: int, top: int) -> None:
+    """Answer every image that is sent by POST with its labels, as JSON, until Ctrl-C."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = self.headers.get("Content-Length", "")
+            if not length.isdigit() or int(length) > MAX_BYTES:
+                self.answer(411 if not length.isdigit() else 413, {"error": "send one image"})
+                return
+            try:
+                labels = model.best(io.BytesIO(self.rfile.read(int(length))), top)
+            except DAMAGED as error:
+                self.answer(400, {"error": f"no image that can be decoded ({error})"})
+            else:
+                self.answer(200, {"predictions": as_json(labels)})
+
+        def do_GET(self) -> None:
+            self.answer(405, {"error": "send an image by POST: curl --data-binary @photo.jpg"})
+
+        def answer(self, status: int, content: dict[str, Any]) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer((host, port), Handler) as server:
+        print(f"curl --data-binary @photo.jpg http://{host}:{server.server_port}", flush=True)
+        server.serve_forever()
+
+
 def main() -> int:
     """Print a line for each image; what cannot be decoded is named on standard error."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", help="an ONNX file of vit-export")
-    parser.add_argument("images", nargs="+", help="image files, or folders of such")
+    parser.add_argument("images", nargs="*", help="image files, or folders of such")
     parser.add_argument("--top", type=int, default=5, help="labels for each image")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of CSV")
+    parser.add_argument("--port", type=int, help="serve images that are sent by POST instead")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reached from elsewhere, too")
     asked = parser.parse_args()
+    if not asked.images and asked.port is None:
+        parser.error("give images, or --port")
     try:
         model = Classifier(asked.model)
     except Exception as error:  # onnxruntime raises types of its own
@@ -179,6 +233,8 @@ def main() -> int:
         print(f"{asked.model} is no ONNX file of vit-export ({reason})", file=sys.stderr)
         return 2
     top = max(1, min(asked.top, len(model.classes)))
+    if asked.port is not None:
+        serve(model, asked.host, asked.port, top)
     table = csv.writer(sys.stdout, lineterminator="\n")
     if not asked.json:
         numbers = ["", *map(str, range(2, top + 1))]
@@ -186,16 +242,13 @@ def main() -> int:
     failed = 0
     for file in files(asked.images):
         try:
-            chances = model.probabilities(file)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            labels = model.best(file, top)
+        except DAMAGED as error:
             print(f"{file} cannot be decoded ({error})", file=sys.stderr)
             failed = 1
             continue
-        best = np.argsort(-chances, kind="stable")[:top]
-        labels = [(model.classes[k], float(chances[k])) for k in best]
         if asked.json:
-            predictions = [{"label": label, "probability": round(p, 6)} for label, p in labels]
-            print(json.dumps({"image": file, "predictions": predictions}))
+            print(json.dumps({"image": file, "predictions": as_json(labels)}))
         else:
             cells = [file, *(x for label, p in labels for x in (label, f"{p:.6f}"))]
             table.writerow([f"'{cell}" if cell.startswith(FORMULA) else cell for cell in cells])

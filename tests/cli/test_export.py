@@ -6,9 +6,13 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -242,6 +246,37 @@ def test_what_is_no_export_is_told_in_a_line(
     assert (served.returncode, served.stdout) == (2, "")
     assert served.stderr.startswith("other.onnx is no ONNX file of vit-export (")
     assert served.stderr.count("\n") == 1
+
+
+def test_images_that_are_sent_are_answered_with_the_same_labels(
+    exported: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "a.png", noise(20, 24))
+    (line,) = serve(str(exported), "a.png", "--json", cwd=tmp_path).stdout.splitlines()
+    command = [sys.executable, str(ROOT / "scripts" / "serve_onnx.py"), str(exported), "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
+        assert it.stdout is not None
+        place = it.stdout.readline().split()[-1]
+
+        def post(content: bytes) -> tuple[int, dict[str, Any]]:
+            try:
+                with urllib.request.urlopen(place, content, 60) as answer:
+                    return answer.status, json.load(answer)
+            except urllib.error.HTTPError as error:
+                return error.code, json.load(error)
+
+        status, answer = post((tmp_path / "a.png").read_bytes())
+        assert (status, answer["predictions"]) == (200, json.loads(line)["predictions"])
+        status, answer = post(b"hello")
+        assert status == 400
+        assert "no image that can be decoded" in answer["error"]
+        with pytest.raises(urllib.error.HTTPError, match="405"):
+            urllib.request.urlopen(place, timeout=60)
+        it.send_signal(signal.SIGINT)
+        assert it.wait(60) == 130
+    nothing = serve(str(exported), cwd=tmp_path)
+    assert nothing.returncode == 2
+    assert "give images, or --port" in nothing.stderr
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault(exported: Path, tmp_path: Path) -> None:

@@ -319,3 +319,28 @@ def test_a_printed_config_is_what_was_asked_for(tmp_path):
     assert (plain["trainer"]["steps"], plain["trainer"]["epochs"]) == (7, None)
     assert plain["data"]["root"] == "a (b)"
     assert not any(tmp_path.iterdir())
+
+
+def test_all_values_of_a_sweep_are_looked_at_before_its_first_run(tmp_path):
+    done = run("train", "-m", "optim.lr=1e-3,oops", "model.depth=1,x", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "vit-train: optim.lr=oops must be a number or auto",
+        "vit-train: model.depth=x must be a whole number or auto",
+    ]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_device_is_told_by_the_setting_that_asked(tmp_path):
+    done = run("train", "trainer.device=gpu", cwd=tmp_path)
+    assert "(did you mean cuda?)" in done.stderr
+
+
+def test_what_holds_runs_or_is_misspelt_is_no_checkpoint(tmp_path):
+    (tmp_path / "outputs" / "flowers" / "checkpoints").mkdir(parents=True)
+    done = run("eval", "outputs", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "holds runs; give one of outputs/flowers" in done.stderr
+    done = run("eval", "outputs/flower", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "(did you mean outputs/flowers?)" in done.stderr

@@ -24,7 +24,7 @@ def test_no_better_than_guessing_is_said(right: int, better: bool) -> None:
     labels = np.repeat([0, 1, 2], [20, 12, 14])
     told = judged(100 * right / 46, labels, TRAIN, ["cat", "dog", "owl"])
     assert told.startswith(f"{right} of 46 right")
-    assert told.endswith("no better than guessing") != better
+    assert told.endswith("not shown to be better than guessing") != better
 
 
 def test_a_name_from_a_disk_is_made_harmless() -> None:

@@ -23,7 +23,7 @@ from vit.report.interval import wilson
 from vit.runtime.files import from_json
 
 NOT_COMPARED = frozenset(
-    {"seed", "name", "outputs", "resume", "data.root", "data.workers", "data.fold"}
+    {"seed", "name", "outputs", "resume", "data.root", "data.workers", "data.memory", "data.fold"}
 )
 """Settings that make no difference between two runs, or only chance does."""
 SCORED = ("name", "root", "val_fraction", "test_fraction", "split_seed", "folds")
@@ -123,14 +123,17 @@ class Effect:
     share: float | None
 
 
-def read_runs(folder: Path) -> list[Run]:
-    """All runs at or below `folder` (two levels), the best validation score first."""
-    if (folder / "summary.json").is_file() or (folder / "config.yaml").is_file():
-        found = [folder]
-    else:
-        patterns = ("*/config.yaml", "*/summary.json", "*/*/config.yaml", "*/*/summary.json")
-        found = [file.parent for pattern in patterns for file in sorted(folder.glob(pattern))]
-    runs = [_read(path, folder) for path in dict.fromkeys(found)]
+def read_runs(*folders: Path) -> list[Run]:
+    """All runs at or below `folders` (two levels), the best validation score first."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if (folder / "summary.json").is_file() or (folder / "config.yaml").is_file():
+            found.setdefault(folder, folder)
+        else:
+            for pattern in ("config.yaml", "summary.json"):
+                for file in sorted([*folder.glob(f"*/{pattern}"), *folder.glob(f"*/*/{pattern}")]):
+                    found.setdefault(file.parent, folder)
+    runs = [_read(path, folder) for path, folder in found.items()]
     return sorted(runs, key=lambda run: -1.0 if (s := run.score()) is None else s, reverse=True)
 
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from vit.config.commands import SCHEMAS
@@ -138,13 +139,23 @@ def _without_keys(words: list[str], overrides: list[str], command: str) -> list[
         if arg.startswith("~"):
             raise ConfigError(f"{arg} takes away what is needed; give another value, or null")
         raise ConfigError(NO_SETTING.format(printable(arg) or "''"))
-    found = [] if "checkpoint" in given else [f"checkpoint={words.pop(0)}"]
+    if command == "eval" and len(words) > 1 and all(map(_is_trained, words)):
+        listed = ",".join(_in_quotes(os.path.expanduser(words.pop(0))) for _ in range(2))
+        found = [f"checkpoint=[{listed}]"]
+    else:
+        found = [] if "checkpoint" in given else [f"checkpoint={words.pop(0)}"]
     if words and "images" in given:
         raise ConfigError(f"{printable(words[0])} is one too many; images= is given")
     if words:
         listed = f"[{','.join(_in_quotes(os.path.expanduser(word)) for word in words)}]"
         found.append(f"images={listed if len(words) > 1 else words[0]}")
     return found
+
+
+def _is_trained(word: str) -> bool:
+    """Whether this is a run folder or a checkpoint, and no images."""
+    path = Path(word).expanduser()
+    return (path / "checkpoints").is_dir() or path.suffix == ".pt"
 
 
 def _check_flags(flags: dict[str, str], overrides: list[str]) -> None:

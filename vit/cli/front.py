@@ -19,7 +19,8 @@ from vit.cli.overrides import Overrides
 from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config import plugins
-from vit.config.validate import config_dir, legal_keys
+from vit.config.commands import SCHEMAS
+from vit.config.validate import config_dir, legal_keys, misfit, typed
 from vit.config.words import timm_shape
 from vit.data.sources.table_file import ENDINGS
 from vit.errors import ConfigError, VitError, nearest
@@ -121,6 +122,14 @@ def _compose_and_run(
         raise ConfigError(
             [f"{line} asks for several runs; add -m, or write [a,b]" for line in overrides.several]
         )
+    legal = legal_keys(SCHEMAS[command])
+    if wrong := [
+        f"{key}={typed(value)} {problem}"
+        for key, values in (overrides.tried() if sweeps else {}).items()
+        for value in values
+        if key in legal and (problem := misfit(value, legal[key]))
+    ]:
+        raise ConfigError(wrong)
     failure: list[Exception] = []
 
     def task(config: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vit.errors import ConfigError
 
@@ -67,6 +67,19 @@ class Overrides:
                 )
             several.append(line)
         return several
+
+    def tried(self) -> dict[str, list[Any]]:
+        """The values of each key that has several, but for choices of a `glob`."""
+        from hydra.core.override_parser.types import Glob, Override, QuotedString
+
+        return {
+            override.key_or_group: [
+                value.text if isinstance(value, QuotedString) else value
+                for value in override.sweep_iterator()
+            ]
+            for override in filter(Override.is_sweep_override, self.parsed)
+            if not isinstance(override.value(), Glob)
+        }
 
     def written_out(self, groups: Mapping[str, Collection[str]]) -> list[str]:
         """The lines, each `glob` as the options that it means; Hydra would find `_base`, too."""

@@ -36,7 +36,7 @@ def compare() -> None:
     """Print what the command line asks for; `csv=true` is `--csv`, as in the other commands."""
     parser = _Parser(prog="vit-runs", description=ABOUT["runs"])
     parser.add_argument("--version", action="version", version=f"vit-train {version('vit-train')}")
-    parser.add_argument("folder", nargs="?", default="outputs", help="outputs/, a sweep or a run")
+    parser.add_argument("folder", nargs="*", help="outputs/ (the default), sweeps or runs")
     parser.add_argument("--csv", action="store_true", help="print one CSV line per run instead")
     parser.add_argument("--html", metavar="FILE", help="also write a page with curves and plots")
     flags: list[str] = []
@@ -51,13 +51,14 @@ def compare() -> None:
         else:
             raise ConfigError(f"{arg} is no setting; {_SETTINGS}")
     args = parser.parse_args(flags)
-    folder = Path(args.folder)
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder; give the folder of your runs")
-    runs = read_runs(folder)
+    folders = list(map(Path, args.folder or ["outputs"]))
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder; give the folder of your runs")
+    runs = read_runs(*folders)
     print(runs_csv(runs) if args.csv else overview(runs), end="" if args.csv else "\n")
     if args.html:
-        write_page(Path(args.html), str(folder), runs)
+        write_page(Path(args.html), " ".join(map(str, folders)), runs)
 
 
 def overview(runs: list[Run]) -> str:

@@ -88,7 +88,7 @@ def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune
 def _takes_cuda(config: RunConfig) -> bool:
     from vit.runtime.device import select_device
 
-    return select_device(config.trainer.device).type == "cuda"
+    return select_device(config.trainer.device, key="trainer.device").type == "cuda"
 
 
 def saved_settings(folder: Path, overrides: Overrides) -> dict[str, Any]:

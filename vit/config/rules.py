@@ -26,7 +26,8 @@ def none_of(value: Any, choices: Sequence[Any]) -> str:
     listed = ", ".join(map(str, choices))
     if len(choices) == 1:
         return f"must be {listed}"
-    close = nearest(str(value), map(str, choices)) if value is not None else None
+    named = "cuda" if value == "gpu" and "cuda" in choices else str(value)
+    close = nearest(named, map(str, choices)) if value is not None else None
     return f"must be one of {listed}" + (f" (did you mean {close}?)" if close else "")
 
 

@@ -132,6 +132,11 @@ def telling(config: RunConfig, user_keys: Collection[str] = ()) -> dict[str, Any
     return found
 
 
+def misfit(value: Any, hint: Any) -> str | None:
+    """The words that say what is legal instead of `value` for the type `hint`; None: it is."""
+    return _fit(value, hint)[1]
+
+
 def misfits(schema: type, values: Mapping[str, Any], where: str = "") -> list[str]:
     """What in nested values is not as the dataclass `schema` says; others than its keys may be any.
 

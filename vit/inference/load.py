@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from vit.errors import (
     DataError,
     DivergedError,
     NoCheckpointError,
+    nearest,
     shortened,
 )
 from vit.model.vit import VisionTransformer
@@ -246,8 +248,16 @@ def find(where: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, An
     if where.is_file():
         return where, checkpoint.load(where)
     if not where.exists():
-        raise NoCheckpointError(f"checkpoint={where} does not exist; give a run folder or a file")
+        beside = os.listdir(where.parent) if where.parent.is_dir() else []
+        close = nearest(where.name, beside)
+        hint = f" (did you mean {where.parent / close}?)" if close else ""
+        raise NoCheckpointError(
+            f"checkpoint={where} does not exist; give a run folder or a file{hint}"
+        )
     run = RunDir(where)
+    runs = sorted(str(place.parent) for place in where.glob("*/checkpoints"))
+    if runs and not run.checkpoints.is_dir():
+        raise NoCheckpointError(f"checkpoint={where} holds runs; give one of {shortened(runs)}")
     if run.best.is_file():
         try:
             return run.best, checkpoint.load(run.best)

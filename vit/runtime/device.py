@@ -16,12 +16,13 @@ Native = Literal["bf16", "fp16", "fp32"]
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def select_device(name: str, local_rank: int | None = None) -> torch.device:
+def select_device(name: str, local_rank: int | None = None, key: str = "device") -> torch.device:
     """`auto` takes a CUDA GPU where there is one; Apple's, for one process alone, is asked for.
 
     Args:
         name: `auto`, `cpu`, `cuda` or `mps`.
         local_rank: number of the GPU, where several processes share the machine.
+        key: the setting that asks.
 
     Raises:
         ConfigError: a GPU was asked for and there is none of its kind.
@@ -31,8 +32,7 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     best = "cuda" if there["cuda"] else "cpu"
     if name != "auto" and not there[name]:
         raise ConfigError(
-            f"trainer.device={name}, but torch sees no {name.upper()} device; try "
-            f"trainer.device={best}"
+            f"{key}={name}, but torch sees no {name.upper()} device; try {key}={best}"
         )
     if (kind := best if name == "auto" else name) != "cuda":
         return torch.device(kind)

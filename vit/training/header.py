@@ -139,7 +139,8 @@ def _described(sizes: np.ndarray) -> str:
     if not len(sizes):
         return "of unknown size"
     low, middle, high = (np.sort(sizes, axis=0)[at] for at in (0, len(sizes) // 2, -1))
-    spread = "" if (low == high).all() else f" ({low[0]}x{low[1]} to {high[0]}x{high[1]})"
+    looked_at = f" in {len(sizes)} of them" if len(sizes) >= _LOOKED_AT // 2 else ""
+    spread = f" ({low[0]}x{low[1]} to {high[0]}x{high[1]}{looked_at})" * bool((low != high).any())
     return f"{middle[0]}x{middle[1]} px{spread}"
 
 

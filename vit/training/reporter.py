@@ -164,7 +164,8 @@ class Reporter:
             loss += f" val {_loss(self._val_scores['loss'])}"
             top1 += f" val {self._val_scores['top1']:5.2f}{' *' if is_best else '  '}"
         seconds, left = max(self.clock.seconds, 1e-9), self._left()
-        when = f"{console.duration(left)} left" if left else console.duration(seconds)
+        done = state.step == parts.plan.steps
+        when = console.duration(left or seconds) + (" left" if left else " in all" * done)
         line = f"{self._epochs()}  {loss}  {top1}  {state.images / seconds:,.0f} img/s  {when}"
         console.keep(line)
         if is_best:
@@ -173,7 +174,8 @@ class Reporter:
         if not sys.stdout.isatty() or time.monotonic() - self._shown_at >= PAUSE:
             self._show_held()
         share = parts.train.waited / max(seconds - self._began[0], 1e-9)
-        if share >= NOTABLE and not self._told_waiting:
+        streams = parts.config.data.memory == "stream"
+        if streams and share >= NOTABLE and not self._told_waiting:
             self._told_waiting = True
             console.say(
                 f"waiting  {100 * share:.0f} % of the time goes to waiting for images; try "

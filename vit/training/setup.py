@@ -74,7 +74,7 @@ def set_up(
     settings = with_absolute_paths(settings)
     saved = _saved(settings, run)
     device = runtime_device.select_device(
-        settings.trainer.device, world.local_rank if world.size > 1 else None
+        settings.trainer.device, world.local_rank if world.size > 1 else None, "trainer.device"
     )
     if settings.trainer.deterministic:
         runtime_device.make_deterministic()

@@ -35,7 +35,7 @@ def judged(
     low, high = (100 * bound for bound in wilson(hits, count))
     guess = int(np.bincount(train_labels).argmax())
     share = 100 * float((labels == guess).mean())
-    verdict = "" if low > share else ", so that is no better than guessing"
+    verdict = "" if low > share else ", so it is not shown to be better than guessing"
     return (
         f"{hits:,} of {count:,} right, 95 % {low:.0f} to {high:.0f}; always "
         f"'{printable(classes[guess])}' would get {share:.0f} %{verdict}"
