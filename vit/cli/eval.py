@@ -57,7 +57,9 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     trained, what, metrics = done.trained, done.what, done.metrics
     predictions, temperature = done.predictions, done.temperature
     label = labelled(what, trained, config.merge)
-    versus = f"-vs-{results_of(done.comparison.models[1].path).name}" if done.comparison else ""
+    versus = ""
+    if "compared_with" in metrics:
+        versus = f"-vs-{results_of(Path(metrics['compared_with']['checkpoint'])).name}"
     folder = output_folder(config, trained.path, label + versus)
     rows = zip(
         (done.loader.names[i] for i in predictions.index),
@@ -85,7 +87,7 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     lines = [
         f"{label}: top-1 {metrics['top1']:.2f}  top-5 {metrics['top5']:.2f}  loss "
         f"{metrics['loss']:.4f}  ({metrics['images']:,} images, step {trained.step})",
-        *([done.comparison.statement()] if done.comparison else []),
+        *([done.comparison.statement] if done.comparison else []),
         *(str(file) for file in written if file.is_file()),
     ]
     console.say("\n  ".join(lines))

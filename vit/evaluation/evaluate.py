@@ -8,7 +8,7 @@ import torch
 
 from vit.config.commands import EvalConfig
 from vit.errors import ConfigError
-from vit.evaluation.comparison import Comparison, check_comparable
+from vit.evaluation.comparison import check_comparable, compare
 from vit.evaluation.review import Evaluation, Temperature, fitted, under_corruptions
 from vit.inference.evaluator import Evaluator
 from vit.inference.predict import Predictions
@@ -32,21 +32,20 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
     loader = job.open(samples, what)
     alone, predictions = job.predict(loader)
     temperature = _temperature(job, what, predictions)
-    comparison = None
-    for other in others:
-        theirs = other.predict(other.open(samples, what))[-1]
-        comparison = Comparison((trained, other.trained), (predictions, theirs))
     about = {
-        "checkpoint": str(trained.path),
-        "step": trained.step,
+        **trained.about(),
         "data": what,
-        "image_size": trained.preprocessing["image_size"],
         "images": len(predictions.index),
         "trained_on": trained_on,
         "bad_images": loader.corrupt.named(),
         "tta": config.tta,
         "merge": config.merge,
     }
+    comparison = None
+    for other in others:
+        theirs = other.predict(other.open(samples, what))[-1]
+        comparison = compare((trained, other.trained), predictions, theirs)
+        about["compared_with"] = {**other.trained.about(), **comparison.as_json()}
     return Evaluation(
         trained, what, loader, about, predictions,
         without_tta=None if alone is predictions else alone,

@@ -15,12 +15,12 @@ from vit.artifacts.runs import curve
 from vit.config.validate import flatten
 from vit.data.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vit.data.loader import EvalLoader
-from vit.evaluation.comparison import Comparison
 from vit.inference.evaluator import Evaluator
 from vit.inference.explain import MOST_TOKENS, heat_of_each, pictures_of_each, rollout
 from vit.inference.load import Trained
 from vit.inference.predict import Predictions
 from vit.report import metrics as scoring
+from vit.report.comparison import Comparison
 from vit.report.drawing import overlay
 from vit.report.gallery import choose, within
 from vit.report.page import BUDGET, Report, report_page
@@ -101,8 +101,6 @@ class Evaluation:
             values["corruptions"] = self.corruptions
             values["corruption_mean"] = mean
             values["corruption_drop"] = self.scores["top1"].value - mean
-        if self.comparison is not None:
-            values["compared_with"] = self.comparison.as_json()
         table = scoring.per_class(predictions.labels, predictions.top[:, 0], len(classes))
         rows = zip(classes, *(column.tolist() for column in table.values()), strict=True)
         values["per_class"] = [dict(zip(("class", *table), row, strict=True)) for row in rows]
@@ -162,7 +160,7 @@ def page(
         confidence=judged.confidence,
         scores=done.scores,
         compared=compared,
-        versus=None if done.comparison is None else done.comparison.shown(),
+        versus=done.comparison,
         corruptions={
             name: dict(zip(SEVERITIES, row, strict=True)) for name, row in done.corruptions.items()
         },

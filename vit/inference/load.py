@@ -68,6 +68,11 @@ class Trained:
         run = RunDir.of(self.path)
         return run.path.name if run else self.path.name
 
+    def about(self) -> dict[str, Any]:
+        """Which model it is, for metrics.json."""
+        size = self.preprocessing["image_size"]
+        return {"checkpoint": str(self.path), "step": self.step, "image_size": size}
+
     def read_config(self) -> ReadConfig:
         """How its images are read: from their files, the way that its own evaluations did.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vit.report.comparison import Comparison
 from vit.report.figures import Points, chart, reliability
 from vit.report.gallery import FULL_MATRIX, Chosen, largest_pairs
 from vit.report.metrics import Bins, Score, confusion, per_class
@@ -32,27 +33,6 @@ _SPELT = {
 
 
 @dataclass(frozen=True)
-class Versus:
-    """A second model on the N images of a report.
-
-    Attributes:
-        names, top1: of both models; top-1 in percent.
-        counts: images that both are right on, the first alone, the second alone, and none.
-        statement: what it comes to, a sentence.
-        predicted: classes by the second model (N,).
-        first, second: images to be shown that it alone is right on, by number.
-    """
-
-    names: tuple[str, str]
-    top1: tuple[float, float]
-    counts: tuple[int, int, int, int]
-    statement: str
-    predicted: np.ndarray
-    first: Sequence[int]
-    second: Sequence[int]
-
-
-@dataclass(frozen=True)
 class Report:
     """What a page shows of an evaluation of N images in K classes.
 
@@ -65,7 +45,7 @@ class Report:
         scores: by keys of SCORES.
         compared: plain scores of evaluations to be seen side by side, by what they are called;
             of two, the second is compared with the first.
-        versus: a second model on the same images; None without one.
+        versus: the model and a second one on the same images; None without one.
         corruptions: top-1 in percent of images made worse, by name and severity; may be empty.
         reliability: by caption.
         calibration: what was done about calibration, a sentence.
@@ -84,7 +64,7 @@ class Report:
     confidence: np.ndarray
     scores: Mapping[str, Score]
     compared: Mapping[str, Mapping[str, float]]
-    versus: Versus | None
+    versus: Comparison | None
     corruptions: Mapping[str, Mapping[int, float]]
     reliability: Mapping[str, Bins]
     calibration: str
@@ -97,7 +77,8 @@ class Report:
 
     def different(self) -> list[int]:
         """The images on which two models differ that are to be shown."""
-        return [] if self.versus is None else [*self.versus.first, *self.versus.second]
+        alone = () if self.versus is None else self.versus.shown()
+        return [number for numbers in alone for number in numbers]
 
 
 def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping[int, str]) -> str:
@@ -161,12 +142,11 @@ def _comparison(compared: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     return table
 
 
-def _sides(report: Report, versus: Versus, thumbnails: Mapping[int, str]) -> Iterable[Any]:
+def _sides(report: Report, versus: Comparison, thumbnails: Mapping[int, str]) -> Iterable[Any]:
     """Of both models the name, how many images it alone is right on, and those that are shown."""
-    by_second = replace(report, predicted=versus.predicted)
-    first = _figures(by_second, versus.first, thumbnails)
-    second = _figures(report, versus.second, thumbnails)
-    return zip(versus.names, versus.counts[1:3], (first, second), strict=True)
+    by_other = (replace(report, predicted=versus.predicted[1]), report)
+    shown = (_figures(*pair, thumbnails) for pair in zip(by_other, versus.shown(), strict=True))
+    return zip(versus.names, versus.counts[1:3], shown, strict=True)
 
 
 def _corruptions(scores: Mapping[str, Mapping[int, float]]) -> dict[str, list[float]]:
