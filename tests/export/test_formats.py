@@ -23,6 +23,7 @@ from safetensors.torch import load
 from vit.config.model import ViTConfig
 from vit.data.reading.transform import Transform
 from vit.errors import ConfigError
+from vit.export import safetensors, timm_config
 from vit.export.formats import FORMATS
 from vit.export.parity import BOUNDS
 from vit.export.source import metadata
@@ -138,7 +139,7 @@ def test_timm_and_transformers_load_the_folder_as_it_is(model, precision, tmp_pa
 )
 def test_what_timm_cannot_hold_is_refused_in_one_line(model, words):
     with pytest.raises(ConfigError, match=rf"^format=timm: .*{words}; take format=onnx, .*$"):
-        FORMATS["timm"].write(trained(**model), 0, "fp32")
+        timm_config.write(trained(**model), 0, "fp32")
 
 
 # Precisions
@@ -159,7 +160,7 @@ def test_half_precision_holds_where_squares_overflow_it(tmp_path):
         assert given.dtype == np.float32
         np.testing.assert_allclose(given, logits, rtol=0, atol=0.02 * abs(logits).max())
         assert not np.allclose(given, logits, rtol=0, atol=1e-6)
-    full, half = (FORMATS["safetensors"].write(source, 0, p) for p in ("fp32", "fp16"))
+    full, half = (safetensors.write(source, 0, p) for p in ("fp32", "fp16"))
     assert len(half) < 0.7 * len(full)
     assert {tensor.dtype for tensor in load(half).values()} == {torch.float16}
 

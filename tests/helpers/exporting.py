@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ def written(
 ) -> tuple[Answer, Path]:
     """An export in `folder`, as a function, and its path."""
     path = folder / f"{form}-{precision}{FORMATS[form].suffix}"
-    content = FORMATS[form].write(source, merge, precision)
+    module = import_module(FORMATS[form].module)
+    content = module.write(source, merge, precision)
     for name, part in {"": content}.items() if isinstance(content, bytes) else content.items():
         file = path / name if name else path
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(part)
-    return FORMATS[form].run(path), path
+    return module.run(path), path

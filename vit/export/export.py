@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from vit.data.types import Samples
 from vit.errors import ConfigError, DataError, ExportError
 from vit.export.formats import format_of
 from vit.export.parity import AT_ONCE, BOUNDS, MERGING, Parity, compare, milliseconds
-from vit.export.source import WithPreprocessing, on_pixels
+from vit.export.source import Answer, Content, WithPreprocessing, on_pixels
 from vit.inference.evaluator import Evaluator
 from vit.runtime.files import move_over, staging, write_atomic
 
@@ -87,15 +88,15 @@ def export(
         DataError: an image is damaged and may not be, or a worker failed.
         DiskFullError: no space.
     """
-    writer = format_of(config.format)
-    content = writer.write(job.trained, config.merge, config.precision)
+    writer = import_module(format_of(config.format).module)
+    content: Content = writer.write(job.trained, config.merge, config.precision)
     with staging(output) as staged:
         files = {"": content} if isinstance(content, bytes) else content
         for name, part in files.items():
             file = staged / name
             file.parent.mkdir(exist_ok=True)
             write_atomic(file, part)
-        answer = writer.run(staged)
+        answer: Answer = writer.run(staged)
         parity, pixels = compare(job.model, answer, job.open(samples, what))
         job.trained.check(torch.from_numpy(parity.logits[0]))
         merges = config.merge and config.precision == "fp32"

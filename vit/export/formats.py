@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vit.config.checks import Check, Complaint
 from vit.config.plugins import part
 from vit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from vit.export.source import Answer, Content
-    from vit.inference.load import Trained
 
 
 @dataclass(frozen=True)
@@ -23,7 +15,10 @@ class Format:
     """A format of exported models.
 
     Attributes:
-        module: what writes it and runs what was written, by functions `write` and `run`.
+        module: its functions `write`, from a `Trained` on the CPU, the patches that each block
+            merges and a precision to the content of a file or of a folder's files (ConfigError
+            where the format cannot hold the model), and `run`, from the path of what was written to
+            an `Answer`, by those who would use it.
         suffix: how its file's name ends; empty: it is a folder.
         precisions: of weights, and of what is computed with them where the format computes.
         computes: it holds operations, not weights alone.
@@ -47,21 +42,6 @@ class Format:
             raise ConfigError(
                 f"this format needs {', '.join(missing)}; pip install 'vit-train[onnx]'"
             )
-
-    def write(self, trained: Trained, merge: int, precision: str) -> Content:
-        """A model, on the CPU and merging so many patches in each block, in a precision, as the
-        content of a file or of a folder's files.
-
-        Raises:
-            ConfigError: the format cannot hold the model.
-        """
-        write: Callable[[Trained, int, str], Content] = import_module(self.module).write
-        return write(trained, merge, precision)
-
-    def run(self, path: Path) -> Answer:
-        """What was written at `path` as a function, by those who would use it."""
-        run: Callable[[Path], Answer] = import_module(self.module).run
-        return run(path)
 
 
 FORMATS: dict[str, Format] = {

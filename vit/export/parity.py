@@ -102,8 +102,7 @@ def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Parit
     some: list[np.ndarray] = []
     with console.progress(total=len(loader.labels), desc="comparing") as bar:
         for images, labels, _, _ in loader:
-            for start in range(0, len(images), AT_ONCE):
-                part = images[start : start + AT_ONCE]
+            for part in torch.split(images, AT_ONCE):
                 pixels = as_bytes(part, loader)
                 with torch.no_grad():
                     ours.append(model(part).numpy())
