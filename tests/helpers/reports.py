@@ -39,7 +39,7 @@ def made_up(
         scores=metrics.all_scores(top, labels, judged.loss, judged), compared={},
         versus=None, corruptions={},
         reliability={"as it is": metrics.calibration(judged.confidence, predicted == labels)},
-        calibration="None.", loss={}, top1={}, epoch=None, settings={"a.key": None},
+        calibration="None.", curves={}, epoch=None, settings={"a.key": None},
         command="vit-eval", chosen=choose(labels, predicted, judged.loss, judged.margin, classes),
     )  # fmt: skip
 
@@ -54,5 +54,5 @@ def against(report: Report, name: str) -> Comparison:
 def pictures_of(report: Report, side: int = 8) -> dict[int, str]:
     """Noise for all images of a report."""
     rng = np.random.default_rng(0)
-    numbers = list(dict.fromkeys([*report.different(), *report.chosen.in_order()]))
-    return within(((i, rng.integers(0, 256, (side, side, 3), np.uint8)) for i in numbers), BUDGET)
+    noise = ((i, rng.integers(0, 256, (side, side, 3), np.uint8)) for i in report.shown())
+    return within(noise, BUDGET)

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from vit.report import metrics
-from vit.report.figures import chart, nice_ticks, reliability, thinned
+from vit.report.chart import chart, nice_ticks, thinned
+from vit.report.figures import reliability
 from vit.report.gallery import data_uri, within
 
 

@@ -188,7 +188,7 @@ def test_hostile_names_everywhere_are_text() -> None:
     report = replace(
         report, title=HOSTILE, facts=[HOSTILE], calibration=HOSTILE, command=HOSTILE,
         settings={HOSTILE: HOSTILE}, compared={HOSTILE: {"top1": 1.0}, "b": {"top1": 2.0}},
-        names=[f"{HOSTILE}\udce9"] * 60, loss={HOSTILE: [(0.0, 1.0), (1.0, 2.0)]},
+        names=[f"{HOSTILE}\udce9"] * 60, curves={HOSTILE: {HOSTILE: [(0.0, 1.0), (1.0, 2.0)]}},
         reliability={HOSTILE: next(iter(report.reliability.values()))},
         corruptions={HOSTILE: {1: 50.0, 3: 40.0}}, versus=against(report, HOSTILE),
     )  # fmt: skip

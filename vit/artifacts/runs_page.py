@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from vit.artifacts.runs import APART, NO_SHARE, Run, by_images, curve, differing, effects, groups
 from vit.artifacts.runs_table import HEAD, MEASURED, effects_table, groups_table, row
+from vit.report.chart import chart
 from vit.report.render import rendered
 
 _AXES = 8
@@ -101,23 +102,10 @@ def _height(value: float, low: float, high: float) -> float:
 
 
 def _curves(runs: list[Run]) -> dict[str, Any] | None:
-    """Validation curves of all runs, with ticks; None where there is none."""
-    found = [(run, points) for run in runs if len(points := curve(run.path)) > 1]
-    if not found:
+    """Validation curves of all runs, as `chart` has them; None where there is none."""
+    found = {run.name: points for run in runs if len(points := curve(run.path)) > 1}
+    drawn = chart(found, size=(1000, 380))
+    if drawn is None:
         return None
-    last = max(x for _, points in found for x, _ in points)
-    values = [y for _, points in found for _, y in points]
-    low, high = math.floor(min(values) / 5) * 5, min(100, math.ceil(max(values) / 5) * 5)
-    high = max(high, low + 5)
-
-    def place(x: float, y: float) -> str:
-        return f"{50 + 935 * x / last:.1f},{350 - 330 * (y - low) / (high - low):.1f}"
-
-    names = [run.name for run, _ in found]
-    hues = _hues([max(y for _, y in points) for _, points in found])
-    lines = [" ".join(place(*point) for point in points) for _, points in found]
-    return {
-        "lines": list(zip(names, hues, lines, strict=True)),
-        "y_ticks": [(f"{low + (high - low) * i / 5:g}", 350 - 66 * i) for i in range(6)],
-        "x_ticks": [(f"{last * i / 5:.3g}", 50 + 187 * i) for i in range(6)],
-    }
+    hues = _hues([max(y for _, y in points) for points in found.values()])
+    return {**drawn, "lines": list(zip(found, hues, drawn["lines"].values(), strict=True))}

@@ -86,8 +86,7 @@ class Evaluation:
         predictions, classes = self.predictions, self.trained.classes
         values: dict[str, Any] = {
             **self.about,
-            **predictions.scores(),
-            **{key: self.scores[key].value for key in ("macro_f1", "brier", "ece")},
+            **{key: score.value for key, score in self.scores.items()},
             "intervals": {key: [score.low, score.high] for key, score in self.scores.items()},
             "temperature": self.temperature.value,
             "calibrated": None,
@@ -171,8 +170,7 @@ def page(
         chosen=chosen,
         **_curves(trained),
     )
-    shown = list(dict.fromkeys([*report.different(), *chosen.in_order()]))
-    batches = _batches(done, shown, 64)
+    batches = _batches(done, report.shown(), 64)
     pictures = (pair for rows, seen, _, _ in batches for pair in zip(rows, seen, strict=True))
     thumbnails = within(pictures, BUDGET)
     closer = [i for i in dict.fromkeys([*chosen.worst, *chosen.uncertain]) if i in thumbnails]
@@ -200,14 +198,14 @@ def _curves(trained: Trained) -> dict[str, Any]:
     """The learning curves of the run, and which epoch the weights are from."""
     run = RunDir.of(trained.path)
     if run is None:
-        return {"loss": {}, "top1": {}, "epoch": None}
+        return {"curves": {}, "epoch": None}
     names = {"training": "train", "validation": "val"}
     curves = {
-        key: {name: curve(run.path, event, key) for name, event in names.items()}
-        for key in ("loss", "top1")
+        caption: {name: curve(run.path, event, key) for name, event in names.items()}
+        for caption, key in (("loss (nats)", "loss"), ("top-1 (%)", "top1"))
     }
     is_best = trained.path.resolve() == run.best.resolve()
-    return {**curves, "epoch": run.read_summary().get("best_epoch") if is_best else None}
+    return {"curves": curves, "epoch": run.read_summary().get("best_epoch") if is_best else None}
 
 
 def _batches(

@@ -35,7 +35,7 @@ class Chosen:
         uncertain: those with the smallest margin between the two best classes.
         cells: by (true class, predicted class) of the confusion matrix: wrong ones by falling loss,
             right ones by rising margin. Cells of more than FULL_MATRIX classes are the largest
-            ones off the diagonal.
+            ones off the diagonal, the largest first.
     """
 
     worst: list[int]
@@ -57,22 +57,16 @@ def choose(
     uncertain = np.argsort(margin, kind="stable")
     whole = classes <= FULL_MATRIX
     cells: dict[tuple[int, int], list[int]] = {}
-    for label, guess, count in largest_pairs(labels[wrong], predicted[wrong]):
-        if whole or len(cells) < _PAIRS:
-            inside = wrong[(labels[wrong] == label) & (predicted[wrong] == guess)]
-            cells[label, guess] = inside[: min(count, _PER_CELL)].tolist()
+    pairs = Counter(sorted(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)))
+    for (label, guess), _ in pairs.most_common(None if whole else _PAIRS):
+        inside = wrong[(labels[wrong] == label) & (predicted[wrong] == guess)]
+        cells[label, guess] = inside[:_PER_CELL].tolist()
     if whole:
         right = uncertain[(labels == predicted)[uncertain]]
         for label in range(classes):
             if found := right[labels[right] == label][:_RIGHT_PER_CLASS].tolist():
                 cells[label, label] = found
     return Chosen(wrong[:_LISTED].tolist(), uncertain[:_LISTED].tolist(), cells)
-
-
-def largest_pairs(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
-    """(true class, predicted class, how often) of all pairs that occur, the most frequent first."""
-    counts = Counter(sorted(zip(labels.tolist(), predicted.tolist(), strict=True)))
-    return [(*pair, count) for pair, count in counts.most_common()]
 
 
 def data_uri(image: np.ndarray) -> str:

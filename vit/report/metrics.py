@@ -154,12 +154,12 @@ def all_scores(
         "brier": float(judged.brier.mean()),
         "ece": calibration(judged.confidence, correct).error(),
     }
-    ranges = _bootstrap(labels, predicted, losses, judged)
-    scores = {key: Score(value, *ranges[key]) for key, value in values.items()}
+    scores = {}
     for key, right in (("top1", correct), ("top5", hits.any(axis=1))):
         low, high = wilson(int(right.sum()), count)
         scores[key] = Score(float(100 * right.sum() / count), 100 * low, 100 * high)
-    return scores
+    ranges = _bootstrap(labels, predicted, losses, judged)
+    return scores | {key: Score(value, *ranges[key]) for key, value in values.items()}
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:

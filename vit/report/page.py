@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from vit.report.chart import Points, chart
 from vit.report.comparison import Comparison
-from vit.report.figures import Points, chart, reliability
-from vit.report.gallery import FULL_MATRIX, Chosen, largest_pairs
+from vit.report.figures import reliability
+from vit.report.gallery import FULL_MATRIX, Chosen
 from vit.report.metrics import Bins, Score, confusion, per_class
 from vit.report.render import rendered
 
@@ -49,7 +51,7 @@ class Report:
         corruptions: top-1 in percent of images made worse, by name and severity; may be empty.
         reliability: by caption.
         calibration: what was done about calibration, a sentence.
-        loss, top1: learning curves by name, (epoch, value); empty without a run.
+        curves: learning curves by what they show and name, (epoch, value); empty without a run.
         epoch: that of the weights.
         settings, command: of the run, by key, and what made the page.
         chosen: the images that are shown.
@@ -68,42 +70,38 @@ class Report:
     corruptions: Mapping[str, Mapping[int, float]]
     reliability: Mapping[str, Bins]
     calibration: str
-    loss: Mapping[str, Points]
-    top1: Mapping[str, Points]
+    curves: Mapping[str, Mapping[str, Points]]
     epoch: float | None
     settings: Mapping[str, Any]
     command: str
     chosen: Chosen
 
-    def different(self) -> list[int]:
-        """The images on which two models differ that are to be shown."""
-        alone = () if self.versus is None else self.versus.shown()
-        return [number for numbers in alone for number in numbers]
+    def shown(self) -> list[int]:
+        """The images that are to be shown, the most important first."""
+        different = () if self.versus is None else self.versus.shown()
+        return list(dict.fromkeys([*chain(*different), *self.chosen.in_order()]))
 
 
 def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping[int, str]) -> str:
     """The page. Images, and where the model looked, are data URIs by number; others do not show."""
     labels, predicted, classes = report.labels, report.predicted, report.classes
-    table, wrong = per_class(labels, predicted, len(classes)), labels != predicted
-    pairs = largest_pairs(labels[wrong], predicted[wrong])
-    is_whole = len(classes) <= FULL_MATRIX
+    table = per_class(labels, predicted, len(classes))
+    counts = confusion(labels, predicted, len(classes))
     return rendered(
         "report.html",
         report=report,
-        scores=_cards(report),
+        scores=SCORES,
+        shown=_shown,
         compared=_comparison(report.compared),
         sides=_sides(report, report.versus, thumbnails) if report.versus else (),
         corruptions=_corruptions(report.corruptions) if report.corruptions else None,
         rows=zip(classes, *(column.tolist() for column in table.values()), strict=True),
-        matrix=confusion(labels, predicted, len(classes)).tolist() if is_whole else None,
-        pairs=[pair for pair in pairs if pair[:2] in report.chosen.cells],
+        matrix=counts.tolist() if len(classes) <= FULL_MATRIX else None,
+        pairs=[(*cell, int(counts[cell])) for cell in report.chosen.cells],
         support=table["support"].tolist(),
         full_matrix=FULL_MATRIX,
         reliability={text: reliability(bins) for text, bins in report.reliability.items()},
-        charts={
-            "loss (nats)": chart(report.loss, report.epoch),
-            "top-1 (%)": chart(report.top1, report.epoch),
-        },
+        charts={text: chart(lines, report.epoch) for text, lines in report.curves.items()},
         worst=_figures(report, report.chosen.worst, thumbnails),
         uncertain=_figures(report, report.chosen.uncertain, thumbnails),
         overlays=overlays,
@@ -113,16 +111,6 @@ def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping
 
 def _shown(key: str, value: float) -> str:
     return f"{value:.2f}" if SCORES[key][1] == "%" else f"{value:.4f}"
-
-
-def _cards(report: Report) -> list[dict[str, str]]:
-    cards = []
-    for key, (name, unit, about) in SCORES.items():
-        if key == "top5" and len(report.classes) <= 5:
-            continue  # the true one of few classes is always among the best five
-        values = {kind: _shown(key, x) for kind, x in vars(report.scores[key]).items()}
-        cards.append({"name": name, "unit": unit, "about": about, **values})
-    return cards
 
 
 def _comparison(compared: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
