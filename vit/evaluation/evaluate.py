@@ -30,7 +30,7 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
         check_comparable(job, other, samples)
         other.trained_on(samples)
     loader = job.open(samples, what)
-    alone, predictions = job.predict(loader)
+    predictions = job.predict(loader)
     temperature = _temperature(job, what, predictions)
     about = {
         **trained.about(),
@@ -43,12 +43,11 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
     }
     comparison = None
     for other in others:
-        theirs = other.predict(other.open(samples, what))[-1]
+        theirs = other.predict(other.open(samples, what))
         comparison = compare((trained, other.trained), predictions, theirs)
         about["compared_with"] = {**other.trained.about(), **comparison.as_json()}
     return Evaluation(
         trained, what, loader, about, predictions,
-        without_tta=None if alone is predictions else alone,
         temperature=temperature,
         corruptions=under_corruptions(job, loader) if config.corruptions else {},
         comparison=comparison,
@@ -63,6 +62,6 @@ def _temperature(job: Evaluator, what: str, predictions: Predictions) -> Tempera
         splits = job.splits()
         if "val" not in splits:
             return Temperature(None, why="the run has no validation images to fit it on")
-        return fitted(job.predict(job.open(splits["val"], "val"))[-1])
+        return fitted(job.predict(job.open(splits["val"], "val")))
     except ConfigError as error:
         return Temperature(None, why=f"the run's validation images cannot be used ({error})")

@@ -48,7 +48,6 @@ class Evaluation:
         what, loader: what the images are called, and what reads them.
         about: for metrics.json: the model, the images, and how they were seen.
         predictions: with logits.
-        without_tta: those of the images alone, likewise; None: `predictions` are.
         temperature: what came of fitting one.
         corruptions: see `under_corruptions`; empty where it was not asked for.
         comparison: with a second model; None without one.
@@ -59,7 +58,6 @@ class Evaluation:
     loader: EvalLoader
     about: dict[str, Any]
     predictions: Predictions
-    without_tta: Predictions | None
     temperature: Temperature
     corruptions: dict[str, list[float]]
     comparison: Comparison | None
@@ -103,8 +101,8 @@ class Evaluation:
         table = scoring.per_class(predictions.labels, predictions.top[:, 0], len(classes))
         rows = zip(classes, *(column.tolist() for column in table.values()), strict=True)
         values["per_class"] = [dict(zip(("class", *table), row, strict=True)) for row in rows]
-        if self.without_tta is not None:
-            alone = _scores(self.without_tta, _judged(self.without_tta))
+        if predictions.alone is not None:
+            alone = _scores(predictions.alone, _judged(predictions.alone))
             values["without_tta"] = {key: score.value for key, score in alone.items()}
         return values
 
@@ -134,7 +132,7 @@ def under_corruptions(job: Evaluator, loader: EvalLoader) -> dict[str, list[floa
     rounds = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
     for name, severity in console.progress(rounds, desc="corruptions", unit="it"):
         changed = loader.with_transform(partial(corrupt, name=name, severity=severity))
-        scores[name].append(job.predict(changed)[-1].scores()["top1"])
+        scores[name].append(job.predict(changed).scores()["top1"])
     return scores
 
 

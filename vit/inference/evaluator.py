@@ -210,8 +210,8 @@ class Evaluator:
         samples = reader.with_cache({what: samples}, self.reading)[what]
         return EvalLoader(samples, self.trained.evaluation["batch_size"], reader)
 
-    def predict(self, loader: EvalLoader) -> tuple[Predictions, Predictions]:
-        """Predictions of the images alone, and as asked for (the same without TTA).
+    def predict(self, loader: EvalLoader) -> Predictions:
+        """Predictions of the images, with their mirror images where these are asked for.
 
         Raises:
             DataError: an image is damaged and may not be, or a worker failed.
@@ -225,4 +225,4 @@ class Evaluator:
                 trained.check(torch.from_numpy(answers))
         for name, why in loader.corrupt.news().items():
             console.warn(f"damaged images are left out of the scores: {name} ({why})")
-        return predictions, with_mirror_images(predictions) if flips else predictions
+        return with_mirror_images(predictions) if flips else predictions

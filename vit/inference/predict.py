@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Predictions:
         labels: the truth, (N,).
         index: which samples of the split they are, (N,): damaged ones may have been left out.
         logits, mirrored: of images and mirror images, float32 (N, K), if they were asked for.
+        alone: those of the images alone; None: these are.
     """
 
     losses: np.ndarray
@@ -50,6 +51,7 @@ class Predictions:
     index: np.ndarray
     logits: np.ndarray | None = None
     mirrored: np.ndarray | None = None
+    alone: Predictions | None = None
 
     @property
     def correct(self) -> np.ndarray:
@@ -123,10 +125,10 @@ def with_mirror_images(predictions: Predictions) -> Predictions:
     logits = torch.logaddexp(alone.log_softmax(-1), mirrored.log_softmax(-1)) - math.log(2)
     judged = _judge(logits, torch.from_numpy(predictions.labels))
     columns = {name: column.numpy() for name, column in judged.items()}
-    return replace(predictions, **_exact(columns), logits=logits.numpy(), mirrored=None)
+    return replace(predictions, **_exact(columns), logits=logits.numpy(), alone=predictions)
 
 
-def _exact(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _exact(columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """The losses in float64, which not every device has."""
     return {**columns, "losses": columns["losses"].astype(np.float64)}
 
@@ -207,10 +209,6 @@ class UserImages(FileImages):
         super().__init__("", list(map(str, given)))
         self.given = given
         self.spec = spec
-
-    def path(self, index: int) -> str:
-        """The file of image `index`."""
-        return self.names[index]
 
     def source(self, index: int) -> str | CachedImage:
         """Where image `index` is read from."""
