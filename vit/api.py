@@ -23,7 +23,7 @@ from vit.config.commands import EvalConfig
 from vit.config.validate import checked
 from vit.data.loader import EvalLoader
 from vit.data.sources.listing import list_images
-from vit.errors import MOST_NAMES, ConfigError, DataError
+from vit.errors import MOST_NAMES, ConfigError, DataError, first_line
 from vit.evaluation.evaluate import evaluate
 from vit.inference import pictures
 from vit.inference.load import Trained, load_trained
@@ -232,7 +232,7 @@ def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"device={name}: {first_line(error)}") from None
     found = torch.accelerator.current_accelerator(check_available=True)
     kind = device.type
     if kind in ("cuda", "mps") and (found is None or kind != found.type):

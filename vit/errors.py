@@ -91,6 +91,11 @@ def printable(name: str) -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shortened(names: Sequence[str], most: int = MOST_NAMES) -> str:
     """The names with commas between them; of many the first `most`, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

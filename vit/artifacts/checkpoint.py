@@ -18,7 +18,7 @@ from vit.config.plugins import missing
 from vit.config.resume import migrate, migrate_spec
 from vit.config.saved import Checkpoint
 from vit.config.validate import misfits
-from vit.errors import NoCheckpointError, shortened
+from vit.errors import NoCheckpointError, first_line, shortened
 from vit.runtime.files import write_atomic
 
 FORMAT_VERSION = 2
@@ -62,8 +62,7 @@ def load(path: Path) -> dict[str, Any]:
             raise BadCheckpointError(
                 f"{path} holds more than plain values and tensors; it is refused"
             ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadCheckpointError(f"{path} is damaged ({reason})") from None
+        raise BadCheckpointError(f"{path} is damaged ({first_line(error)})") from None
     return _checked(content, path)
 
 

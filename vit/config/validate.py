@@ -19,7 +19,7 @@ from vit.config.checks import CHECKS, FITTED_TO_DATA, FROM_WEIGHTS, Check
 from vit.config.rules import DurationRule, none_of
 from vit.config.schema import ReadConfig, RunConfig
 from vit.config.words import WORDS, timm_shape
-from vit.errors import ConfigError, nearest
+from vit.errors import ConfigError, first_line, nearest
 
 _NONE = type(None)
 _MEANT = {
@@ -229,8 +229,9 @@ def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
         except yaml.YAMLError:  # of the two only the slow one knows bytes that are no UTF-8
             plain = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = str(error).splitlines()[0]
-        raise ConfigError(f"{where} is not readable YAML ({line}); restore it") from None
+        raise ConfigError(
+            f"{where} is not readable YAML ({first_line(error)}); restore it"
+        ) from None
     if not isinstance(plain, dict) or not _is_small(plain):
         raise ConfigError(f"{where} holds no settings; restore it")
     return plain

@@ -24,6 +24,7 @@ from vit.errors import (
     DataError,
     DivergedError,
     NoCheckpointError,
+    first_line,
     nearest,
     shortened,
 )
@@ -135,7 +136,7 @@ def load_trained(
         model.load_state_dict(weights)
         preprocessing = {"aspect": "crop", **content["preprocessing"]}  # once there was no other
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise NoCheckpointError(f"{path} describes no model of this version ({reason})") from None
     trained = Trained(
         model=model.to(device).eval(),
@@ -191,7 +192,7 @@ def read_manifest(run: RunDir | None, digest: str | None) -> Manifest | None:
             return manifest
         reason = "it is of other images"
     except Exception as error:  # a damaged file fails in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
     console.warn(f"the list of the run's images, {run.images}, cannot be used ({reason})")
     return None
 

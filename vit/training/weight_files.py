@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vit.artifacts import checkpoint
 from vit.config.model import ViTConfig
-from vit.errors import ConfigError, nearest
+from vit.errors import ConfigError, first_line, nearest
 from vit.inference.load import find, trained_on
 from vit.model.families import recognise
 from vit.model.layers import MLPS
@@ -293,7 +293,7 @@ def timm_name(place: str, key: str) -> str:
 
 def _short(error: Exception) -> str:
     """The first sentence of a message, without its remedy."""
-    return re.split(r"\. |; ", (str(error) or type(error).__name__).splitlines()[0])[0]
+    return re.split(r"\. |; ", first_line(error))[0]
 
 
 def _floats(values: Any) -> list[float] | None:

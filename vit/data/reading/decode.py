@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit.data.formats import FORMATS, READ
 from vit.data.reading.transform import MAX_PIXELS, REDUCTIONS
+from vit.errors import first_line
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 """How their files begin."""
@@ -185,7 +186,6 @@ def reason(error: Exception) -> str:
     """Why an image cannot be decoded, in a few words of one line."""
     if isinstance(error, UnidentifiedImageError):
         return f"the content is not {READ}"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"{text.rstrip('.')}; if it is none, raise data.max_pixels"
-    return error.strerror if isinstance(error, OSError) and error.strerror else text
+        return f"{first_line(error).rstrip('.')}; if it is none, raise data.max_pixels"
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vit.config.schema import DataConfig
 from vit.data.types import DataSet, Samples
-from vit.errors import ConfigError, DataError
+from vit.errors import ConfigError, DataError, first_line
 
 
 def load(config: DataConfig) -> DataSet:
@@ -35,10 +35,10 @@ def load(config: DataConfig) -> DataSet:
             source = kind(root, train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
             archive = root / kind.filename
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise DataError(
-                f"{config.name} is not under {root}/ and the download failed ({reason}); "
-                f"put {Path(kind.url).name} (md5 {kind.tgz_md5}) at {archive}"
+                f"{config.name} is not under {root}/ and the download failed "
+                f"({first_line(error)}); put {Path(kind.url).name} "
+                f"(md5 {kind.tgz_md5}) at {archive}"
             ) from None
         pixels = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
         splits[split] = Samples.of_pixels(pixels, np.asarray(source.targets, dtype=np.int64))
