@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ from vit.data.reading.reader import Reader
 from vit.data.reading.transform import Transform, resize
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources.folder import load
+from vit.data.types import FileImages
 from vit.errors import DataError
 from vit.runtime import console
 from vit.runtime.dist import World
@@ -350,7 +352,17 @@ def test_a_run_from_the_cache_and_its_evaluation_agree(photos, tmp_path):
     assert "data.memory: stream" not in done.stdout
 
 
-def test_caches_of_earlier_versions_are_found_again():
+def test_caches_of_earlier_versions_are_found_again(tmp_path, monkeypatch):
     """A shard is named by this text: another one would make every cache anew."""
-    spec = CacheSpec("jpeg", 256, 3)
-    assert repr(spec) == "Recipe(kind='jpeg', size=256, channels=3, max_pixels=100000000)"
+    monkeypatch.setattr(cache, "FORMATS", ("JPEG",))
+    (tmp_path / "a.jpg").write_bytes(b"abc")
+    os.utime(tmp_path / "a.jpg", ns=(0, 10**18))
+    (shard,) = cache._shards(
+        FileImages(str(tmp_path), ["a.jpg"]), tmp_path, CacheSpec("jpeg", 256, 3)
+    )
+    text = (
+        "(2, ('JPEG',), Recipe(kind='jpeg', size=256, channels=3, max_pixels=100000000))"
+        f"a.jpg\0003\0{10**18}\0"
+    )
+    name = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    assert shard.path == str(tmp_path / f"{name}.shard")

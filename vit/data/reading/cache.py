@@ -48,7 +48,7 @@ Index = list[Entry | None]
 """Of a shard; nothing is kept of an image whose file could not be read when the shard was made."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class CacheSpec:
     """How an image is kept.
 
@@ -71,13 +71,6 @@ class CacheSpec:
             return None
         return cls(config.cache, config.cache_size, len(config.mean), config.max_pixels)
 
-    def __repr__(self) -> str:
-        """Goes into the names of shards, which outlive that of the class."""
-        return (
-            f"Recipe(kind={self.kind!r}, size={self.size}, channels={self.channels}, "
-            f"max_pixels={self.max_pixels})"
-        )
-
 
 @dataclass(frozen=True)
 class Shard:
@@ -90,58 +83,39 @@ class Shard:
 
 @dataclass(frozen=True)
 class ResizedImage:
-    """An image as it would be kept, made anew from its file."""
+    """An image as it is kept in a shard; where it is not, or no longer, it is made anew.
+
+    Attributes:
+        entry: where it lies in `shard`; None: nothing is kept of it.
+    """
 
     file: str
     spec: CacheSpec
+    shard: str = ""
+    entry: Entry | None = None
 
     def __str__(self) -> str:
-        return self.file
-
-    def open(self) -> np.ndarray:
-        """The image: uint8 (H, W, channels).
-
-        Raises:
-            OSError, ValueError, SyntaxError: see `decode.decode`.
-        """
-        data, height, width = resized_bytes(self.file, self.spec)
-        return _pixels(bytearray(data), height, width, self.spec)
-
-
-@dataclass(frozen=True)
-class ShardImage:
-    """One image in a shard; with a `reason` there is none.
-
-    Attributes:
-        made: is opened instead, with the same pixels, where the shard is lost after the start.
-    """
-
-    made: ResizedImage
-    shard: str
-    start: int
-    length: int
-    height: int
-    width: int
-    reason: str | None
-
-    def __str__(self) -> str:
-        return self.shard
+        return self.file if self.entry is None else self.shard
 
     def open(self) -> np.ndarray:
         """The image: uint8 (H, W, channels).
 
         Raises:
             ValueError: it was damaged when the shard was made.
+            OSError, ValueError, SyntaxError: see `decode.decode`.
         """
-        if self.reason is not None:
-            raise ValueError(self.reason)
-        data = bytearray(self.length)
-        # No mapping: reading one that was cut short ends the process.
-        with suppress(OSError, ValueError), open(self.shard, "rb", buffering=0) as file:
-            file.seek(self.start)
-            if file.readinto(data) == self.length:
-                return _pixels(data, self.height, self.width, self.made.spec)
-        return self.made.open()
+        if self.entry is not None:
+            start, length, height, width, damage = self.entry
+            if damage is not None:
+                raise ValueError(damage)
+            data = bytearray(length)
+            # No mapping: reading one that was cut short ends the process.
+            with suppress(OSError, ValueError), open(self.shard, "rb", buffering=0) as file:
+                file.seek(start)
+                if file.readinto(data) == length:
+                    return _pixels(data, height, width, self.spec)
+        made, height, width = resized_bytes(self.file, self.spec)
+        return _pixels(bytearray(made), height, width, self.spec)
 
 
 class CachedImages(FileImages):
@@ -189,16 +163,14 @@ class CachedImages(FileImages):
                 indexes[i] = index
                 bar.update(len(index))
         self._entries = [
-            entry and (shard.path, *entry)
+            (shard.path, entry)
             for shard, index in zip(shards, indexes, strict=True)
             for entry in index or []
         ]
 
-    def source(self, index: int) -> ShardImage | ResizedImage:
+    def source(self, index: int) -> ResizedImage:
         """Where image `index` is."""
-        made = ResizedImage(self.path(index), self.spec)
-        entry = self._entries[index]
-        return made if entry is None else ShardImage(made, *entry)
+        return ResizedImage(self.path(index), self.spec, *self._entries[index])
 
 
 def make_shard(shard: Shard) -> Index:
@@ -271,11 +243,13 @@ def _pixels(data: bytearray, height: int, width: int, spec: CacheSpec) -> np.nda
 def _shards(images: FileImages, folder: Path, spec: CacheSpec) -> list[Shard]:
     """The shards of all images, named by their content."""
     every = range(len(images.names))
+    # What the class was called when the first caches were made.
+    made = repr((_VERSION, FORMATS, spec)).replace("CacheSpec(", "Recipe(").encode()
 
     def shard(first: int) -> Shard:
         part = every[first : first + _IMAGES]
         files = tuple(map(images.path, part))
-        content = hashlib.blake2b(repr((_VERSION, FORMATS, spec)).encode(), digest_size=16)
+        content = hashlib.blake2b(made, digest_size=16)
         for i, file in zip(part, files, strict=True):
             try:
                 status = os.stat(file)
