@@ -275,7 +275,7 @@ MISPLACED = {
     "flat splits": (["train/1.jpg", "val/2.jpg"], "", "train has 0 class folders; put the images"),
     "no train": (["val/a/2.jpg", "Test/a/2.jpg"], "", "but no train folder; add it"),
     "no image that is read": (["1.heic", "2.heic"], "", "it holds no image (left out: 2 .heic)"),
-    "a class of others": (["a/1.jpg", "b/1.heic"], "", "b holds no image (left out: 1 .heic;"),
+    "a class of others": (["a/1.jpg", "b/1.heic"], "", "b holds no image (left out: 1 .heic);"),
     "a flat test": (
         ["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], "",
         "vit-predict checkpoint=... images={}/test",

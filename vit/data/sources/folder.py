@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from vit.config.schema import DataConfig
-from vit.data.formats import READ
 from vit.data.sources import layout
 from vit.data.sources.layout import SPLITS, split_of
-from vit.data.sources.listing import counted
+from vit.data.sources.listing import counted, no_image
 from vit.data.sources.scan import list_folder, reading_folders, scan, sub_folders
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import DataError, shortened
@@ -62,7 +61,12 @@ def load(config: DataConfig) -> DataSet:
     with reading_folders():
         layout.check_folder("data.root", root)
         folders = split_folders(root) or {"train": ""}
-        classes = class_names(root / folders["train"], naming)
+        train = root / folders["train"]
+        named = sorted(sub_folders(train))
+        if len(named) < 2:
+            what = layout.too_few(train, named)
+            raise DataError(f"{train} has {len(named)} class folders; {what}")
+        classes = naming(named)
         listed = _Listing(classes, naming)
         if folders["train"]:
             listed.note_loose(root)
@@ -117,19 +121,6 @@ def split_folders(root: Path) -> dict[str, str]:
     return {split: folders[0] for split, folders in named.items() if folders}
 
 
-def class_names(root: Path, naming: Naming) -> list[str]:
-    """The names of the sub-folders of `root`, in the order of the folders.
-
-    Raises:
-        DataError: fewer than two.
-    """
-    folders = sorted(sub_folders(root))
-    if len(folders) < 2:
-        what = layout.too_few(root, folders)
-        raise DataError(f"{root} has {len(folders)} class folders; {what}")
-    return naming(folders)
-
-
 @dataclass(frozen=True)
 class _Listing:
     """Lists the splits of a data set, and notes what is worth a line.
@@ -172,15 +163,12 @@ class _Listing:
         for folder in folders:
             self._left_out.update(below[folder].left_out)
             if split == "train" and not below[folder].files:
-                why = f"{counted(below[folder].left_out)}; " if below[folder].left_out else ""
-                raise DataError(
-                    f"class folder {root / folder} holds no image ({why}images are {READ}); "
-                    f"fill or remove it{'' if prefix else layout.the_one(root, filled)}"
-                )
+                what = no_image(f"class folder {root / folder}", below[folder].left_out)
+                hint = "" if prefix else layout.deeper("data.root", root, filled)
+                raise DataError("; ".join(filter(None, [what, "fill or remove it", hint])))
         counts = [len(below[folder].files) for folder in folders]
         if not filled:
-            why = f" ({counted(self._left_out)})" if self._left_out else ""
-            raise DataError(f"{root} holds no image{why}; images are {READ}: fill or remove it")
+            raise DataError(f"{no_image(root, self._left_out)}: fill or remove it")
         there = {label for label, count in zip(labels, counts, strict=True) if count}
         empty = [name for label, name in enumerate(self.classes) if label not in there]
         if empty:
@@ -203,10 +191,10 @@ class _Listing:
         extra = [f for f, name in zip(folders, found, strict=True) if name not in numbers]
         if extra:
             missing = sorted(set(self.classes) - set(found))
-            hint = layout.with_classes(root, self.classes, self.naming) if alone else ""
+            hint = layout.deeper("images", root, folders) if alone else ""
             raise DataError(
                 f"{root} does not have the expected class folders: missing "
                 f"{shortened(missing) or '-'}, not expected {shortened(extra)}; expected "
-                f"{shortened(self.classes)}{hint}"
+                f"{shortened(self.classes)}{hint and '; ' + hint}"
             )
         return [numbers[name] for name in found]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Iterable
 from pathlib import Path
 
-from vit.data.formats import READ, ending_of
-from vit.data.sources.listing import counted
+from vit.data.formats import ending_of
+from vit.data.sources.listing import no_image
 from vit.data.sources.scan import list_folder, sub_folders
 from vit.data.sources.table_file import ENDINGS
 from vit.errors import DataError
@@ -65,22 +64,29 @@ def check_table(key: str, path: Path) -> None:
 def too_few(root: Path, folders: list[str]) -> str:
     """What to do about a root with fewer than two class folders."""
     root = root if root.name else root.absolute()
-    if below := _below(root):
-        return f"try data.root={below}, or {_SORT}"
     _, images, left_out, _ = list_folder(root)
+    if not images and not folders:
+        return f"{no_image('it', left_out)}: check the path, and {_SORT}"
     places = [root, *([root.parent] if split_of(root.name) else [])]
     tables = [place / name for place in places for name in tables_in(place)]
-    if tables and (images or folders):
-        return (
-            f"if the labels are in {tables[0].name}, try data=table data.root={tables[0]}; "
-            f"else {_SORT}"
-        )
-    if images and _has_siblings(root):
-        return f"if {root.name} is itself a class, try data.root={root.parent}; else {_SORT}"
-    if not images and not folders:
-        empty = f"it holds no image ({counted(left_out)})" if left_out else "it is empty"
-        return f"{empty}: check the path, and {_SORT}; images are {READ}"
-    return _SORT
+    advice = deeper("data.root", root, folders)
+    if not advice and tables:
+        advice = f"if the labels are in {tables[0].name}, try data=table data.root={tables[0]}"
+    elif not advice and images and not split_of(root.name):
+        advice = f"if {root.name} is itself a class, try data.root={root.parent}"
+    return f"{advice}; else {_SORT}" if advice else _SORT
+
+
+def deeper(key: str, root: Path, folders: Iterable[str]) -> str:
+    """Where the classes may be that are not in `root`: the first of its `folders` that has some."""
+    for folder in folders:
+        place, below = root / folder, sub_folders(root / folder)
+        for _ in range(_DEEPEST):  # folders that have but one
+            if len(below) == 1 and (further := sub_folders(place / min(below))):
+                place, below = place / min(below), further
+        if below:
+            return f"if the classes are in {place}, try {key}={place}"
+    return ""
 
 
 def tables_in(folder: Path) -> list[str]:
@@ -93,47 +99,9 @@ def unlabelled(root: Path) -> str:
     """What to do about images that are to be scored, but lie in no class folder."""
     _, images, left_out, _ = list_folder(root)
     if not images:
-        why = counted(left_out) if left_out else "it is empty"
-        return f"{root} holds no image ({why}); images are {READ}: fill or remove it"
+        return f"{no_image(root, left_out)}: fill or remove it"
     return (
         f"{root} has no class folders, so its images cannot be scored; sort them into one folder "
         f"per class (the well-known valprep.sh does, for ImageNet's), or move them away and label "
         f"them with vit-predict checkpoint=... images={root}"
     )
-
-
-def with_classes(
-    root: Path, classes: Collection[str], naming: Callable[[list[str]], list[str]]
-) -> str:
-    """Which folder in `root` has folders of these classes, if one has."""
-    for folder in sorted(sub_folders(root)):
-        if set(classes) & set(naming(sorted(sub_folders(root / folder)))):
-            return f"; try images={root / folder}"
-    return ""
-
-
-def the_one(root: Path, filled: list[str]) -> str:
-    """The only folder of `root` that holds images, if it has folders of its own."""
-    if len(filled) == 1 and len(sub_folders(root / filled[0])) > 1:
-        return f", or try data.root={root / filled[0]}"
-    return ""
-
-
-def _below(root: Path) -> Path | None:
-    """The first folder below `root` that has several, where each above it has but one."""
-    place = root
-    for _ in range(_DEEPEST):
-        folders = sorted(sub_folders(place))
-        if len(folders) != 1:
-            return place if len(folders) > 1 else None
-        place /= folders[0]
-    return None
-
-
-def _has_siblings(root: Path) -> bool:
-    """Whether folders beside `root` hold images as it does, and are called as no splits."""
-    with contextlib.suppress(DataError, OSError):
-        beside = sub_folders(root.parent) - {root.name}
-        names = [name for name in sorted(beside) if not split_of(name)]
-        return not split_of(root.name) and any(list_folder(root.parent / f)[1] for f in names)
-    return False

@@ -92,12 +92,14 @@ def _below(folder: str) -> Below:
     with reading_folders():
         below = scan(Path(folder), [""])[""]
     if not below.files:
-        why = f" ({counted(below.left_out)})" if below.left_out else ""
-        raise DataError(
-            f"images={folder} holds no image{why}, nor do its sub-folders; images are {READ}: "
-            f"give another folder"
-        )
+        raise DataError(f"{no_image(f'images={folder}', below.left_out)}: give another folder")
     return Below([os.path.join(folder, name) for name in below.files], below.left_out)
+
+
+def no_image(folder: Path | str, left_out: Mapping[str, int]) -> str:
+    """That a folder and those below it hold none, what they hold, and what would count."""
+    why = counted(left_out) if left_out else "it is empty"
+    return f"{folder} holds no image ({why}); images are {READ}"
 
 
 def counted(left_out: Mapping[str, int]) -> str:
