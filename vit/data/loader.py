@@ -21,7 +21,7 @@ from vit.config.schema import AugmentConfig
 from vit.data.augment import batch as augment
 from vit.data.augment import policies
 from vit.data.padding import split_padding, zero_padding
-from vit.data.reading.reader import Reader
+from vit.data.reading.reader import CorruptImages, Reader
 from vit.data.reading.store import BatchRequest
 from vit.data.reading.transfer import Transfer
 from vit.data.reading.transform import Transform
@@ -60,7 +60,7 @@ class Loader:
         self.device = reader.device
         self.normalise = reader.normalise
         self.labels = torch.from_numpy(samples.labels).to(reader.device)
-        self.corrupt = reader.corrupt_images(samples)
+        self.corrupt = CorruptImages(samples.names, reader.bad_images)
         self.store = reader.open(samples, rows, transform, self.corrupt)
         self.batches = batches
         self.waited = 0.0

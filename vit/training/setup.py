@@ -24,7 +24,7 @@ from vit.config.resume import changes
 from vit.config.schema import RunConfig
 from vit.config.validate import dump_yaml, flatten, to_config, to_plain
 from vit.data.loader import EvalLoader, TrainLoader
-from vit.data.reading.reader import Reader, verify
+from vit.data.reading.reader import CorruptImages, Reader, verify
 from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import ConfigError, DataError, DiskFullError, NoCheckpointError, shortened
@@ -300,7 +300,7 @@ def _verify(splits: dict[str, Samples], reader: Reader) -> None:
     problems = []
     for samples in splits.values():
         try:
-            reader.corrupt_images(samples).note(verify(samples, reader))
+            CorruptImages(samples.names, reader.bad_images).note(verify(samples, reader))
         except DataError as error:
             problems += error.problems
     if problems:

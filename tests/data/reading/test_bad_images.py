@@ -242,9 +242,9 @@ def test_more_than_allowed_end_the_run(tmp_path):
 
 
 def test_saved_reasons_count_after_a_resume():
-    bad = CorruptImages([str(i) for i in range(10)], 2)
+    bad = CorruptImages([str(i) for i in range(10)], 0.2)
     bad.note({3: "empty", 4: "torn"})
-    again = CorruptImages(bad.names, 2)
+    again = CorruptImages(bad.names, 0.2)
     again.note(bad.reasons)
     again.note({4: "torn"})
     assert again.named() == {"3": "empty", "4": "torn"}

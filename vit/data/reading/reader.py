@@ -59,12 +59,12 @@ class CorruptImages:
 
     Args:
         names: of all images of the split.
-        allowed: how many may be damaged; None: not one.
+        share: of them may be damaged, one of however few; None: not one.
     """
 
-    def __init__(self, names: Sequence[str], allowed: int | None) -> None:
+    def __init__(self, names: Sequence[str], share: float | None) -> None:
         self.names = names
-        self.allowed = allowed
+        self.allowed = None if share is None else allowed_of(share, len(names))
         self.reasons: dict[int, str] = {}
         self._told: set[int] = set()
 
@@ -186,12 +186,6 @@ class Reader:
             split: replace(samples, images=kept.get(id(samples.images), samples.images))
             for split, samples in splits.items()
         }
-
-    def corrupt_images(self, samples: Samples) -> CorruptImages:
-        """A record of the damaged ones among `samples`; one may be skipped of however few."""
-        share = self.bad_images
-        most = None if share is None else allowed_of(share, len(samples))
-        return CorruptImages(samples.names, most)
 
     def open(
         self, samples: Samples, rows: int, transform: Transform, bad: CorruptImages

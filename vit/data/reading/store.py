@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vit.data.reading.transfer import Event, pin, unpin
+from vit.data.reading.transfer import pin, unpin
 from vit.data.reading.transform import Transform, crop_boxes, resize_boxes
 from vit.data.reading.workers import (
     Corrupt,
@@ -155,7 +155,7 @@ class Streaming(ImageStore):
         on_gpu = self.device.type == "cuda"
         self._copies = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._under_way: list[list[Future[Corrupt]]] = [[] for _ in range(AHEAD + 1)]
-        self._sent: list[Event | None] = [None] * (AHEAD + 1)
+        self._sent: list[torch.Event | None] = [None] * (AHEAD + 1)
         self._memory: SharedMemory | None = None
 
     def submit(self, k: int, request: BatchRequest) -> None:
@@ -227,7 +227,7 @@ class Streaming(ImageStore):
             transform=self.transform,
         )
 
-    def _moved(self, pixels: Tensor) -> tuple[Tensor, Event]:
+    def _moved(self, pixels: Tensor) -> tuple[Tensor, torch.Event]:
         """Pinned pixels on the GPU, while it still computes what came before; and when they are."""
         computing = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from multiprocessing.shared_memory import SharedMemory
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,13 +11,6 @@ from torch import Tensor
 
 BUFFERS = 2
 _ALIGNED = 16  # bytes: every element type starts at a multiple
-
-
-class Event(Protocol):
-    """As torch.cuda.Event."""
-
-    def synchronize(self) -> None:
-        """Wait until the copy is done."""
 
 
 class Transfer:
@@ -35,7 +27,7 @@ class Transfer:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._buffers = [torch.empty(0, dtype=torch.uint8)] * BUFFERS
-        self._sent: list[Event | None] = [None] * BUFFERS
+        self._sent: list[torch.Event | None] = [None] * BUFFERS
         self._turn = 0
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
@@ -69,7 +61,7 @@ class Transfer:
     def _pinned(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
-    def _copy(self, buffer: Tensor) -> tuple[Tensor, Event]:
+    def _copy(self, buffer: Tensor) -> tuple[Tensor, torch.Event]:
         """Start copying; what it becomes, and the event of its end."""
         there = buffer.to(self.device, non_blocking=True)
         return there, torch.cuda.current_stream(self.device).record_event()
