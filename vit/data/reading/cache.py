@@ -25,7 +25,7 @@ import simplejpeg
 
 from vit.config.schema import ReadConfig
 from vit.data.formats import FORMATS
-from vit.data.reading.decode import decode, decode_bytes, reason
+from vit.data.reading.decode import decode, reason
 from vit.data.reading.transform import MAX_PIXELS, resize
 from vit.data.reading.workers import WorkerPool, announce
 from vit.data.types import FileImages
@@ -149,7 +149,12 @@ class CachedImages(FileImages):
             ) from None
         remove_stale(folder, f"{'[0-9a-f]' * 32}.shard")
         shards = _shards(images, folder, spec)
-        indexes = _indexes(shards, check)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            found = threads.map(lambda shard: _index(shard.path, check), shards)
+            looked = console.progress(
+                found, total=len(shards), desc="checking the cache", unit="shard"
+            )
+            indexes = list(looked)
         if damaged := indexes.count([]):
             console.warn(
                 f"damaged shards of the image cache in {folder} are made anew "
@@ -236,7 +241,7 @@ def resized_bytes(file: str, spec: CacheSpec) -> tuple[bytes, int, int]:
 def _pixels(data: bytearray, height: int, width: int, spec: CacheSpec) -> np.ndarray:
     """The image that is kept as `data`, writable as torch wants it: uint8 (H, W, channels)."""
     if spec.kind == "jpeg":
-        return decode_bytes(bytes(data), spec.channels)
+        return decode(bytes(data), spec.channels)
     return np.frombuffer(data, np.uint8).reshape(height, width, spec.channels)
 
 
@@ -261,14 +266,6 @@ def _shards(images: FileImages, folder: Path, spec: CacheSpec) -> list[Shard]:
 
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(shard, every[::_IMAGES]))
-
-
-def _indexes(shards: list[Shard], check: bool) -> list[Index | None]:
-    """The indexes of shards, as `_index` gives them, with a bar."""
-    with ThreadPoolExecutor(_THREADS) as threads:
-        found = threads.map(lambda shard: _index(shard.path, check), shards)
-        bar = console.progress(found, total=len(shards), desc="checking the cache", unit="shard")
-        return list(bar)
 
 
 def _index(path: str, check: bool) -> Index | None:

@@ -29,9 +29,10 @@ def whole(height: int, width: int) -> tuple[int, int]:
 
 
 def decode(
-    path: str, channels: int, min_size: MinSize = whole, max_pixels: int = MAX_PIXELS
+    source: str | bytes, channels: int, min_size: MinSize = whole, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """The first frame of an image, upright, on white: uint8 (H, W, channels), RGB or gray.
+    """The first frame of an image in a file, or of a file's content, upright, on white: uint8
+    (H, W, channels), RGB or gray.
 
     JPEG is decoded by libjpeg-turbo through simplejpeg, which gives Pillow's pixels faster and,
     other than Pillow, refuses data that is damaged in the middle. It may be decoded at 1/2,
@@ -41,13 +42,7 @@ def decode(
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is no image that
             we read, damaged, or would be decoded to more than `max_pixels`.
     """
-    return decode_bytes(Path(path).read_bytes(), channels, min_size, max_pixels)
-
-
-def decode_bytes(
-    data: bytes, channels: int, min_size: MinSize = whole, max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-    """As `decode`, of a file's content."""
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
         raise ValueError("the file is empty")
     size = _size_of_upright_jpeg(data, max_pixels)
@@ -65,7 +60,7 @@ def decode_bytes(
 
 
 def _with_pillow(data: bytes, channels: int, min_size: MinSize, max_pixels: int) -> np.ndarray:
-    """As `decode_bytes`, where a JPEG needs Pillow to know how it lies."""
+    """As `decode`, where a JPEG needs Pillow to know how it lies."""
     is_jpeg = data.startswith(JPEG) and _is_in_one_scan(data)  # which may be decoded smaller
     Image.MAX_IMAGE_PIXELS = None if is_jpeg else max_pixels
     with warnings.catch_warnings():

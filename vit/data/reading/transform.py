@@ -93,20 +93,17 @@ class Transform:
             ValueError: the image is too elongated to be resized.
         """
         if self.patch is not None:
-            return self._whole(image, size or image.shape[:2], self.patch)
+            rows, columns = size or image.shape[:2]
+            height, width = fitted((rows, columns), (self.height, self.width), self.patch)
+            planes = np.zeros(self.shape, np.uint8)
+            planes[:-1, :height, :width] = resize(image, height, width).transpose(2, 0, 1)
+            planes[-1, :height, :width] = 255
+            return planes
         if box is None:
             seen = self._center(image)
         else:
             seen = resize(_cut(image, box, size or image.shape[:2]), self.height, self.width)
         return seen.transpose(2, 0, 1)
-
-    def _whole(self, image: np.ndarray, size: tuple[int, ...], patch: int) -> np.ndarray:
-        """All of an image, which was of `size` before it was reduced, and where it is."""
-        height, width = fitted((size[0], size[1]), (self.height, self.width), patch)
-        planes = np.zeros(self.shape, np.uint8)
-        planes[:-1, :height, :width] = resize(image, height, width).transpose(2, 0, 1)
-        planes[-1, :height, :width] = 255
-        return planes
 
     def _center(self, image: np.ndarray) -> np.ndarray:
         """As torchvision's Resize and CenterCrop: cover the frame, keep the middle."""
