@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -232,40 +231,35 @@ def decode_all(
     """
     pixels = np.empty((len(samples), *transform.shape), np.uint8)
     bad: Corrupt = {}
-    for first, rows, damaged in _in_order(samples, transform, pool, "decoding"):
-        pixels[first : first + len(rows)] = rows
+    for positions, rows, damaged in _in_order(samples, transform, pool, "decoding"):
+        pixels[positions] = rows
         bad |= damaged
     return pixels, bad
 
 
 def verify(samples: Samples, reader: Reader) -> Corrupt:
     """Decode all images of a split, keep none, and give the damaged ones by position."""
-    bad: Corrupt = {}
     if isinstance(samples.images, np.ndarray):
-        return bad
-    for _, _, damaged in _in_order(samples, reader.transform, reader.pool, "verifying"):
-        bad |= damaged
-    return bad
+        return {}
+    decoded = _in_order(samples, reader.transform, reader.pool, "verifying")
+    return {position: why for _, _, damaged in decoded for position, why in damaged.items()}
 
 
 def _in_order(
     samples: Samples, transform: Transform, pool: WorkerPool, what: str
-) -> Iterator[tuple[int, np.ndarray, Corrupt]]:
-    """Position of the first image, pixels and damaged positions, batch by batch, with a bar."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, Corrupt]]:
+    """Positions of images, their pixels and the damaged ones, batch by batch, with a bar."""
     assert isinstance(samples.images, FileImages)
     count = len(samples)
     store = Streaming(
         samples.images, samples.index, _ROWS, transform, pool.for_images(count), torch.device("cpu")
     )
-    starts = range(0, count, _ROWS)
-    requests = [BatchRequest(np.arange(start, min(start + _ROWS, count))) for start in starts]
+    parts = [np.arange(start, min(start + _ROWS, count)) for start in range(0, count, _ROWS)]
     with console.progress(total=count, desc=what) as bar:
-        to_come = iter(enumerate(requests))
-        for number, request in islice(to_come, store.ahead):
-            store.submit(number, request)
-        for k, request in enumerate(requests):
-            for number, later in islice(to_come, 1):
-                store.submit(number, later)
-            rows, damaged = store.collect(k, request)
-            yield starts[k], rows.numpy(), {starts[k] + row: why for row, why in damaged.items()}
-            bar.update(len(rows))
+        for k in range(-store.ahead, len(parts)):
+            if k + store.ahead < len(parts):
+                store.submit(k + store.ahead, BatchRequest(parts[k + store.ahead]))
+            if k >= 0:
+                rows, damaged = store.collect(k, BatchRequest(parts[k]))
+                yield parts[k], rows.numpy(), {int(parts[k][r]): why for r, why in damaged.items()}
+                bar.update(len(rows))
