@@ -221,7 +221,7 @@ class TrainLoader(Loader):
         chain = policies.draw(self.config, self.batch_size, self.size, self.seed, step)
         channels = self.reader.transform.channels
         plan = policies.plan(chain.slice(self.part), channels, self.size)
-        return draws.slice(self.part).arrays(), plan
+        return draws.arrays(self.part), plan
 
     def see_once(
         self, images: EvalLoader, features: Callable[[Tensor, Tensor | None], Tensor]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -46,13 +46,9 @@ class Draws:
     cut: Tensor
     keep: Tensor
 
-    def slice(self, part: slice) -> Draws:
-        """The draws of some images."""
-        return Draws(*(getattr(self, field.name)[part] for field in fields(self)))
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The draws by name, of which `Draws(**tensors)` is made again on another device."""
-        return {field.name: getattr(self, field.name).numpy() for field in fields(self)}
+    def arrays(self, part: slice) -> dict[str, np.ndarray]:
+        """Those of some images by name, of which `Draws(**tensors)` is made on the device."""
+        return {name: draws[part].numpy() for name, draws in vars(self).items()}
 
 
 def padding(config: AugmentConfig, size: Size) -> tuple[int, int]:
