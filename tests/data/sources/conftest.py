@@ -24,9 +24,9 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read = scan_module.list_folder
 
-    def spy(path: Path) -> tuple[list[str], list[str], dict[str, int], bool]:
+    def spy(path: Path, *modified: int) -> scan_module.Folder:
         names.append(str(path))
-        return read(path)
+        return read(path, *modified)
 
     monkeypatch.setattr(scan_module, "list_folder", spy)
     return names

@@ -142,7 +142,7 @@ class _Listing:
 
     def note_loose(self, folder: Path) -> None:
         """Note the files that lie beside the folders of classes or splits."""
-        _, images, left_out, _ = list_folder(folder)
+        _, _, images, left_out = list_folder(folder)
         self._left_out.update(left_out)
         if images:
             self._left_out[f"images directly in {folder} (they have no class)"] += len(images)

@@ -64,7 +64,7 @@ def check_table(key: str, path: Path) -> None:
 def too_few(root: Path, folders: list[str]) -> str:
     """What to do about a root with fewer than two class folders."""
     root = root if root.name else root.absolute()
-    _, images, left_out, _ = list_folder(root)
+    _, _, images, left_out = list_folder(root)
     if not images and not folders:
         return f"{no_image('it', left_out)}: check the path, and {_SORT}"
     places = [root, *([root.parent] if split_of(root.name) else [])]
@@ -97,7 +97,7 @@ def tables_in(folder: Path) -> list[str]:
 
 def unlabelled(root: Path) -> str:
     """What to do about images that are to be scored, but lie in no class folder."""
-    _, images, left_out, _ = list_folder(root)
+    _, _, images, left_out = list_folder(root)
     if not images:
         return f"{no_image(root, left_out)}: fill or remove it"
     return (

@@ -44,7 +44,11 @@ def list_images(
 def _named_by(given: str) -> Below:
     """The image files that a path or pattern stands for, at least one."""
     if os.path.isdir(given):
-        return _below(given)
+        with reading_folders():
+            below = scan(Path(given), [""])[""]
+        if not below.files:
+            raise DataError(f"{no_image(f'images={given}', below.left_out)}: give another folder")
+        return Below([os.path.join(given, name) for name in below.files], below.left_out)
     if os.path.isfile(given):
         return Below([given], Counter())
     if os.path.exists(given):
@@ -85,15 +89,6 @@ def _is_in_hidden(path: str, given: str) -> bool:
     """Whether a file lies in a folder that is hidden and not named by the pattern."""
     folders = Path(path).parent.parts
     return any(is_hidden(name) and name not in Path(given).parts for name in folders)
-
-
-def _below(folder: str) -> Below:
-    """The image files of a folder and of all that are below it."""
-    with reading_folders():
-        below = scan(Path(folder), [""])[""]
-    if not below.files:
-        raise DataError(f"{no_image(f'images={folder}', below.left_out)}: give another folder")
-    return Below([os.path.join(folder, name) for name in below.files], below.left_out)
 
 
 def no_image(folder: Path | str, left_out: Mapping[str, int]) -> str:

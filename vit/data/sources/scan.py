@@ -125,13 +125,8 @@ def sub_folders(root: Path) -> set[str]:
     return found
 
 
-def list_folder(path: Path) -> tuple[list[str], list[str], dict[str, int], bool]:
-    """What lies directly in a folder.
-
-    Returns:
-        The names of sub-folders and of image files, how many other files there are by ending, and
-        whether that is all as long as the folder does not change.
-    """
+def list_folder(path: Path, modified: int = _NEVER) -> Folder:
+    """What lies directly in a folder, and `modified`, if that is all as long as it is not again."""
     folders, files, lasting = [], [], True
     left_out: Counter[str] = Counter()
     with os.scandir(path) as entries:
@@ -152,7 +147,7 @@ def list_folder(path: Path) -> tuple[list[str], list[str], dict[str, int], bool]
             else:
                 lasting &= ending in IS_IMAGE
                 left_out[ending] += 1
-    return folders, files, dict(left_out), lasting
+    return modified if lasting else _NEVER, folders, files, dict(left_out)
 
 
 def _walk(
@@ -170,8 +165,7 @@ def _walk(
             continue
         entry = known.get(name)
         if entry is None or entry[0] != status.st_mtime_ns:
-            folders, files, left_out, lasting = list_folder(path)
-            entry = (status.st_mtime_ns if lasting else _NEVER, folders, files, left_out)
+            entry = list_folder(path, status.st_mtime_ns)
         found[name] = entry
         above |= {here}
         waiting += [(os.path.join(name, below), above) for below in entry[1]]
