@@ -71,11 +71,7 @@ class Loader:
         raise NotImplementedError
 
     def _plan(self, k: int) -> BatchRequest:
-        """What batch number `k` holds, best asked for in order: later ones are rendered meanwhile.
-
-        Raises:
-            DataError: a worker died or hangs.
-        """
+        """What batch number `k` holds; best asked for in order: later ones are rendered ahead."""
         last = k + self.store.ahead
         if self.batches is not None:
             last = min(last, self.batches - 1)
@@ -138,12 +134,11 @@ class TrainLoader(Loader):
         self.size = (reader.transform.height, reader.transform.width)
         self.order = Sampler(samples.labels, seed, balance == "sampler")
         self.part = slice(world.rank * share, (world.rank + 1) * share)
-        weights = class_weights(samples.labels, classes) if balance == "loss" else np.ones(classes)
-        self.weights = torch.from_numpy(weights).float().to(self.device)
+        weights = np.ones(len(self), np.float32) if samples.weights is None else samples.weights
+        if balance == "loss":
+            weights = class_weights(samples.labels, classes)[samples.labels] * weights
         self.features: Tensor | None = None
-        self._known = {"labels": samples.labels}
-        if samples.weights is not None:
-            self._known["weights"] = samples.weights
+        self._known = {"labels": samples.labels, "weights": weights}
         self._send = Transfer(self.device)
         self._thread = ThreadPoolExecutor(1, "draws")
         self._next: dict[int, Future[tuple[dict[str, np.ndarray], policies.Plan]]] = {}
@@ -246,13 +241,12 @@ class TrainLoader(Loader):
         self.features = computed[torch.from_numpy(place % len(computed)).to(self.device)]
 
     def _known_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """What is known of images: `labels`, and `weights` where they have some."""
+        """What is known of images: their labels, and their weights in the loss."""
         return {name: values[index] for name, values in self._known.items()}
 
     def _targets(self, known: Mapping[str, Tensor]) -> Tensor:
         """As in `Batch`."""
-        targets = one_hot(known["labels"], self.classes) * self.weights
-        return targets * known["weights"][:, None] if "weights" in known else targets
+        return one_hot(known["labels"], self.classes) * known["weights"][:, None]
 
     def _pixels(
         self, step: int, request: BatchRequest, sent: Mapping[str, Tensor]
