@@ -20,7 +20,7 @@ from vit.data.reading.store import BatchRequest, ImageStore, InMemory, Streaming
 from vit.data.reading.transform import Transform
 from vit.data.reading.workers import Corrupt, WorkerPool, worker_count
 from vit.data.types import FileImages, Samples
-from vit.errors import DataError
+from vit.errors import DataError, shortened
 from vit.runtime import console
 from vit.runtime.dist import ALONE, World
 from vit.runtime.files import cache_home
@@ -88,8 +88,7 @@ class CorruptImages:
             self.reasons = reasons
             return
         listed = sorted(reasons)
-        shown = "; ".join(f"{self.names[i]} ({reasons[i]})" for i in listed[:10])
-        more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+        shown = shortened([f"{self.names[i]} ({reasons[i]})" for i in listed], 10)
         limit = f"data.bad_image_limit={share_of(len(listed), len(self.names))}"
         allowed, skip = "", f"skip them with data.on_bad_image=skip {limit}"
         if self.allowed is not None:
@@ -97,7 +96,7 @@ class CorruptImages:
             skip = f"allow them with {limit}"
         raise DataError(
             f"{len(listed)} of {len(self.names)} images cannot be decoded{allowed}; repair or "
-            f"remove them, or {skip}: {shown}{more}"
+            f"remove them, or {skip}: {shown}"
         )
 
 
