@@ -160,13 +160,7 @@ def _partners(batch: Tensor) -> Tensor:
 
 
 def _cut_share(cut: Tensor, size: Size, mask: Tensor | None) -> Tensor:
-    """The share of an image that cutmix has from the partner, float32 (B,); padding is of neither.
-
-    Args:
-        cut: boxes (B, 4).
-        size: of the images.
-        mask: of the images before.
-    """
+    """The share of an image that cutmix has from the partner, float32 (B,), padding left out."""
     if mask is None:
         top, left, bottom, right = cut.unbind(1)
         return ((bottom - top) * (right - left)).float() / (size[0] * size[1])

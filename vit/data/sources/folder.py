@@ -148,12 +148,7 @@ class _Listing:
             self._left_out[f"images directly in {folder} (they have no class)"] += len(images)
 
     def samples(self, place: Path, prefix: str = "", split: str = "images") -> Samples:
-        """All image files below `place/prefix/<class folder>`, by class and then by path.
-
-        Raises:
-            DataError: a class folder is unknown; one holds no image in training, or none does.
-            OSError: a folder cannot be read.
-        """
+        """All image files below `place/prefix/<class folder>`, by class and then by path."""
         root = place / prefix
         folders = sorted(sub_folders(root))
         labels = self._labels(root, folders, alone=not prefix)

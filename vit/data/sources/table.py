@@ -162,11 +162,7 @@ class _Row:
 
 
 def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
-    """The rows that can be used.
-
-    Raises:
-        DataError: there are others, and they are not to be left out, or are too many.
-    """
+    """The rows that can be used; others are an error, unless they may be left out."""
     at = {name: i for i, name in enumerate(table.columns)}
     files = _Files(_root(config, path))
     problems, first, found = dict(table.problems), dict[str, int](), dict[int, _Row]()
