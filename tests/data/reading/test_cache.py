@@ -27,7 +27,7 @@ from vit.data.reading.transform import Transform, resize
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources.folder import load
 from vit.data.types import FileImages
-from vit.errors import DataError
+from vit.errors import ConfigError
 from vit.runtime import console
 from vit.runtime.dist import World
 
@@ -268,13 +268,15 @@ def test_a_folder_that_cannot_be_written_is_named(photos, tmp_path, monkeypatch)
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(cache, "write_atomic", refuse)
-    with pytest.raises(DataError, match=r"data\.cache_dir=.*/cache cannot be written \(Permission"):
+    with pytest.raises(
+        ConfigError, match=r"data\.cache_dir=.*/cache cannot be written \(Permission"
+    ):
         kept(photos, tmp_path / "cache")
 
 
 def test_a_folder_that_cannot_be_made_is_named(photos, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Exception, match=r"data\.cache_dir=.*file/cache cannot be made"):
+    with pytest.raises(Exception, match=r"data\.cache_dir=.*file/cache cannot be written"):
         kept(photos, tmp_path / "file" / "cache")
 
 

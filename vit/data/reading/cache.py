@@ -29,9 +29,8 @@ from vit.data.reading.decode import decode, reason
 from vit.data.reading.transform import MAX_PIXELS, resize
 from vit.data.reading.workers import WorkerPool, announce
 from vit.data.types import FileImages
-from vit.errors import DataError
 from vit.runtime import console
-from vit.runtime.files import remove_stale, write_atomic
+from vit.runtime.files import remove_stale, write_atomic, write_errors
 
 _IMAGES = 256
 _QUALITY = 95
@@ -127,7 +126,8 @@ class CachedImages(FileImages):
         check: read the shards to see whether they are; else another process just did.
 
     Raises:
-        DataError: a worker died or hangs, or the folder cannot be written.
+        DataError: a worker died or hangs.
+        ConfigError: the folder cannot be written.
         DiskFullError: no space; what was made stays and is used by the next start.
     """
 
@@ -141,12 +141,8 @@ class CachedImages(FileImages):
     ) -> None:
         super().__init__(images.root, images.names)
         self.spec = spec
-        try:
+        with write_errors(f"data.cache_dir={folder}", "; choose another"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"data.cache_dir={folder} cannot be made ({error.strerror}); choose another"
-            ) from None
         remove_stale(folder, f"{'[0-9a-f]' * 32}.shard")
         shards = _shards(images, folder, spec)
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -182,7 +178,7 @@ def make_shard(shard: Shard) -> Index:
     """Decode, make small and write the images of a shard.
 
     Raises:
-        DataError: it cannot be written.
+        ConfigError: it cannot be written.
         DiskFullError: no space.
     """
     blobs: list[bytes] = []
@@ -198,12 +194,8 @@ def make_shard(shard: Shard) -> Index:
     text = json.dumps(index).encode()
     content = b"".join([*blobs, text, _bytes(len(text))])
     path = Path(shard.path)
-    try:
+    with write_errors(f"data.cache_dir={path.parent}", "; choose another"):
         write_atomic(path, _bytes(zlib.crc32(content)) + content)
-    except OSError as error:
-        raise DataError(
-            f"data.cache_dir={path.parent} cannot be written ({error.strerror}); choose another"
-        ) from None
     return index
 
 

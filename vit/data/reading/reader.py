@@ -162,7 +162,8 @@ class Reader:
         all, which wait for it; of damage it warns.
 
         Raises:
-            DataError: a worker died or hangs, or the folder cannot be written.
+            DataError: a worker died or hangs.
+            ConfigError: the folder cannot be written.
             DiskFullError: no space.
         """
         spec = CacheSpec.of(config)
