@@ -28,16 +28,12 @@ def load_data_set(config: DataConfig) -> DataSet:
         DataError: it is missing or unusable; the message says what to do.
     """
     listed = part(SOURCES, "data", config.name, config.options)(config)
-    cutter = Cutter(config.split_seed, config.split_by)
+    splits = listed.splits
     if config.group is not None:
-        listed = replace(
-            listed,
-            splits={
-                name: grouped(samples, config.group) for name, samples in listed.splits.items()
-            },
-        )
+        splits = {name: grouped(samples, config.group) for name, samples in splits.items()}
+    cutter = Cutter(config.split_seed, config.split_by)
     fold = None if config.folds is None else (config.fold or 0, config.folds)
-    splits = cutter.complete(listed.splits, config.val_fraction, config.test_fraction, fold)
+    splits = cutter.complete(splits, config.val_fraction, config.test_fraction, fold)
     unused = {}
     if config.limit_per_class is not None:
         splits["train"], unused["train"] = cutter.limit(splits["train"], config.limit_per_class)
