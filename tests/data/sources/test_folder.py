@@ -256,7 +256,7 @@ def test_many_names_are_shortened(tmp_path):
 MISPLACED = {
     "an empty folder": ([], "", "it is empty"),
     "a file": (["x.jpg"], "x.jpg", "is no folder but a file; give the folder it lies in"),
-    "an archive": (["x.zip"], "x.zip", "is no folder but a file; unpack it"),
+    "an archive": (["x.zip"], "x.zip", "unpack it before, if it is an archive"),
     "one level too high": (["deep/my/a/1.jpg", "deep/my/b/1.jpg"], "", "try data.root={}/deep/my"),
     "too high, with splits": (["my/train/a/1.jpg", "my/val/a/1.jpg"], "", "try data.root={}/my"),
     "too high, with other folders": (

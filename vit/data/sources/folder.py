@@ -17,7 +17,7 @@ from vit.config.schema import DataConfig
 from vit.data.sources import layout
 from vit.data.sources.layout import SPLITS, split_of
 from vit.data.sources.listing import counted, no_image
-from vit.data.sources.scan import list_folder, reading_folders, scan, sub_folders
+from vit.data.sources.scan import list_folder, read_errors, scan, sub_folders
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import DataError, shortened
 
@@ -58,7 +58,7 @@ def load(config: DataConfig) -> DataSet:
     """
     assert config.root is not None
     root, naming = Path(config.root), NAMINGS.get(config.name, list)
-    with reading_folders():
+    with read_errors():
         layout.check_folder("data.root", root)
         folders = split_folders(root) or {"train": ""}
         train = root / folders["train"]
@@ -83,7 +83,7 @@ def load_flat(root: Path, classes: list[str], source: str) -> DataSet:
     Raises:
         DataError: the folder is missing, or its classes are others.
     """
-    with reading_folders():
+    with read_errors():
         layout.check_folder("images", root)
         listed = _Listing(classes, NAMINGS.get(source, list))
         samples = listed.samples(root)

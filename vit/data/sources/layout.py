@@ -18,7 +18,6 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 """What the folder of a split may be called, in any case."""
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
 _SORT = "put the images into one sub-folder per class, at least two"
 _DEEPEST = 8
@@ -36,8 +35,7 @@ def check_folder(key: str, root: Path) -> None:
         DataError: it is none.
     """
     if root.is_file():
-        archive = root.suffix.lower() in _ARCHIVES
-        what = "unpack it and give the folder" if archive else "give the folder it lies in"
+        what = "give the folder it lies in; unpack it before, if it is an archive"
         if ending_of(root.name) in ENDINGS:
             what = f"labels in a table are trained on by data=table {key}={root}"
         raise DataError(f"{key}={root} is no folder but a file; {what}")

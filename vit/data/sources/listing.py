@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vit.data.formats import READ, ending_of, is_image, is_regular
-from vit.data.sources.scan import SPECIAL, Below, is_hidden, reading_folders, scan
+from vit.data.sources.scan import SPECIAL, Below, is_hidden, read_errors, scan
 from vit.errors import DataError, printable
 
 _NAMED = 12
@@ -44,7 +44,7 @@ def list_images(
 def _named_by(given: str) -> Below:
     """The image files that a path or pattern stands for, at least one."""
     if os.path.isdir(given):
-        with reading_folders():
+        with read_errors():
             below = scan(Path(given), [""])[""]
         if not below.files:
             raise DataError(f"{no_image(f'images={given}', below.left_out)}: give another folder")

@@ -91,8 +91,8 @@ def scan(root: Path, tops: list[str]) -> dict[str, Below]:
 
 
 @contextlib.contextmanager
-def reading_folders() -> Iterator[None]:
-    """Turn what the system says of a folder that cannot be read into a DataError."""
+def read_errors() -> Iterator[None]:
+    """Turn what the system says of a file or folder that cannot be read into a DataError."""
     try:
         yield
     except OSError as error:

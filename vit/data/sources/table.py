@@ -15,7 +15,7 @@ from vit.config.schema import DataConfig
 from vit.data.formats import IS_IMAGE, ending_of
 from vit.data.sources import layout
 from vit.data.sources.layout import SPLITS, split_of
-from vit.data.sources.scan import reading_folders
+from vit.data.sources.scan import read_errors
 from vit.data.sources.table_file import Table, read_table
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import DataError, nearest, printable, shortened
@@ -166,7 +166,7 @@ def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
     at = {name: i for i, name in enumerate(table.columns)}
     files = _Files(_root(config, path))
     problems, first, found = dict(table.problems), dict[str, int](), dict[int, _Row]()
-    with reading_folders():
+    with read_errors():
         for number, cells in table.rows.items():
             given, label, split, weight, group = (
                 "" if (name := getattr(config, key)) is None else cells[at[name]] for key in _USUAL

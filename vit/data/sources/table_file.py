@@ -6,10 +6,13 @@ import codecs
 import csv
 import io
 import json
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from vit.data.formats import IS_IMAGE, ending_of
+from vit.data.sources.scan import read_errors
 from vit.errors import DataError, printable, shortened
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -49,10 +52,8 @@ def read_table(path: Path) -> Table:
         raise DataError(
             f"{path} is no {', '.join(ENDINGS)}, which are read as tables; save it as CSV"
         )
-    try:
+    with read_errors():
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
     marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     for encoding in ["utf-16"] if marked else ["utf-8-sig", "cp1252"]:
         try:
@@ -107,11 +108,9 @@ def _separator(text: str) -> str:
     def agreeing(separator: str) -> int:
         reader = csv.reader(io.StringIO(text[: 2**20], newline=""), delimiter=separator)
         counts = []
-        try:
-            for _, cells in zip(range(_LOOKED_AT), reader, strict=False):
+        with suppress(csv.Error):
+            for cells in islice(reader, _LOOKED_AT):
                 counts.append(len(cells))
-        except csv.Error:
-            pass
         return counts.count(counts[0]) if counts and counts[0] > 1 else 0
 
     return max(_SEPARATORS, key=agreeing)
