@@ -47,12 +47,11 @@ class Entries:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, a list for each attribute."""
-        weights = {} if self.weights is None else {"weights": self.weights.tolist()}
-        return {
+        plain = {
             "names": list(self.names), "labels": self.labels.tolist(),
             "sizes": self.sizes.tolist(), "hashes": [f"{h:016x}" for h in self.hashes.tolist()],
-            **weights,
         }  # fmt: skip
+        return plain if self.weights is None else {**plain, "weights": self.weights.tolist()}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Entries:
@@ -179,16 +178,12 @@ def restore(manifest: Manifest, now: DataSet) -> Restored:
 
 def _labels(splits: dict[str, Samples]) -> dict[str, tuple[int, float]]:
     """Label and weight of each image, by its name."""
-    return {
-        name: (label, weight)
-        for samples in splits.values()
-        for name, label, weight in zip(
-            samples.names,
-            samples.labels.tolist(),
-            [1.0] * len(samples) if samples.weights is None else samples.weights.tolist(),
-            strict=True,
-        )
-    }
+    found: dict[str, tuple[int, float]] = {}
+    for samples in splits.values():
+        weights = np.ones(len(samples)) if samples.weights is None else samples.weights
+        known = zip(samples.labels.tolist(), weights.tolist(), strict=True)
+        found |= zip(samples.names, known, strict=True)
+    return found
 
 
 def changed(manifest: Manifest, restored: Restored, split: str) -> list[str]:
