@@ -51,12 +51,13 @@ def check_table(key: str, path: Path) -> None:
     Raises:
         DataError: it is none.
     """
-    if path.is_dir():
-        tables = tables_in(path)
-        which = f"{key}={path / tables[0]}" if tables else "the table in it, or data=folder"
-        raise DataError(f"{key}={path} is a folder, no table; give {which}")
     if not path.is_file():
-        raise DataError(f"{key}={path} does not exist; give the table, a CSV, TSV or JSONL file")
+        what = "is a folder, no table" if path.is_dir() else "does not exist"
+        tables = tables_in(path) if path.is_dir() else []
+        which = (
+            f"{key}={path / tables[0]}" if tables else "a CSV, TSV or JSONL file, or data=folder"
+        )
+        raise DataError(f"{key}={path} {what}; give {which}")
 
 
 def too_few(root: Path, folders: list[str]) -> str:
