@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from composing import changed
 from other_models import assert_same, noise, of_hugging_face, of_timm, of_torchvision, taken
@@ -147,3 +148,20 @@ def report_of(state: dict[str, Tensor], heads: int, folder: Path) -> list[str]:
         if key in spec:
             plain["model"][key] = spec[key]
     return describe(found, report, to_config(plain))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_told"),
+    [("vit_small_patch14_dinov2", True), ("deit3_small_patch16_224", True),
+     ("vit_tiny_patch16_224", False), ("beit_base_patch16_224", False)],
+)  # fmt: skip
+def test_what_layer_scale_says_of_the_normalisation(
+    name: str, is_told: bool, tmp_path: Path
+) -> None:
+    """A bare state dict does not say; models with LayerScale but BEiT saw ImageNet's."""
+    sizes = {"img_size": 70} if "dinov2" in name else {}
+    model = timm.create_model(name, pretrained=False, depth=1, **sizes)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    found = load_pretrained(str(tmp_path / "w.pth"))
+    assert found.mean == ([0.485, 0.456, 0.406] if is_told else None)
+    assert found.std == ([0.229, 0.224, 0.225] if is_told else None)

@@ -84,8 +84,12 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     written = [folder / name for name in EVALUATION]
     if temperature.value is not None and not beside:
         written.append(folder.parent / TEMPERATURE)
+    other = ""
+    if done.comparison:
+        a, b = done.comparison.names
+        other = f" by {a}, {done.comparison.top1[1]:.2f} by {b}"
     lines = [
-        f"{label}: top-1 {metrics['top1']:.2f}  top-5 {metrics['top5']:.2f}  loss "
+        f"{label}: top-1 {metrics['top1']:.2f}{other}  top-5 {metrics['top5']:.2f}  loss "
         f"{metrics['loss']:.4f}  ({metrics['images']:,} images, step {trained.step})",
         *([done.comparison.statement] if done.comparison else []),
         *(str(file) for file in written if file.is_file()),
