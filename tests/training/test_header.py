@@ -59,7 +59,7 @@ def test_the_header_has_counts_sizes_and_notes(tmp_path: Path) -> None:
     classes, files, *notes = _about(settings("data.memory=stream"), data)
     assert classes.startswith(f"classes  class00 {counts[0]}, class01 {counts[1]}, ")
     assert classes.endswith(f"class11 {counts[11]} and 3 more")
-    assert files == "files    8x10 px (8x8 to 8x12); streamed"
+    assert files == "files    8x10 px (8x8 to 8x12 in 46 of them); streamed"
     few, *notes = notes
     assert (
         "9 images a class are few to start from nothing; better: vit-train experiment=finet" in few

@@ -53,7 +53,8 @@ def reporting(
     )  # fmt: skip
     trainer = SimpleNamespace(precision="fp32", batch_size=BATCH, early_stop=early_stop)
     parts: Any = SimpleNamespace(
-        plan=plan, state=state, config=SimpleNamespace(trainer=trainer), val=range(100),
+        plan=plan, state=state, val=range(100),
+        config=SimpleNamespace(trainer=trainer, data=SimpleNamespace(memory="stream")),
         test=range(300), train=SimpleNamespace(waited=0.0), device=torch.device("cpu"),
     )  # fmt: skip
     parts.epochs_text = partial(Components.epochs_text, parts)

@@ -108,7 +108,8 @@ def _about(config: RunConfig, data: DataSet) -> list[str]:
     lines = [f"classes  {shortened(named)}"]
     if isinstance(data.splits["train"].images, FileImages):
         held = "held decoded" if config.data.memory == "device" else "streamed"
-        lines.append(f"files    {_described(sizes_of(data.splits['train']))}; {held}")
+        described = _described(sizes_of(data.splits["train"]), len(data.splits["train"]))
+        lines.append(f"files    {described}; {held}")
         if config.model.weights is None and counts.mean() < FEW:
             lines.append(
                 f"note     {counts.mean():.0f} images a class are few to start from nothing; "
@@ -135,11 +136,11 @@ def sizes_of(samples: Samples) -> np.ndarray:
     return np.array(sizes, np.int64).reshape(-1, 2)
 
 
-def _described(sizes: np.ndarray) -> str:
+def _described(sizes: np.ndarray, total: int) -> str:
     if not len(sizes):
         return "of unknown size"
     low, middle, high = (np.sort(sizes, axis=0)[at] for at in (0, len(sizes) // 2, -1))
-    looked_at = f" in {len(sizes)} of them" if len(sizes) >= _LOOKED_AT // 2 else ""
+    looked_at = f" in {len(sizes)} of them" if len(sizes) < total else ""
     spread = f" ({low[0]}x{low[1]} to {high[0]}x{high[1]}{looked_at})" * bool((low != high).any())
     return f"{middle[0]}x{middle[1]} px{spread}"
 
