@@ -58,6 +58,7 @@ class Classifier:
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.classes: list[str] = json.loads(metadata["classes"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["preprocessing"])
+        self.thresholds: list[float] | None = json.loads(metadata.get("thresholds", "null"))
         _, *pixels = self.session.get_inputs()[0].shape
         _, count = self.session.get_outputs()[0].shape
         about = self.preprocessing
@@ -74,15 +75,26 @@ class Classifier:
         """
         image = prepare(file, self.preprocessing)
         (logits,) = self.session.run(["logits"], {"images": image[None]})
-        shares = np.exp(logits[0].astype(np.float64) - logits[0].max())
+        values = logits[0].astype(np.float64)
+        if self.thresholds is not None:  # several labels per image, each for itself
+            each: np.ndarray = np.exp(-np.logaddexp(0, -values))
+            return each
+        shares = np.exp(values - values.max())
         chances: np.ndarray = shares / shares.sum()
         return chances
 
-    def best(self, file: str | BinaryIO, top: int) -> list[tuple[str, float]]:
-        """The `top` likeliest classes of an image and their probabilities."""
+    def best(
+        self, file: str | BinaryIO, top: int
+    ) -> tuple[list[tuple[str, float]], list[str] | None]:
+        """The `top` likeliest classes of an image and their probabilities; and those that it has by
+        their thresholds, None where an image has one class.
+        """
         chances = self.probabilities(file)
         likeliest = np.argsort(-chances, kind="stable")[:top]
-        return [(self.classes[k], float(chances[k])) for k in likeliest]
+        given = None
+        if self.thresholds is not None:
+            given = [self.classes[k] for k in np.flatnonzero(chances >= self.thresholds)]
+        return [(self.classes[k], float(chances[k])) for k in likeliest], given
 
 
 def prepare(file: str | BinaryIO, preprocessing: dict[str, Any]) -> np.ndarray:
@@ -177,9 +189,11 @@ def files(given: list[str]) -> Iterator[str]:
             yield str(place)
 
 
-def as_json(labels: list[tuple[str, float]]) -> list[dict[str, Any]]:
-    """The labels of an image as plain values."""
-    return [{"label": label, "probability": round(p, 6)} for label, p in labels]
+def as_json(labels: list[tuple[str, float]], given: list[str] | None) -> dict[str, Any]:
+    """What `best` says of an image as plain values."""
+    predictions = [{"label": label, "probability": round(p, 6)} for label, p in labels]
+    own = {} if given is None else {"labels": given}
+    return {**own, "predictions": predictions}
 
 
 def serve(model: Classifier, host: str, port: int, top: int) -> None:
@@ -192,11 +206,11 @@ def serve(model: Classifier, host: str, port: int, top: int) -> None:
                 self.answer(411 if not length.isdigit() else 413, {"error": "send one image"})
                 return
             try:
-                labels = model.best(io.BytesIO(self.rfile.read(int(length))), top)
+                found = model.best(io.BytesIO(self.rfile.read(int(length))), top)
             except DAMAGED as error:
                 self.answer(400, {"error": f"no image that can be decoded ({error})"})
             else:
-                self.answer(200, {"predictions": as_json(labels)})
+                self.answer(200, as_json(*found))
 
         def do_GET(self) -> None:
             self.answer(405, {"error": "send an image by POST: curl --data-binary @photo.jpg"})
@@ -238,19 +252,22 @@ def main() -> int:
     table = csv.writer(sys.stdout, lineterminator="\n")
     if not asked.json:
         numbers = ["", *map(str, range(2, top + 1))]
-        table.writerow(["image", *(f"{w}{n}" for n in numbers for w in ("label", "probability"))])
+        own = [] if model.thresholds is None else ["labels"]
+        pairs = (f"{w}{n}" for n in numbers for w in ("label", "probability"))
+        table.writerow(["image", *own, *pairs])
     failed = 0
     for file in files(asked.images):
         try:
-            labels = model.best(file, top)
+            labels, given = model.best(file, top)
         except DAMAGED as error:
             print(f"{file} cannot be decoded ({error})", file=sys.stderr)
             failed = 1
             continue
         if asked.json:
-            print(json.dumps({"image": file, "predictions": as_json(labels)}))
+            print(json.dumps({"image": file, **as_json(labels, given)}))
         else:
-            cells = [file, *(x for label, p in labels for x in (label, f"{p:.6f}"))]
+            own = [] if given is None else [";".join(given)]
+            cells = [file, *own, *(x for label, p in labels for x in (label, f"{p:.6f}"))]
             table.writerow([f"'{cell}" if cell.startswith(FORMULA) else cell for cell in cells])
     return failed
 

@@ -47,11 +47,13 @@ class Prediction:
     Attributes:
         name: the image's path, or `image 3` for the one at position 3.
         labels, probabilities: of the most probable classes, the best first.
+        given: those that it has by their thresholds, of several labels per image; None: of one.
     """
 
     name: str
     labels: list[str]
     probabilities: list[float]
+    given: list[str] | None = None
 
     @property
     def label(self) -> str:
@@ -102,8 +104,8 @@ class Run(Trained):
             found = classify(self, loader, top)
             with console.progress(found, desc="predicting", total=len(loader.names)) as bar:
                 return [
-                    Prediction(name, [label for label, _ in best], [share for _, share in best])
-                    for name, best in bar
+                    Prediction(name, [label for label, _ in best], [p for _, p in best], given)
+                    for name, best, given in bar
                 ]
 
     def embed(self, images: Pictures) -> np.ndarray:

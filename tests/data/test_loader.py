@@ -205,10 +205,13 @@ def test_evaluation_covers_every_sample_once_in_order(n, batch_size):
     assert torch.equal(images, load.normalise(torch.from_numpy(pixels_of(listed))))
 
 
-def test_balanced_losses_weigh_the_targets_and_leave_the_images():
+def test_balanced_losses_weigh_the_images_and_leave_them():
     plain, weighed = loader(20), loader(20, balance="loss")  # of 7, 7 and 6 images
     weights = torch.tensor([20 / 21, 20 / 21, 20 / 18])
     for step in range(4):
         a, b = plain.batch_at(step), weighed.batch_at(step)
         assert torch.equal(a.images, b.images)
-        torch.testing.assert_close(a.targets * weights, b.targets, rtol=1e-6, atol=0)
+        assert a.weights is None
+        summed = b.targets * b.weights[:, None]  # mixed images have two classes
+        torch.testing.assert_close(a.targets * weights, summed, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(b.targets.sum(dim=1), torch.ones(len(b.labels)))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _BOARD = "TensorBoard's curves and pictures"
 _TRACKER = "what the tracker is told"
-CURVES = ("loss", "top1")
+CURVES = ("loss", "top1", "map", "exact")
 """What TensorBoard shows first: it sorts by name, and `curves/` stands before all else."""
 VOLATILE = ("time", "seconds", "images_per_second", "mfu", "data_share")
 """Fields that two runs of the same config may differ in."""

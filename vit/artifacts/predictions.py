@@ -8,9 +8,10 @@ JSON as Python's lone surrogates (`os.fsencode` makes bytes of them).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from vit.runtime.files import to_csv_line, write_atomic
 
@@ -18,19 +19,21 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """Characters that HTML may not hold, as codes."""
 METRICS, PREDICTIONS, TEMPERATURE = "metrics.json", "predictions.csv", "temperature.json"
 PAGE = "report/index.html"
+SEPARATOR = ";"
+"""Between several labels of an image."""
 EVALUATION = (METRICS, PREDICTIONS, TEMPERATURE, PAGE)
 """The files of an evaluation, in its folder."""
 
 
-def write_predictions(folder: Path, predictions: Iterable[tuple[str, str, str, float]]) -> None:
-    """Write `predictions.csv`: of each image its name, label, prediction and the probability of it.
+def write_predictions(folder: Path, rows: Iterable[Sequence[str | float]]) -> None:
+    """Write `predictions.csv`: rows of texts and probabilities, the head first.
 
     Raises:
         DiskFullError: no space.
     """
-    content = bytearray(to_csv_line(["image", "label", "prediction", "probability"]))
-    for *names, probability in predictions:
-        content += to_csv_line([*names, f"{probability:.6f}"])
+    content = bytearray()
+    for row in rows:
+        content += to_csv_line([f"{x:.6f}" if isinstance(x, float) else x for x in row])
     write_atomic(folder / PREDICTIONS, memoryview(content))
 
 
@@ -45,24 +48,48 @@ def write_page(folder: Path, html: str) -> None:
     write_atomic(path, html.translate(_CONTROL).encode("utf-8", "backslashreplace"))
 
 
-Labelled = tuple[str, list[tuple[str, float]]]
-"""An image's name, and its labels with their probabilities, the most probable first."""
+class Labelled(NamedTuple):
+    """What a model says of an image.
+
+    Attributes:
+        name: of the image.
+        labels: with their probabilities, the most probable first.
+        given: those that it has by their thresholds, of several labels per image; None: of one.
+    """
+
+    name: str
+    labels: list[tuple[str, float]]
+    given: list[str] | None = None
 
 
 def as_csv(images: Iterable[Labelled], top: int) -> Iterator[bytes]:
-    """Lines `image,label,probability,label2,probability2,...` for `top` labels; a header first."""
+    """Lines `image,label,probability,label2,probability2,...` for `top` labels; a header first.
+
+    With several labels per image those that it has stand in `labels` behind its name.
+    """
     numbers = ["", *map(str, range(2, top + 1))]
     head = chain.from_iterable((f"label{n}", f"probability{n}") for n in numbers)
-    yield to_csv_line(["image", *head])
-    for name, labels in images:
-        yield to_csv_line([name, *chain.from_iterable((label, f"{p:.6f}") for label, p in labels)])
+    for number, (name, labels, given) in enumerate(images):
+        if number == 0:
+            yield to_csv_line(["image", *([] if given is None else ["labels"]), *head])
+        own = [] if given is None else [joined(given)]
+        pairs = chain.from_iterable((label, f"{p:.6f}") for label, p in labels)
+        yield to_csv_line([name, *own, *pairs])
+
+
+def joined(labels: Iterable[str]) -> str:
+    """Several labels as one cell."""
+    return SEPARATOR.join(labels)
 
 
 def as_json_lines(images: Iterable[Labelled], top: int) -> Iterator[bytes]:
-    """One object per line: `image`, and `predictions` of `label` and `probability`."""
-    for name, labels in images:
+    """One object per line: `image`, with several labels per image `labels` that it has, and
+    `predictions` of `label` and `probability`.
+    """
+    for name, labels, given in images:
+        own: dict[str, Any] = {"image": name} if given is None else {"image": name, "labels": given}
         predictions = [{"label": label, "probability": round(p, 6)} for label, p in labels]
-        yield json.dumps({"image": name, "predictions": predictions}).encode() + b"\n"
+        yield json.dumps({**own, "predictions": predictions}).encode() + b"\n"
 
 
 FORMATS: dict[str, Callable[[Iterable[Labelled], int], Iterator[bytes]]] = {

@@ -17,6 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from vit.artifacts.run_dir import RunDir
+from vit.config.saved import MAIN, main_score
 from vit.config.validate import flatten
 from vit.errors import ConfigError
 from vit.report.interval import wilson
@@ -33,6 +34,11 @@ ENOUGH, SIGNIFICANT = 10, 0.05
 """Scored runs without which no share of the variance is given, and the level of its test."""
 NO_SHARE = f"share -: fewer than {ENOUGH} scored runs, or within noise"
 APART = "Scores on different images do not compare: best, means and effects are of the same images"
+
+
+def called(runs: Iterable[Run]) -> str:
+    """What the score is called by which runs on the same images are judged."""
+    return MAIN[next((run.main for run in runs), "top1")]
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,24 @@ class Run:
     config: dict[str, Any]
     images: str
 
-    def score(self, key: str = "val_top1") -> float | None:
-        """A score in percent (of a run without validation: nothing), or another number."""
-        value = self.summary.get(key)
+    @property
+    def main(self) -> str:
+        """The key of `saved.MAIN` that the run is judged by."""
+        return main_score(self.summary, "val_")
+
+    def score(self, key: str | None = None) -> float | None:
+        """A score in percent (of a run without validation: nothing), or another number; without
+        `key` that of validation.
+        """
+        value = self.summary.get(f"val_{self.main}" if key is None else key)
         return float(value) if isinstance(value, (int, float)) else None
 
     def interval(self, top1: float | None) -> tuple[float, float] | None:
         """The 95 % interval of a top-1 in percent on its validation images, where these were
-        counted.
+        counted; of a mAP there is none.
         """
         count = self.score("images_val") or 0
-        if top1 is None or not 0 <= top1 <= 100 or count < 1:
+        if self.main != "top1" or top1 is None or not 0 <= top1 <= 100 or count < 1:
             return None
         low, high = wilson(round(top1 / 100 * count), int(count))
         return 100 * low, 100 * high
@@ -85,11 +98,11 @@ class Group:
     settings: dict[str, Any]
     runs: list[Run] = field(default_factory=list)
 
-    def scores(self, key: str = "val_top1") -> list[float]:
+    def scores(self, key: str | None = None) -> list[float]:
         """The members' scores, as far as they have one."""
         return [score for run in self.runs if (score := run.score(key)) is not None]
 
-    def spread(self, key: str = "val_top1") -> str:
+    def spread(self, key: str | None = None) -> str:
         """`97.49 ± 0.31` of several scores, `97.49` of one, `-` of none."""
         scores = self.scores(key)
         deviation = f" ± {stdev(scores):.2f}" if len(scores) > 1 else ""

@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from vit.artifacts.runs import APART, NO_SHARE, Run, by_images, curve, differing, effects, groups
-from vit.artifacts.runs_table import HEAD, MEASURED, effects_table, groups_table, row
+from vit.artifacts.runs import (
+    APART,
+    NO_SHARE,
+    Run,
+    by_images,
+    called,
+    curve,
+    differing,
+    effects,
+    groups,
+)
+from vit.artifacts.runs_table import effects_table, groups_table, head, row
 from vit.report.chart import chart
 from vit.report.render import rendered
 
@@ -44,10 +54,11 @@ def _part(runs: list[Run]) -> dict[str, Any]:
     keys, found, mattered = differing(runs), groups(runs), effects(runs)
     return {
         "best": found[0].spread(),
-        "head": [*HEAD, *keys, *MEASURED.values()],
+        "head": head(runs, keys),
+        "score": called(runs),
         "rows": [(run.path, row(run, keys)) for run in runs],
         "groups": groups_table(found) if len(found) < len(runs) else None,
-        "effects": effects_table(mattered) if mattered else None,
+        "effects": effects_table(mattered, called(runs)) if mattered else None,
         "coordinates": _coordinates(runs, [effect.key for effect in mattered[:_AXES]]),
         "curves": _curves(runs),
     }
@@ -66,7 +77,7 @@ def _coordinates(runs: list[Run], keys: list[str]) -> dict[str, Any] | None:
         return None
     scores = [score for _, score in scored]
     columns = {key: [run.config.get(key) for run, _ in scored] for key in keys}
-    columns["val top-1"] = [*scores]
+    columns[f"val {called(runs)}"] = [*scores]
     places = [round(60 + i * 860 / len(keys)) for i in range(len(columns))]
     ticks, heights = zip(*map(_axis, columns.values()), strict=True)
     points = [
@@ -103,7 +114,7 @@ def _height(value: float, low: float, high: float) -> float:
 
 def _curves(runs: list[Run]) -> dict[str, Any] | None:
     """Validation curves of all runs, as `chart` has them; None where there is none."""
-    found = {run.name: points for run in runs if len(points := curve(run.path)) > 1}
+    found = {run.name: p for run in runs if len(p := curve(run.path, "val", run.main)) > 1}
     drawn = chart(found, size=(1000, 380))
     if drawn is None:
         return None

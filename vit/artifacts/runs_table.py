@@ -6,15 +6,14 @@ from collections.abc import Iterable
 from statistics import mean
 from typing import Any
 
-from vit.artifacts.runs import Effect, Group, Run, by_images, differing
+from vit.artifacts.runs import Effect, Group, Run, by_images, called, differing
 from vit.errors import printable, shortened
 from vit.report.interval import wilson
 from vit.runtime.files import to_csv_line
 
-HEAD = ["run", "val top-1", "95 %", "n", "state"]
 MEASURED = {
-    "test_top1": "test top-1", "best_epoch": "best epoch", "params": "params",
-    "images_per_second": "images/s", "seconds": "seconds",
+    "best_epoch": "best epoch", "params": "params", "images_per_second": "images/s",
+    "seconds": "seconds",
 }  # fmt: skip
 Table = tuple[list[str], list[list[str]]]
 """Head and rows."""
@@ -24,16 +23,24 @@ def runs_table(runs: list[Run]) -> str:
     """One line per run, the best first."""
     keys = differing(runs)
     rows = [[*row(run), _settings(run.config, keys)] for run in runs]
-    return aligned([*HEAD, *MEASURED.values(), "what differs" if keys else ""], rows)
+    return aligned([*head(runs), "what differs" if keys else ""], rows)
+
+
+def head(runs: list[Run], keys: Iterable[str] = ()) -> list[str]:
+    """What stands above `row`."""
+    score = called(runs)
+    own = ["run", f"val {score}", "95 %", "n", "state", *keys, f"test {score}"]
+    return [*own, *MEASURED.values()]
 
 
 def row(run: Run, keys: Iterable[str] = ()) -> list[str]:
-    """What stands of a run below HEAD, the settings `keys` and MEASURED."""
+    """What stands of a run below `head`."""
     within = run.interval(run.score())
     return [
         run.name, show(run.score()), "{:.1f} to {:.1f}".format(*within) if within else "-",
         show(run.summary.get("images_val")), run.state,
         *(show(run.config.get(key)) for key in keys),
+        show(run.summary.get(f"test_{run.main}")),
         *(show(run.summary.get(key)) for key in MEASURED),
     ]  # fmt: skip
 
@@ -49,12 +56,13 @@ def groups_table(found: list[Group]) -> Table:
         finished = sum(run.state == "finished" for run in group.runs)
         rows.append([
             shortened([run.name for run in group.runs], 1), group.spread(),
-            group.spread("test_top1"), *([_joined(whole)] if any(joined) else []),
+            group.spread(f"test_{group.runs[0].main}"), *([_joined(whole)] if any(joined) else []),
             f"{finished}/{len(group.runs)}",
             f"{mean(seconds):,.0f}" if seconds else "-", _settings(group.settings, group.settings),
         ])  # fmt: skip
-    head = ["runs", "val top-1", "test top-1", *(["out of fold"] if any(joined) else [])]
-    return [*head, "finished", "seconds", "what differs"], rows
+    score = called(run for group in found for run in group.runs)
+    first = ["runs", f"val {score}", f"test {score}", *(["out of fold"] if any(joined) else [])]
+    return [*first, "finished", "seconds", "what differs"], rows
 
 
 def _joined(whole: tuple[int, int] | None) -> str:
@@ -64,7 +72,7 @@ def _joined(whole: tuple[int, int] | None) -> str:
     return f"{100 * whole[0] / whole[1]:.2f} ({100 * low:.1f} to {100 * high:.1f}) of {whole[1]:,}"
 
 
-def effects_table(found: list[Effect]) -> Table:
+def effects_table(found: list[Effect], score: str) -> Table:
     """One line per setting: how much of the variance it explains, and the mean of each value."""
     rows = [
         [
@@ -73,7 +81,7 @@ def effects_table(found: list[Effect]) -> Table:
         ]
         for effect in found
     ]  # fmt: skip
-    return ["setting", "share of variance", "mean val top-1 by value"], rows
+    return ["setting", "share of variance", f"mean val {score} by value"], rows
 
 
 def runs_csv(runs: list[Run]) -> str:

@@ -18,8 +18,10 @@ from vit.artifacts.run_dir import RunDir, results_of
 from vit.cli import front
 from vit.cli.overrides import Overrides
 from vit.config.commands import EvalConfig
+from vit.config.saved import MAIN
 from vit.config.schema import height_width
 from vit.config.validate import checked
+from vit.report.page import SCORES
 from vit.runtime import console
 from vit.runtime.files import prepare_folder, read_json, to_json, together, write_atomic
 from vit.runtime.memory import retain_freed_memory
@@ -55,23 +57,16 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     from vit.evaluation.review import page
 
     trained, what, metrics = done.trained, done.what, done.metrics
-    predictions, temperature = done.predictions, done.temperature
+    temperature = done.temperature
     label = labelled(what, trained, config.merge)
     versus = ""
     if "compared_with" in metrics:
         versus = f"-vs-{results_of(Path(metrics['compared_with']['checkpoint'])).name}"
     folder = output_folder(config, trained.path, label + versus)
-    rows = zip(
-        (done.loader.names[i] for i in predictions.index),
-        (trained.classes[label] for label in predictions.labels.tolist()),
-        (trained.classes[label] for label in predictions.top[:, 0].tolist()),
-        predictions.probability.tolist(),
-        strict=True,
-    )
     beside = config.output is not None or folder.name != what  # else it is of the whole run
     with together(folder, EVALUATION) as staged:
         write_atomic(staged / METRICS, to_json(metrics, 2))
-        write_predictions(staged, rows)
+        write_predictions(staged, done.rows())
         if config.report:
             compared, shown = compare(config, trained, what, metrics), facts(trained, metrics)
             with console.OnlyWarned()("the report"):
@@ -87,10 +82,12 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     other = ""
     if done.comparison:
         a, b = done.comparison.names
-        other = f" by {a}, {done.comparison.top1[1]:.2f} by {b}"
+        other = f" by {a}, {done.comparison.scores[1]:.2f} by {b}"
+    key, second = ("top1", "top5") if trained.thresholds is None else ("map", "macro_f1")
     lines = [
-        f"{label}: top-1 {metrics['top1']:.2f}{other}  top-5 {metrics['top5']:.2f}  loss "
-        f"{metrics['loss']:.4f}  ({metrics['images']:,} images, step {trained.step})",
+        f"{label}: {MAIN[key]} {metrics[key]:.2f}{other}  {SCORES[second][0]} "
+        f"{metrics[second]:.2f}  loss {metrics['loss']:.4f}  ({metrics['images']:,} images, step "
+        f"{trained.step})",
         *([done.comparison.statement] if done.comparison else []),
         *(str(file) for file in written if file.is_file()),
     ]
@@ -136,7 +133,7 @@ def facts(trained: Trained, metrics: dict[str, Any]) -> list[str]:
     own = height_width(trained.config["data"]["image_size"])
     return [
         f"{metrics['images']:,} images",
-        f"{len(trained.classes):,} classes",
+        f"{len(trained.classes):,} {'classes' if trained.thresholds is None else 'labels'}",
         f"data {trained.config['data']['name']}",
         f"{height} x {width} px" + f" (trained at {own[0]} x {own[1]})" * ((height, width) != own),
         f"{trained.path}, step {trained.step:,}",

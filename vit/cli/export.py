@@ -81,10 +81,12 @@ def table(exported: Exported) -> str:
     parity = exported.parity
     count = len(parity.labels)
     threads = torch.get_num_threads()
+    one = parity.thresholds is None
+    right_name, same = ("top-1", "same label") if one else ("every label right", "same labels")
     rows = [
         ("", "checkpoint", "export"),
-        ("top-1", *(f"{100 * right / count:.2f} %" for right in parity.right)),
-        ("same label", "", f"{100 * (1 - parity.changed / count):.2f} %"),
+        (right_name, *(f"{100 * right / count:.2f} %" for right in parity.right)),
+        (same, "", f"{100 * (1 - parity.changed / count):.2f} %"),
         ("largest difference of a logit", "", f"{parity.difference:.2g}"),
         ("size", *(f"{size / 1e6:,.2f} MB" for size in exported.sizes)),
         *(

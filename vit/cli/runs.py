@@ -9,7 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from vit.artifacts.runs import APART, NO_SHARE, Run, by_images, effects, groups, read_runs
+from vit.artifacts.runs import (
+    APART,
+    NO_SHARE,
+    Run,
+    by_images,
+    called,
+    effects,
+    groups,
+    read_runs,
+)
 from vit.artifacts.runs_page import runs_page
 from vit.artifacts.runs_table import aligned, effects_table, groups_table, runs_csv, runs_table
 from vit.cli.answers import errors_to_exit_code
@@ -73,7 +82,7 @@ def overview(runs: list[Run]) -> str:
         if len(found := groups(alike)) < len(alike):
             parts.append(aligned(*groups_table(found)))
         if mattered := effects(alike):
-            parts.append(aligned(*effects_table(mattered)))
+            parts.append(aligned(*effects_table(mattered, called(alike))))
             notes += [NO_SHARE] if None in (effect.share for effect in mattered) else []
     return "\n\n".join([*parts, *dict.fromkeys(notes)]) or "no runs here"
 

@@ -28,7 +28,7 @@ def run_search(
 
     Args:
         run: trains run `name` with the given settings (dotted keys) and gives its best validation
-            top-1, or None if it failed.
+            score, or None if it failed.
     """
     study = _open(search, folder)
     from optuna.trial import TrialState
@@ -108,17 +108,17 @@ def _judge(trial: optuna.Trial, search: Search) -> ShouldPrune:
     rungs = {search.min_epochs * search.reduction**k for k in range(32)}
     known = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
-    def should_prune(epoch: float, top1: float) -> bool:
+    def should_prune(epoch: float, score: float) -> bool:
         step = int(epoch)
         if step < 1:
             return False
         if step not in known:
             known.add(step)
-            trial.report(top1, step)
+            trial.report(score, step)
         if step not in rungs:
             return False
         told = (t.intermediate_values for t in trial.study.get_trials(deepcopy=False))
         scores = sorted((values[step] for values in told if step in values), reverse=True)
-        return top1 < scores[max(len(scores) // search.reduction, 1) - 1]
+        return score < scores[max(len(scores) // search.reduction, 1) - 1]
 
     return should_prune

@@ -19,6 +19,7 @@ from vit.cli.overrides import Overrides
 from vit.cli.runs import overview, write_page
 from vit.cli.search import run_search
 from vit.config import plugins
+from vit.config.saved import main_score
 from vit.config.search import to_search
 from vit.config.validate import dump_yaml
 from vit.errors import InterruptedRun, InUseError, PrunedRun, VitError, printable
@@ -65,7 +66,11 @@ def as_sweep_job(job: Job, folder: Path, common: Overrides) -> Job:
                 _with(plain, settings), overrides, name, partial(job, should_prune=should_prune)
             )
             summary = RunDir(folder / name).read_summary()
-            score = summary.get("val_top1") if summary.get("state") == "finished" else None
+            score = (
+                summary.get(f"val_{main_score(summary, 'val_')}")
+                if summary.get("state") == "finished"
+                else None
+            )
             return float(score) if isinstance(score, (int, float)) else None
 
         run_search(to_search(wanted), trial, folder)

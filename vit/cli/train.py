@@ -13,6 +13,7 @@ from vit.cli import front
 from vit.cli.overrides import Overrides
 from vit.config.checks import OF_FILES
 from vit.config.resume import migrate
+from vit.config.saved import MAIN
 from vit.config.schema import RunConfig
 from vit.config.validate import to_config
 from vit.data.sources.layout import check_folder, check_table
@@ -38,7 +39,7 @@ def main() -> None:
     leave(front.run("train", train))
 
 
-def never(epoch: float, top1: float) -> bool:
+def never(epoch: float, score: float) -> bool:
     """No search wants the run to end."""
     return False
 
@@ -46,7 +47,7 @@ def never(epoch: float, top1: float) -> bool:
 def train(plain: dict[str, Any], overrides: Overrides, should_prune: ShouldPrune = never) -> Path:
     """Train one run on composed settings, or go on with one; alone or as one of torchrun's.
 
-    `should_prune` is told (epoch, validation top-1) and ends the run by answering True.
+    `should_prune` is told (epoch, validation score) and ends the run by answering True.
 
     Returns:
         The run's folder.
@@ -172,18 +173,24 @@ def _print_result(parts: Components, scores: dict[str, float]) -> None:
     import numpy as np
 
     from vit.artifacts.runs import curve
-    from vit.training.verdict import advice, judged
+    from vit.training.verdict import advice, judged, judged_labels
 
-    tops = {split: scores.get(f"{split}_top1") for split in ("val", "test")}
-    told = "  ".join(f"{split} top-1 {top:.2f}" for split, top in tops.items() if top is not None)
+    key = parts.loss.task.score
+    tops = {split: scores.get(f"{split}_{key}") for split in ("val", "test")}
+    told = "  ".join(
+        f"{split} {MAIN[key]} {top:.2f}" for split, top in tops.items() if top is not None
+    )
     folder, train = parts.run.path, parts.train.labels.cpu().numpy()
     verdict: list[str] = []
     for split, loader in (("test", parts.test), ("val", parts.val)):
-        if not verdict and loader is not None and f"{split}_top1" in scores:
-            of = np.delete(loader.labels.cpu().numpy(), list(loader.corrupt.reasons))
-            verdict = [f"{split}: {judged(scores[f'{split}_top1'], of, train, parts.classes)}"]
+        top = tops[split]
+        if not verdict and loader is not None and top is not None:
+            of = np.delete(loader.labels.cpu().numpy(), list(loader.corrupt.reasons), axis=0)
+            one = train.ndim == 1
+            words = judged(top, of, train, parts.classes) if one else judged_labels(top, of)
+            verdict = [f"{split}: {words}"]
     verdict += advice(
-        curve(folder, key="loss"), parts.epoch, len(train) / len(parts.classes),
+        curve(folder, "val", "loss"), parts.epoch, len(train) / len(parts.classes),
         started=parts.config.model.weights is not None or parts.config.data.name not in OF_FILES,
     )  # fmt: skip
     lines = [

@@ -151,8 +151,23 @@ def _tables_alone_have(key: str, name: str, given: str | None) -> Complaint:
         yield f"{key}={given}: data={name} has no table of labels; try data=table"
 
 
-for _key in ("images", *(f"{of}_column" for of in ("image", "label", "split", "weight", "group"))):
+for _key in (
+    "images",
+    "label_separator",
+    *(f"{of}_column" for of in ("image", "label", "split", "weight", "group")),
+):
     check("data.name", f"data.{_key}")(partial(_tables_alone_have, f"data.{_key}"))
+
+
+@check("data.label_column", "data.label_separator")
+def _several_labels_stand_in_one_way(
+    column: str | list[str] | None, separator: str | None
+) -> Complaint:
+    if isinstance(column, list) and separator is not None:
+        yield (
+            f"data.label_column={column} and data.label_separator={separator}: give one of them, "
+            f"columns of 0 and 1, or one column of several labels"
+        )
 
 
 @check("data.name", "data.group", "data.group_column")

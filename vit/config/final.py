@@ -5,6 +5,7 @@ when it started, machine and data. Pure: nothing is read, built or said.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from vit.config.checks import FROM_WEIGHTS
@@ -19,7 +20,7 @@ from vit.errors import ConfigError
 class DataFacts(NamedTuple):
     """What of a data set decides settings: how many classes, training images and images of all
     splits it has, and the typical shorter side of its files in pixels; None: it is no files, but
-    arrays of pixels, whose height and width are `shape`.
+    arrays of pixels, whose height and width are `shape`; and whether images have `several` labels.
     """
 
     classes: int
@@ -27,6 +28,7 @@ class DataFacts(NamedTuple):
     images: int
     side: int | None
     shape: tuple[int, int] = (16, 16)
+    several: bool = False
 
 
 class FinalConfig(NamedTuple):
@@ -64,12 +66,38 @@ def final_config(
         settings = _with_weights(settings, user_keys, weights)
     if saved is not None:
         settings = to_config(with_saved(saved, to_plain(settings)))
+    if data.several:
+        settings = _for_several_labels(settings, user_keys)
     settings = to_config(
         to_plain(fit_to_data(settings, data.train, data.side, data.shape, gpu=gpu))
     )
     config = resolve(settings, precision=precision)
     config = resolve_memory(config, data.images, in_files=data.side is not None)
     return FinalConfig(config, vit_config(config, data.classes), plan(config, data.train))
+
+
+def _for_several_labels(settings: RunConfig, user_keys: Collection[str]) -> RunConfig:
+    """With the loss of images that have several labels each.
+
+    Raises:
+        ConfigError: settings that are of one label.
+    """
+    data, trainer = settings.data, settings.trainer
+    refused = {
+        "trainer.loss=cross_entropy, which is of one label; leave it out": (
+            trainer.loss != "bce" and "trainer.loss" in user_keys
+        ),
+        "data.balance=sampler; try data.balance=loss": data.balance == "sampler",
+        f"data.limit_per_class={data.limit_per_class}; leave it out": (
+            data.limit_per_class is not None
+        ),
+        f"distill.teacher={settings.distill.teacher}; leave it out": (
+            settings.distill.teacher is not None
+        ),
+    }
+    if problems := [words for words, is_so in refused.items() if is_so]:
+        raise ConfigError([f"images with several labels do not go with {x}" for x in problems])
+    return replace(settings, trainer=replace(trainer, loss="bce"))
 
 
 def _with_weights(

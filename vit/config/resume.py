@@ -28,8 +28,8 @@ MIGRATIONS: dict[str, dict[str, Any]] = {
         "balance": "none", "cache": "none", "cache_size": 256, "cache_dir": None, "timeout": 120.0,
         "on_bad_image": "error", "bad_image_limit": 0.01, "verify": False,
         "max_pixels": 100_000_000, "options": {}, "group": None, "folds": None, "fold": None,
-        "images": None, "image_column": None, "label_column": None, "split_column": None,
-        "weight_column": None, "group_column": None,
+        "images": None, "image_column": None, "label_column": None, "label_separator": None,
+        "split_column": None, "weight_column": None, "group_column": None,
     },
     "model": {**option_defaults(), "weights": None},
     "augment": {

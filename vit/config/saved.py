@@ -5,6 +5,7 @@ Fields with a default are missing in checkpoints of earlier versions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,15 @@ from vit.config.rules import Count, Length, NonNegative, Range, Whole
 from vit.config.schema import RGB
 
 Entries = dict[str, Any]
+MAIN = {"top1": "top-1", "map": "mAP"}
+"""Scores in percent that models are chosen by, of one label per image and of several, and what they
+are called."""
+
+
+def main_score(scores: Iterable[str], split: str = "") -> str:
+    """The key of MAIN that is, behind `split`, among the names of scores; the first, if none is."""
+    names = set(scores)
+    return next((key for key in MAIN if split + key in names), "top1")
 
 
 def _tensors(value: Any) -> str | None:
@@ -61,13 +71,26 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedBest:
-    """The best validation so far."""
+    """The best validation so far: top-1 and top-5, or of several labels per image the others."""
 
-    top1: float
     loss: float
-    top5: float
     step: Whole
     epoch: float
+    top1: float | None = None
+    top5: float | None = None
+    map: float | None = None
+    exact: float | None = None
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Those that it has, by name."""
+        names = ("loss", "top1", "top5", "map", "exact")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @property
+    def score(self) -> float:
+        """The one that models are chosen by."""
+        return self.scores[main_score(self.scores)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,4 +140,5 @@ class Checkpoint:
     weights: Weights
     images: str | None
     training: Progress | None = None
+    thresholds: list[float] | None = None
     plugins: dict[str, str] = field(default_factory=dict)

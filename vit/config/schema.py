@@ -74,7 +74,8 @@ class DataConfig(ReadConfig):
     root: Place | None
     images: Place | None
     image_column: Place | None
-    label_column: Place | None
+    label_column: Places | None
+    label_separator: Place | None
     split_column: Place | None
     weight_column: Place | None
     group_column: Place | None

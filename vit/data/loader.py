@@ -15,7 +15,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from vit.config.schema import AugmentConfig
 from vit.data.augment import batch as augment
@@ -27,6 +26,7 @@ from vit.data.reading.transfer import Transfer
 from vit.data.reading.transform import Transform
 from vit.data.reading.workers import Corrupt
 from vit.data.sampler import Sampler, class_weights
+from vit.data.task import ONE_LABEL, task_of
 from vit.data.types import Batch, Samples
 from vit.errors import DataError
 from vit.runtime.dist import ALONE, World
@@ -34,8 +34,8 @@ from vit.runtime.dist import ALONE, World
 Change = Callable[[Tensor, np.ndarray], Tensor]
 """uint8 images (E, C, height, width) and their positions in the split (E,) -> such images."""
 Shown = tuple[Tensor, Tensor, np.ndarray, Tensor | None]
-"""Normalised images (E, C, height, width), labels (E,), positions in the split (E,), and which
-patches exist, bool (E, patches); None: all do."""
+"""Normalised images (E, C, height, width), labels (E,) or (E, K), positions in the split (E,), and
+which patches exist, bool (E, patches); None: all do."""
 
 
 class Loader:
@@ -49,6 +49,7 @@ class Loader:
         batches: how many there are; None: without end.
 
     Attributes:
+        task: what its labels are.
         waited: seconds until images were there that were not when they were asked for.
     """
 
@@ -59,6 +60,7 @@ class Loader:
         self.reader = reader
         self.device = reader.device
         self.normalise = reader.normalise
+        self.task = task_of(samples.labels)
         self.labels = torch.from_numpy(samples.labels).to(reader.device)
         self.corrupt = CorruptImages(samples.names, reader.bad_images)
         self.store = reader.open(samples, rows, transform, self.corrupt)
@@ -110,7 +112,8 @@ class TrainLoader(Loader):
         classes: number of classes.
         batch_size: global batch B.
         config: the augmentation.
-        balance: `none`, `sampler` (classes are drawn equally often) or `loss` (they weigh equally).
+        balance: `none`, `sampler` (classes are drawn equally often) or `loss` (they weigh equally;
+            of several labels `Loss` sees to that).
         seed: decides order and augmentation.
         reader: how the images are read.
         world: which share of each global batch is ours.
@@ -134,11 +137,14 @@ class TrainLoader(Loader):
         self.size = (reader.transform.height, reader.transform.width)
         self.order = Sampler(samples.labels, seed, balance == "sampler")
         self.part = slice(world.rank * share, (world.rank + 1) * share)
-        weights = np.ones(len(self), np.float32) if samples.weights is None else samples.weights
-        if balance == "loss":
-            weights = class_weights(samples.labels, classes)[samples.labels] * weights
+        weights = samples.weights
+        if balance == "loss" and self.task is ONE_LABEL:
+            own = class_weights(samples.labels, classes)[samples.labels]
+            weights = own if weights is None else own * weights
         self.features: Tensor | None = None
-        self._known = {"labels": samples.labels, "weights": weights}
+        self._known = {"labels": samples.labels}
+        if weights is not None:
+            self._known["weights"] = weights
         self._send = Transfer(self.device)
         self._thread = ThreadPoolExecutor(1, "draws")
         self._next: dict[int, Future[tuple[dict[str, np.ndarray], policies.Plan]]] = {}
@@ -178,7 +184,8 @@ class TrainLoader(Loader):
             index = self.indices_at(step)[self.part]
             sent = self._send({"positions": index, **self._known_of(index)})
             images = self.features[sent["positions"]]
-            return Batch(images, sent["labels"], self._targets(sent))
+            targets = self.task.targets(sent["labels"], self.classes)
+            return Batch(images, sent["labels"], targets, weights=sent.get("weights"))
         request = self._plan(step)
         arrays, plan = self._drawn(step)
         sent = self._send(
@@ -191,7 +198,8 @@ class TrainLoader(Loader):
         pixels, known = self._pixels(step, request, sent)
         pixels, mask = split_padding(pixels, self.reader.transform.patch, self.normalise.colour)
 
-        targets = self._targets(known)
+        targets = self.task.targets(known["labels"], self.classes)
+        weights = known.get("weights")
         pixels = augment.crop_flip(pixels, draws, augment.padding(self.config, self.size), mask)
         pixels = policies.apply(pixels, plan.counts, sent["rows"], sent["numbers"])
         images = self.normalise(pixels)
@@ -199,9 +207,14 @@ class TrainLoader(Loader):
             images = augment.erase_boxes(images, draws)
         images = zero_padding(images, mask)
         if (self.config.mixup or self.config.cutmix) and step < self.mix_end:
-            images, targets = augment.mix(images, targets, draws, mask)
+            if weights is None:
+                images, targets = augment.mix(images, targets, draws, mask)
+            else:
+                images, targets, weights = augment.mix_weighted(
+                    images, targets, weights, draws, mask
+                )
             mask = None if mask is None else augment.mixed_mask(mask, draws)
-        return Batch(images, known["labels"], targets, mask)
+        return Batch(images, known["labels"], targets, mask, weights)
 
     def _drawn(self, step: int) -> tuple[dict[str, np.ndarray], policies.Plan]:
         """What is drawn for our share; on a GPU, while the step before is still under way."""
@@ -243,10 +256,6 @@ class TrainLoader(Loader):
     def _known_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """What is known of images: their labels, and their weights in the loss."""
         return {name: values[index] for name, values in self._known.items()}
-
-    def _targets(self, known: Mapping[str, Tensor]) -> Tensor:
-        """As in `Batch`."""
-        return one_hot(known["labels"], self.classes) * known["weights"][:, None]
 
     def _pixels(
         self, step: int, request: BatchRequest, sent: Mapping[str, Tensor]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vit.data.types import DataSet, FileImages, Samples
+from vit.data.types import DataSet, FileImages, Samples, strata
 from vit.errors import DataError
 from vit.runtime import console
 
@@ -33,7 +33,7 @@ class Entries:
 
     Attributes:
         names: paths below the root, or numbers.
-        labels: class numbers int64 (N,).
+        labels: as in `Samples`, int64 (N,) or uint8 (N, K).
         sizes: in bytes, int64 (N,); -1: cannot be read.
         hashes: uint64 (N,), of the content or of the time.
         weights: in the loss, float32 (N,); None: all the same.
@@ -48,17 +48,17 @@ class Entries:
     def as_json(self) -> dict[str, Any]:
         """Plain values, a list for each attribute."""
         plain = {
-            "names": list(self.names), "labels": self.labels.tolist(),
+            "names": list(self.names), "labels": _plain(self.labels),
             "sizes": self.sizes.tolist(), "hashes": [f"{h:016x}" for h in self.hashes.tolist()],
         }  # fmt: skip
         return plain if self.weights is None else {**plain, "weights": self.weights.tolist()}
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> Entries:
+    def from_json(cls, plain: dict[str, Any], classes: int) -> Entries:
         """Back from `as_json`."""
         hashes = np.array([int(text, 16) for text in plain["hashes"]], np.uint64)
         return cls(
-            plain["names"], np.array(plain["labels"], np.int64),
+            plain["names"], _from_plain(plain["labels"], classes),
             np.array(plain["sizes"], np.int64), hashes,
             np.array(plain["weights"], np.float32) if "weights" in plain else None,
         )  # fmt: skip
@@ -133,7 +133,10 @@ class Manifest:
 
     @classmethod
     def _from_json(cls, plain: dict[str, Any]) -> Manifest:
-        splits = {name: Entries.from_json(entries) for name, entries in plain["splits"].items()}
+        splits = {
+            name: Entries.from_json(entries, len(plain["classes"]))
+            for name, entries in plain["splits"].items()
+        }
         before = [cls._from_json(other) for other in plain["before"]]
         return cls(plain["classes"], plain["by_content"], splits, plain["groups"], before)
 
@@ -176,12 +179,30 @@ def restore(manifest: Manifest, now: DataSet) -> Restored:
     return Restored(DataSet(now.classes, used, unused), sorted(there - own), gone, other)
 
 
+def _plain(labels: np.ndarray) -> list[Any]:
+    """Labels as plain values; of several the numbers of those that an image has."""
+    if labels.ndim == 1:
+        plain: list[Any] = labels.tolist()
+        return plain
+    return [np.flatnonzero(row).tolist() for row in labels]
+
+
+def _from_plain(plain: list[Any], classes: int) -> np.ndarray:
+    """Back from `_plain`."""
+    if not plain or not isinstance(plain[0], list):
+        return np.array(plain, np.int64)
+    labels = np.zeros((len(plain), classes), np.uint8)
+    for row, numbers in zip(labels, plain, strict=True):
+        row[numbers] = 1
+    return labels
+
+
 def _labels(splits: dict[str, Samples]) -> dict[str, tuple[int, float]]:
     """Label and weight of each image, by its name."""
     found: dict[str, tuple[int, float]] = {}
     for samples in splits.values():
         weights = np.ones(len(samples)) if samples.weights is None else samples.weights
-        known = zip(samples.labels.tolist(), weights.tolist(), strict=True)
+        known = zip(_plain(samples.labels), weights.tolist(), strict=True)
         found |= zip(samples.names, known, strict=True)
     return found
 
@@ -252,7 +273,7 @@ def _rebuilt(manifest: Manifest, listed: dict[str, Samples]) -> dict[str, Sample
                     f"started; give the data it was trained on"
                 )
         else:  # by class and then by name, as they were listed before they were cut
-            labels = np.concatenate([entries.labels for entries in together])
+            labels = np.concatenate([strata(entries.labels) for entries in together])
             order = sorted(range(len(names)), key=lambda i: (labels[i], names[i]))
             place = np.argsort(order)
             images = FileImages(images.root, [names[i] for i in order])

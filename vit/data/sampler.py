@@ -51,6 +51,15 @@ class Sampler:
         return rng.permutation(np.concatenate(drawn))
 
 
+def positive_weights(labels: np.ndarray) -> np.ndarray:
+    """Images without a label for each with it, float32 (K,), of labels 0 or 1 (N, K): by this
+    weight both count alike; 1 for labels that no image has.
+    """
+    counts = labels.sum(axis=0, dtype=np.int64)
+    weights: np.ndarray = np.where(counts, (len(labels) - counts) / np.maximum(counts, 1), 1.0)
+    return weights.astype(np.float32)
+
+
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     """N / (K' * n_k) for each class of n_k images, where K' classes have some: float32 (K,).
 

@@ -50,7 +50,7 @@ class Samples:
     """One split as listed, not yet decoded.
 
     Attributes:
-        labels: class numbers, int64 (N,).
+        labels: class numbers, int64 (N,); of several labels per image 0 or 1, uint8 (N, K).
         names: what a person calls each image: a path below the root, or its index.
         images: where the pixels are: uint8 (N, C, height, width), or files.
         index: which images of `images` these are, int64 (N,).
@@ -83,6 +83,13 @@ class Samples:
         return Samples(labels, names, self.images, index, weights, groups)
 
 
+def strata(labels: np.ndarray) -> np.ndarray:
+    """Class numbers by which images are sorted, and cut evenly, int64 (N,): those of one label; of
+    several labels (N, K) there are none, and all images are of one stratum.
+    """
+    return labels if labels.ndim == 1 else np.zeros(len(labels), np.int64)
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A data set as listed.
@@ -110,19 +117,23 @@ class Batch:
 
     Attributes:
         images: normalised float32 (B, C, height, width), on the device; or features (B, D) of them.
-        labels: class numbers int64 (B,).
-        targets: class probabilities float32 (B, K), times the class's weight where the loss is
-            balanced; mixed images have two classes.
+        labels: as in `Samples`, (B,) or (B, K).
+        targets: class probabilities float32 (B, K); mixed images have two classes.
         mask: bool (B, patches), True for patches that exist; None: all do.
+        weights: how much each counts in the loss, float32 (B,); None: all the same.
     """
 
     images: Tensor
     labels: Tensor
     targets: Tensor
     mask: Tensor | None = None
+    weights: Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
         """Equal consecutive parts, for gradient accumulation."""
         chunks = (tensor.chunk(parts) for tensor in (self.images, self.labels, self.targets))
-        masks = [None] * parts if self.mask is None else self.mask.chunk(parts)
-        return [Batch(*tensors) for tensors in zip(*chunks, masks, strict=True)]
+        others = (
+            [None] * parts if tensor is None else tensor.chunk(parts)
+            for tensor in (self.mask, self.weights)
+        )
+        return [Batch(*tensors) for tensors in zip(*chunks, *others, strict=True)]

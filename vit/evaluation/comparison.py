@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from vit.data.task import SEVERAL_LABELS
 from vit.data.types import Samples
 from vit.errors import DataError
+from vit.evaluation.review import label_scores
 from vit.inference.evaluator import Evaluator
 from vit.inference.load import Trained
 from vit.inference.predict import Predictions
@@ -23,11 +25,17 @@ def compare(models: tuple[Trained, Trained], ours: Predictions, theirs: Predicti
             f"{second.path}; repair or remove the damaged ones"
         )
     names = first.name, second.name
+    predicted = ours.top[:, 0], theirs.top[:, 0]
+    found = None
+    if ours.task is SEVERAL_LABELS:
+        found = label_scores(first, ours), label_scores(second, theirs)
+        predicted = found[0].given, found[1].given
     return Comparison(
         names=names if names[0] != names[1] else (str(first.path), str(second.path)),
         labels=ours.labels,
-        predicted=(ours.top[:, 0], theirs.top[:, 0]),
+        predicted=predicted,
         losses=(ours.losses, theirs.losses),
+        label_scores=found,
     )
 
 

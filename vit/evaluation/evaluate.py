@@ -7,9 +7,16 @@ from pathlib import Path
 import torch
 
 from vit.config.commands import EvalConfig
+from vit.data.task import ONE_LABEL
 from vit.errors import ConfigError
 from vit.evaluation.comparison import check_comparable, compare
-from vit.evaluation.review import Evaluation, Temperature, fitted, under_corruptions
+from vit.evaluation.review import (
+    Evaluation,
+    LabelEvaluation,
+    Temperature,
+    fitted,
+    under_corruptions,
+)
 from vit.inference.evaluator import Evaluator
 from vit.inference.predict import Predictions
 
@@ -46,7 +53,8 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
         theirs = other.predict(other.open(samples, what))
         comparison = compare((trained, other.trained), predictions, theirs)
         about["compared_with"] = {**other.trained.about(), **comparison.as_json()}
-    return Evaluation(
+    kind = Evaluation if loader.task is ONE_LABEL else LabelEvaluation
+    return kind(
         trained, what, loader, about, predictions,
         temperature=temperature,
         corruptions=under_corruptions(job, loader) if config.corruptions else {},
@@ -56,6 +64,8 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
 
 def _temperature(job: Evaluator, what: str, predictions: Predictions) -> Temperature:
     """Fit a temperature on the run's validation split, as far as it has one that can be read."""
+    if predictions.task is not ONE_LABEL:
+        return Temperature(None, why="several labels have thresholds of their own")
     if what == "val":
         return fitted(predictions)
     try:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from vit.artifacts.predictions import joined
 from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import curve
 from vit.config.validate import flatten
@@ -22,8 +24,9 @@ from vit.inference.predict import Predictions
 from vit.report import metrics as scoring
 from vit.report.comparison import Comparison
 from vit.report.drawing import overlay
-from vit.report.gallery import choose, within
-from vit.report.page import BUDGET, Report, report_page
+from vit.report.gallery import choose, choose_labels, within
+from vit.report.multilabel import LabelScores
+from vit.report.page import BUDGET, SCORES, LabelReport, Report, report_page
 from vit.runtime import console
 
 _AT_ONCE = 2**27
@@ -80,31 +83,144 @@ class Evaluation:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json: scores, intervals, what the temperature makes of them."""
-        predictions, classes = self.predictions, self.trained.classes
+        """The content of metrics.json: scores, intervals, and those of each class."""
         values: dict[str, Any] = {
             **self.about,
             **{key: score.value for key, score in self.scores.items()},
             "intervals": {key: [score.low, score.high] for key, score in self.scores.items()},
-            "temperature": self.temperature.value,
-            "calibrated": None,
+            **self.calibration(),
         }
-        if self.calibrated is not None:
-            bins = scoring.calibration(self.calibrated.confidence, predictions.correct)
-            loss, brier = (float(x.mean()) for x in (self.calibrated.loss, self.calibrated.brier))
-            values["calibrated"] = {"loss": loss, "brier": brier, "ece": bins.error()}
         if self.corruptions:
             mean = float(np.mean(list(self.corruptions.values())))
             values["corruptions"] = self.corruptions
             values["corruption_mean"] = mean
-            values["corruption_drop"] = self.scores["top1"].value - mean
-        table = scoring.per_class(predictions.labels, predictions.top[:, 0], len(classes))
-        rows = zip(classes, *(column.tolist() for column in table.values()), strict=True)
+            values["corruption_drop"] = self.scores[self.predictions.task.score].value - mean
+        table = self.per_class()
+        rows = zip(self.trained.classes, *(x.tolist() for x in table.values()), strict=True)
         values["per_class"] = [dict(zip(("class", *table), row, strict=True)) for row in rows]
-        if predictions.alone is not None:
-            alone = _scores(predictions.alone, _judged(predictions.alone))
-            values["without_tta"] = {key: score.value for key, score in alone.items()}
+        if self.predictions.alone is not None:
+            alone = replace(self, predictions=self.predictions.alone)
+            values["without_tta"] = {key: score.value for key, score in alone.scores.items()}
         return values
+
+    def calibration(self) -> dict[str, Any]:
+        """For metrics.json: the temperature, and what it makes of the probabilities."""
+        own: dict[str, Any] = {"temperature": self.temperature.value, "calibrated": None}
+        if self.calibrated is not None:
+            bins = scoring.calibration(self.calibrated.confidence, self.predictions.correct)
+            loss, brier = (float(x.mean()) for x in (self.calibrated.loss, self.calibrated.brier))
+            own["calibrated"] = {"loss": loss, "brier": brier, "ece": bins.error()}
+        return own
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """Scores of each class by name, (K,)."""
+        labels, predicted = self.predictions.labels, self.predictions.top[:, 0]
+        return scoring.per_class(labels, predicted, len(self.trained.classes))
+
+    def rows(self) -> Iterator[Sequence[str | float]]:
+        """Of predictions.csv, the head first: of each image label, prediction and probability."""
+        yield "image", "label", "prediction", "probability"
+        names, classes, predictions = self.loader.names, self.trained.classes, self.predictions
+        columns = predictions.labels, predictions.top[:, 0], predictions.probability
+        for i, label, best, chance in zip(
+            predictions.index, *(column.tolist() for column in columns), strict=True
+        ):
+            yield names[i], classes[label], classes[best], chance
+
+    def report(self) -> Report:
+        """What the page shows of it, but for the images."""
+        predictions, judged = self.predictions, self.judged
+        labels, predicted = predictions.labels, predictions.top[:, 0]
+        reliability = {"as trained": scoring.calibration(judged.confidence, predictions.correct)}
+        if self.calibrated is not None:
+            bins = scoring.calibration(self.calibrated.confidence, predictions.correct)
+            reliability[f"with temperature {self.temperature.value:.3f}"] = bins
+        return Report(
+            **self.for_report(),
+            predicted=predicted,
+            confidence=judged.confidence,
+            reliability={f"{k} (ECE {b.error():.4f})": b for k, b in reliability.items()},
+            calibration=_about(self),
+            chosen=choose(
+                labels, predicted, predictions.losses, judged.margin, len(self.trained.classes)
+            ),
+        )
+
+    def for_report(self) -> dict[str, Any]:
+        """What a `Report` of every kind holds."""
+        return {
+            "title": f"{self.trained.name}: {self.what}",
+            "facts": (), "compared": {}, "command": "",
+            "classes": self.trained.classes,
+            "names": [self.loader.names[i] for i in self.predictions.index],
+            "labels": self.predictions.labels,
+            "scores": self.scores,
+            "versus": self.comparison,
+            "corruptions": {
+                name: dict(zip(SEVERITIES, row, strict=True))
+                for name, row in self.corruptions.items()
+            },
+            "settings": flatten(self.trained.config),
+            **_curves(self.trained),
+        }  # fmt: skip
+
+
+class LabelEvaluation(Evaluation):
+    """An evaluation of several labels per image, with the thresholds of the checkpoint."""
+
+    @cached_property
+    def found(self) -> LabelScores:
+        """What its labels are worth."""
+        return label_scores(self.trained, self.predictions)
+
+    @cached_property
+    def scores(self) -> dict[str, scoring.Score]:
+        """By name; see `LabelScores.values`."""
+        return self.found.scores()
+
+    def calibration(self) -> dict[str, Any]:
+        """For metrics.json: nothing, the labels have thresholds."""
+        return {}
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """Scores of each label by name, (K,): `ap` with its interval, those at the threshold."""
+        low, high = self.found.precision_range
+        ap = {"ap": self.found.precisions, "ap_low": low, "ap_high": high}
+        return {**ap, "threshold": self.found.thresholds, **self.found.per_label()}
+
+    def rows(self) -> Iterator[Sequence[str | float]]:
+        """Of predictions.csv, the head first: each image's labels, those that it is given, and the
+        probability of each.
+        """
+        classes = self.trained.classes
+        yield "image", "labels", "given", *classes
+        found = self.found
+        for i, *own, chances in zip(
+            self.predictions.index, found.labels, found.given, found.probabilities, strict=True
+        ):
+            named = (joined(compress(classes, row)) for row in own)
+            yield self.loader.names[i], *named, *chances.tolist()
+
+    def report(self) -> Report:
+        """See Evaluation."""
+        found = self.found
+        return LabelReport(
+            **self.for_report(),
+            predicted=found.given,
+            confidence=found.probabilities,
+            reliability={},
+            calibration="",
+            chosen=choose_labels(found),
+            found=found,
+        )
+
+
+def label_scores(trained: Trained, predictions: Predictions) -> LabelScores:
+    """What predictions of several labels are worth, with the thresholds of the model."""
+    return LabelScores(
+        predictions.labels, predictions.probabilities, np.array(trained.thresholds),
+        predictions.losses,
+    )  # fmt: skip
 
 
 def _judged(predictions: Predictions, temperature: float = 1.0) -> scoring.ProbabilityScores:
@@ -127,12 +243,12 @@ def fitted(predictions: Predictions) -> Temperature:
 
 
 def under_corruptions(job: Evaluator, loader: EvalLoader) -> dict[str, list[float]]:
-    """Top-1 in percent of the loader's images made worse: by corruption, at each of SEVERITIES."""
+    """Score in percent of the loader's images made worse: by corruption, at each of SEVERITIES."""
     scores: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
     rounds = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
     for name, severity in console.progress(rounds, desc="corruptions", unit="it"):
         changed = loader.with_transform(partial(corrupt, name=name, severity=severity))
-        scores[name].append(job.predict(changed).scores()["top1"])
+        scores[name].append(job.predict(changed).scores()[loader.task.score])
     return scores
 
 
@@ -140,34 +256,8 @@ def page(
     done: Evaluation, facts: Sequence[str], compared: dict[str, dict[str, float]], command: str
 ) -> str:
     """The report as HTML; `facts`, `compared` and `command` are those of `Report`."""
-    trained, predictions, judged = done.trained, done.predictions, done.judged
-    classes, labels, predicted = trained.classes, predictions.labels, predictions.top[:, 0]
-    chosen = choose(labels, predicted, predictions.losses, judged.margin, len(classes))
-    reliability = {"as trained": scoring.calibration(judged.confidence, predictions.correct)}
-    if done.calibrated is not None:
-        bins = scoring.calibration(done.calibrated.confidence, predictions.correct)
-        reliability[f"with temperature {done.temperature.value:.3f}"] = bins
-    report = Report(
-        title=f"{trained.name}: {done.what}",
-        facts=facts,
-        classes=classes,
-        names=[done.loader.names[i] for i in predictions.index],
-        labels=labels,
-        predicted=predicted,
-        confidence=judged.confidence,
-        scores=done.scores,
-        compared=compared,
-        versus=done.comparison,
-        corruptions={
-            name: dict(zip(SEVERITIES, row, strict=True)) for name, row in done.corruptions.items()
-        },
-        reliability={f"{k} (ECE {b.error():.4f})": b for k, b in reliability.items()},
-        calibration=_about(done),
-        settings=flatten(trained.config),
-        command=command,
-        chosen=chosen,
-        **_curves(trained),
-    )
+    report = replace(done.report(), facts=facts, compared=compared, command=command)
+    chosen = report.chosen
     batches = _batches(done, report.shown(), 64)
     pictures = (pair for rows, seen, _, _ in batches for pair in zip(rows, seen, strict=True))
     thumbnails = within(pictures, BUDGET)
@@ -197,10 +287,12 @@ def _curves(trained: Trained) -> dict[str, Any]:
     run = RunDir.of(trained.path)
     if run is None:
         return {"curves": {}, "epoch": None}
+    task = trained.task
+    named = {f"{SCORES[key][0]} (%)": key for key in dict.fromkeys((task.score, task.right_key))}
     names = {"training": "train", "validation": "val"}
     curves = {
         caption: {name: curve(run.path, event, key) for name, event in names.items()}
-        for caption, key in (("loss (nats)", "loss"), ("top-1 (%)", "top1"))
+        for caption, key in (("loss (nats)", "loss"), *named.items())
     }
     is_best = trained.path.resolve() == run.best.resolve()
     return {"curves": curves, "epoch": run.read_summary().get("best_epoch") if is_best else None}

@@ -97,7 +97,8 @@ def export(
             file.parent.mkdir(exist_ok=True)
             write_atomic(file, part)
         answer: Answer = writer.run(staged)
-        parity, pixels = compare(job.model, answer, job.open(samples, what))
+        loader = job.open(samples, what)
+        parity, pixels = compare(job.model, answer, loader, job.trained.thresholds)
         job.trained.check(torch.from_numpy(parity.logits[0]))
         merges = config.merge and config.precision == "fp32"
         if broken := parity.broken(MERGING if merges else BOUNDS[config.precision]):

@@ -50,10 +50,23 @@ one merges, and logits jump."""
 
 @dataclass(frozen=True)
 class Parity:
-    """Logits of a checkpoint (first) and its export (second), float32 (N, K); the truth, (N,)."""
+    """Logits of a checkpoint (first) and its export (second), float32 (N, K); the truth, (N,), or
+    of several labels, which have `thresholds` (K,) of their probabilities, (N, K).
+    """
 
     logits: tuple[np.ndarray, np.ndarray]
     labels: np.ndarray
+    thresholds: list[float] | None = None
+
+    @property
+    def answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """What both say of each image: its class (N,), or which labels it has (N, K)."""
+        if self.thresholds is None:
+            first, second = (logits.argmax(axis=1) for logits in self.logits)
+        else:
+            cut = np.log(self.thresholds) - np.log1p(-np.array(self.thresholds))
+            first, second = (logits >= cut for logits in self.logits)
+        return first, second
 
     @property
     def difference(self) -> float:
@@ -64,13 +77,13 @@ class Parity:
     @property
     def changed(self) -> int:
         """Images that the export gives another label."""
-        first, second = (logits.argmax(axis=1) for logits in self.logits)
-        return int((first != second).sum())
+        first, second = self.answers
+        return len(self.labels) - _equal(first, second)
 
     @property
     def right(self) -> tuple[int, int]:
-        """Images whose class each of them finds."""
-        first, second = (int((x.argmax(axis=1) == self.labels).sum()) for x in self.logits)
+        """Images whose class (or all of whose labels) each of them finds."""
+        first, second = (_equal(answers, self.labels) for answers in self.answers)
         return first, second
 
     def broken(self, bounds: Bounds) -> str | None:
@@ -88,7 +101,14 @@ class Parity:
         return None
 
 
-def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Parity, np.ndarray]:
+def _equal(first: np.ndarray, second: np.ndarray) -> int:
+    """Images of which both say the same."""
+    return int((first == second).reshape(len(first), -1).all(axis=1).sum())
+
+
+def compare(
+    model: nn.Module, answer: Answer, loader: EvalLoader, thresholds: list[float] | None = None
+) -> tuple[Parity, np.ndarray]:
     """Run the checkpoint's model, on the CPU, and the export on the same images: one on the
     loader's tensors, the other on their bytes.
 
@@ -113,7 +133,7 @@ def compare(model: nn.Module, answer: Answer, loader: EvalLoader) -> tuple[Parit
     if not some:
         raise DataError("no image is left to compare the export on; repair or replace them")
     logits = np.concatenate(ours), np.concatenate(theirs)
-    return Parity(logits, np.concatenate(truth)), some[0]
+    return Parity(logits, np.concatenate(truth), thresholds), some[0]
 
 
 def as_bytes(images: torch.Tensor, loader: EvalLoader) -> np.ndarray:

@@ -71,6 +71,7 @@ def metadata(trained: Trained, merge: int, precision: str, takes: str) -> dict[s
         "precision": precision,
         "merge": merge,
         "classes": trained.classes,
+        **({} if trained.thresholds is None else {"thresholds": trained.thresholds}),
         "preprocessing": trained.preprocessing,
         "spec": trained.model.config.plain(),
         "origin": {

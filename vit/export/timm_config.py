@@ -61,6 +61,7 @@ def hub_config(trained: Trained) -> dict[str, Any]:
         "num_features": config.dim,
         "global_pool": arguments["global_pool"],
         "label_names": list(trained.classes),
+        **({"problem_type": "multi_label_classification"} if trained.thresholds else {}),
         "model_args": named,
         "pretrained_cfg": {
             "custom_load": False,

@@ -20,6 +20,7 @@ from vit.data.reading.reader import Reader
 from vit.data.sources import table
 from vit.data.sources.folder import load_flat
 from vit.data.sources.registry import load_data_set
+from vit.data.task import task_of
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import ConfigError, DataError
 from vit.inference.load import (
@@ -93,7 +94,14 @@ class Evaluator:
             )
             for note in found.notes:
                 console.warn(note)
-            return found.splits["images"], f"images-{folder.resolve().name}"
+            samples = found.splits["images"]
+            if task_of(samples.labels) is not self.trained.task:
+                raise DataError(
+                    f"images={folder} has {'one label' if samples.labels.ndim == 1 else 'lists'} "
+                    f"for each image, which is another kind of labels than the model's; give a "
+                    f"table (CSV) like that of the run"
+                )
+            return samples, f"images-{folder.resolve().name}"
         for note in self._listed.notes:
             console.warn(note)
         self._tell(split)

@@ -18,6 +18,7 @@ from vit.config.model import ViTConfig
 from vit.config.schema import ReadConfig
 from vit.config.validate import to_data_section
 from vit.data.manifest import Manifest
+from vit.data.task import ONE_LABEL, SEVERAL_LABELS, Task
 from vit.errors import (
     MOST_NAMES,
     ConfigError,
@@ -47,6 +48,8 @@ class Trained:
         step: the optimiser step of the weights.
         path: the file.
         images: digest of the list of the run's images; None: an earlier version kept none.
+        thresholds: probability from which on each of several labels is given, (K,); None: an image
+            has one label, the most probable one.
     """
 
     model: VisionTransformer
@@ -57,6 +60,20 @@ class Trained:
     step: int
     path: Path
     images: str | None
+    thresholds: list[float] | None = None
+
+    @property
+    def task(self) -> Task:
+        """What its labels are."""
+        return ONE_LABEL if self.thresholds is None else SEVERAL_LABELS
+
+    def given(self, logits: Tensor) -> list[list[str] | None]:
+        """The labels that each image is given, by logits (B, K); None: each has one."""
+        if self.thresholds is None:
+            return [None] * len(logits)
+        thresholds = torch.tensor(self.thresholds, dtype=torch.float64)
+        given = logits.double().cpu().sigmoid() >= thresholds
+        return [[self.classes[k] for k in row.nonzero()[:, 0].tolist()] for row in given]
 
     @property
     def device(self) -> torch.device:
@@ -147,6 +164,7 @@ def load_trained(
         step=content["step"],
         path=path,
         images=content["images"],
+        thresholds=content.get("thresholds"),
     )
     try:
         trained.read_config()
@@ -167,6 +185,8 @@ def _misfit(content: dict[str, Any], config: ViTConfig) -> str | None:
         "channels with a mean": (len(seen["mean"]), config.channels),
         "channels with a deviation": (len(seen["std"]), config.channels),
     }
+    if (thresholds := content.get("thresholds")) is not None:
+        numbers["thresholds"] = (len(thresholds), config.num_classes)
     for what, (found, wanted) in numbers.items():
         if found != wanted:
             return f"{found} {what}, not {wanted}"

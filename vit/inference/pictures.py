@@ -108,7 +108,7 @@ def explain(
         DivergedError: an answer is not finite.
     """
     for images, mask, index, logits in answers(trained, loader):
-        chances = logits.softmax(dim=-1).cpu().numpy()
+        chances = trained.task.probabilities(logits).cpu().numpy()
         best = logits.argmax(dim=-1)
         classes = best if wanted is None else torch.full_like(best, wanted)
         maps = {name: METHODS[name](trained.model, images, classes, mask) for name in methods}
@@ -137,16 +137,23 @@ def titled(image: np.ndarray, title: str) -> np.ndarray:
 
 def contact_sheet(images: Sequence[Labelled]) -> np.ndarray:
     """Thumbnails of image files, one at least, with label and probability: uint8 (H, W, 3)."""
-    samples = unlabelled([name for name, _ in images])
+    samples = unlabelled([image.name for image in images])
     # The model has seen them, however large they are.
     transform = Transform(_THUMBNAIL, _THUMBNAIL, 3, max_pixels=sys.maxsize)
     pixels, _ = decode_all(samples, transform, WorkerPool(0, 60))
     tiles = [
-        titled(thumbnail.transpose(1, 2, 0), _caption(*labels[0]))
-        for thumbnail, (_, labels) in zip(pixels, images, strict=True)
+        titled(thumbnail.transpose(1, 2, 0), _caption_of(image))
+        for thumbnail, image in zip(pixels, images, strict=True)
     ]
     columns = math.ceil(math.sqrt(len(tiles)))
     return grid([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
+
+
+def _caption_of(image: Labelled) -> str:
+    """The label, or all that it is given of several."""
+    if image.given is None:
+        return _caption(*image.labels[0])
+    return printable(", ".join(image.given)) or "no label"
 
 
 def _caption(label: str, probability: float) -> str:

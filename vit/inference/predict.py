@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,10 +17,12 @@ from vit.data.padding import mirrored as mirror_images
 from vit.data.reading.cache import CacheSpec, ResizedImage
 from vit.data.reading.decode import reason, upright
 from vit.data.reading.reader import Reader
+from vit.data.task import SEVERAL_LABELS, Task, task_of
 from vit.data.types import CachedImage, FileImages, Samples
 from vit.errors import ConfigError, DataError
 from vit.inference.load import Trained
 from vit.model.vit import VisionTransformer
+from vit.report.multilabel import fit_thresholds
 from vit.runtime.device import autocast
 from vit.runtime.dist import is_sharded
 
@@ -35,12 +35,13 @@ class Predictions:
     """What the model says of each of N samples, in their order.
 
     Attributes:
-        losses: cross-entropy in nats, float64 (N,).
+        losses: cross-entropy (of several labels per image their mean) in nats, float64 (N,).
         top: the five most probable classes, best first (fewer with fewer classes), (N, 5).
         probability: of the best class, float32 (N,).
-        labels: the truth, (N,).
+        labels: the truth, (N,); of several labels per image (N, K).
         index: which samples of the split they are, (N,): damaged ones may have been left out.
-        logits, mirrored: of images and mirror images, float32 (N, K), if they were asked for.
+        logits, mirrored: of images and mirror images, float32 (N, K), if they were asked for; the
+            logits of several labels in any case.
         alone: those of the images alone; None: these are.
     """
 
@@ -54,20 +55,31 @@ class Predictions:
     alone: Predictions | None = None
 
     @property
+    def task(self) -> Task:
+        """What the labels are."""
+        return task_of(self.labels)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Of all classes, of the logits, float64 (N, K)."""
+        logits = torch.from_numpy(self.logits).double()
+        return self.task.probabilities(logits).numpy()
+
+    def fit_thresholds(self) -> list[float]:
+        """See `multilabel.fit_thresholds`."""
+        found: list[float] = fit_thresholds(self.labels, self.probabilities).tolist()
+        return found
+
+    @property
     def correct(self) -> np.ndarray:
         """Whether the first guess was right, (N,)."""
         right: np.ndarray = self.top[:, 0] == self.labels
         return right
 
     def scores(self) -> dict[str, float]:
-        """`loss` in nats, `top1` and `top5` in percent, over all samples alike."""
-        hits = self.top == self.labels[:, None]
-        count = len(self.labels)
-        return {
-            "loss": float(self.losses.sum() / count),
-            "top1": float(100 * hits[:, 0].sum() / count),
-            "top5": float(100 * hits.any(axis=1).sum() / count),
-        }
+        """`loss` in nats, and those of `Task.scores`, over all samples alike."""
+        loss = float(self.losses.sum() / len(self.losses))
+        return {"loss": loss, **self.task.scores(self.top, self.labels, self.logits)}
 
 
 @torch.no_grad()
@@ -96,8 +108,9 @@ def predict(
     parts: list[dict[str, Tensor]] = []
     for images, labels, index, mask in loader:
         answer = _logits(model, images, mask, precision)
-        part = {"labels": labels, "index": torch.from_numpy(index), **_judge(answer, labels)}
-        if logits:
+        judged = _judge(answer, labels, loader.task)
+        part = {"labels": labels, "index": torch.from_numpy(index), **judged}
+        if logits or loader.task is SEVERAL_LABELS:
             part["logits"] = answer
         if mirrored:
             part["mirrored"] = _logits(model, mirror_images(images, mask), mask, precision)
@@ -122,8 +135,8 @@ def with_mirror_images(predictions: Predictions) -> Predictions:
     assert predictions.logits is not None
     assert predictions.mirrored is not None
     alone, mirrored = map(torch.from_numpy, (predictions.logits, predictions.mirrored))
-    logits = torch.logaddexp(alone.log_softmax(-1), mirrored.log_softmax(-1)) - math.log(2)
-    judged = _judge(logits, torch.from_numpy(predictions.labels))
+    logits = predictions.task.mean(alone, mirrored)
+    judged = _judge(logits, torch.from_numpy(predictions.labels), predictions.task)
     columns = {name: column.numpy() for name, column in judged.items()}
     return replace(predictions, **_exact(columns), logits=logits.numpy(), alone=predictions)
 
@@ -140,12 +153,12 @@ def _logits(model: nn.Module, images: Tensor, mask: Tensor | None, precision: st
     return logits.float()
 
 
-def _judge(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _judge(logits: Tensor, labels: Tensor, task: Task) -> dict[str, Tensor]:
     """Loss, best classes and probability of the best one, of each image of a batch."""
     return {
-        "losses": F.cross_entropy(logits, labels, reduction="none"),
+        "losses": task.losses(logits, labels),
         "top": logits.topk(min(5, logits.shape[1])).indices,
-        "probability": logits.softmax(dim=-1).amax(dim=-1),
+        "probability": task.probabilities(logits).amax(dim=-1),
     }
 
 
@@ -271,7 +284,9 @@ def classify(trained: Trained, loader: EvalLoader, top: int) -> Iterator[Labelle
     """
     for _, _, index, logits in answers(trained, loader):
         best = logits.topk(min(top, logits.shape[1])).indices
-        chances = logits.softmax(dim=-1).gather(1, best)
-        for position, numbers, share in zip(index, best.tolist(), chances.tolist(), strict=True):
+        chances = trained.task.probabilities(logits)
+        given = trained.given(logits)
+        ranked = zip(index, best.tolist(), chances.gather(1, best).tolist(), given, strict=True)
+        for position, numbers, share, own in ranked:
             labels = [trained.classes[number] for number in numbers]
-            yield loader.names[position], list(zip(labels, share, strict=True))
+            yield Labelled(loader.names[position], list(zip(labels, share, strict=True)), own)

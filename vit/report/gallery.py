@@ -15,8 +15,12 @@ from itertools import zip_longest
 import numpy as np
 from PIL import Image
 
+from vit.report.multilabel import LabelScores
+
 FULL_MATRIX = 50
 """Up to so many classes the confusion matrix is shown whole, above that its largest entries."""
+MISSED, GIVEN_WRONGLY = 0, 1
+"""Second part of a cell of several labels per image."""
 _PAIRS = 60
 _LISTED = 24
 _PER_CELL = 20
@@ -35,7 +39,8 @@ class Chosen:
         uncertain: those with the smallest margin between the two best classes.
         cells: by (true class, predicted class) of the confusion matrix: wrong ones by falling loss,
             right ones by rising margin. Cells of more than FULL_MATRIX classes are the largest
-            ones off the diagonal, the largest first.
+            ones off the diagonal, the largest first. Of several labels per image by (label, MISSED
+            or GIVEN_WRONGLY), the surest first.
     """
 
     worst: list[int]
@@ -67,6 +72,21 @@ def choose(
             if found := right[labels[right] == label][:_RIGHT_PER_CLASS].tolist():
                 cells[label, label] = found
     return Chosen(wrong[:_LISTED].tolist(), uncertain[:_LISTED].tolist(), cells)
+
+
+def choose_labels(found: LabelScores) -> Chosen:
+    """Choose images by their labels, probabilities and thresholds."""
+    far = np.abs(found.probabilities - found.thresholds)
+    wrong = np.flatnonzero(~found.right)
+    cells = {}
+    for what, bad in ((MISSED, found.missed), (GIVEN_WRONGLY, found.wrong)):
+        for label in np.flatnonzero(bad.any(axis=0)).tolist():
+            there = np.flatnonzero(bad[:, label])
+            surest = there[np.argsort(-far[there, label], kind="stable")]
+            cells[label, what] = surest[:_PER_CELL].tolist()
+    worst = wrong[np.argsort(-found.losses[wrong], kind="stable")]
+    uncertain = np.argsort(far.min(axis=1), kind="stable")
+    return Chosen(worst[:_LISTED].tolist(), uncertain[:_LISTED].tolist(), cells)
 
 
 def data_uri(image: np.ndarray) -> str:

@@ -15,6 +15,8 @@ from vit.report.interval import wilson
 BINS = 15
 """Of the confidence, equally wide (Guo et al. 2017)."""
 RESAMPLES = 1000
+INTERVAL = (0.025, 0.975)
+"""Quantiles between which 95 % lie."""
 EXACT_BELOW = 25
 """Images on which two models differ: of fewer, McNemar's test is computed exactly."""
 SIGNIFICANT = 0.05
@@ -227,6 +229,6 @@ def _bootstrap(
         error = np.abs(np.bincount(place, times * excess, BINS)).sum() / count
         f1 = (2 * true[seen] / either[seen]).mean()
         drawn.append((f1, times @ losses / count, times @ judged.brier / count, error))
-    low, high = np.quantile(np.array(drawn), (0.025, 0.975), axis=0).tolist()
+    low, high = np.quantile(np.array(drawn), INTERVAL, axis=0).tolist()
     names = ("macro_f1", "loss", "brier", "ece")
     return dict(zip(names, zip(low, high, strict=True), strict=True))

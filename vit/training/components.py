@@ -22,7 +22,7 @@ from vit.training.loss import Loss
 from vit.training.state import TrainState, parameter_count, weights_of
 
 ShouldPrune = Callable[[float, float], bool]
-"""Told (epoch, validation top-1) after each evaluation; True ends the run."""
+"""Told (epoch, validation score) after each evaluation; True ends the run."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,17 @@ class Components:
 
         Args:
             state: `running`, `finished`, `failed`, `interrupted` or `pruned`.
-            scores: `val_*` and `test_*`, top-1 and top-5 in percent, loss in nats; of a run that
-                has not ended the best validation so far stands in.
+            scores: `val_*` and `test_*`, in percent, loss in nats; of a run that has not ended the
+                best validation so far stands in.
         """
-        trained = self.state
+        trained, key = self.state, self.loss.task.score
         best = trained.best
         speed = trained.images / trained.seconds if trained.seconds else 0.0
         return {
             "state": state,
-            "val_top1": scores.get("val_top1", best.top1 if best is not None else None),
-            "test_top1": scores.get("test_top1"),
-            **{key: value for key, value in scores.items() if not key.endswith("top1")},
+            f"val_{key}": scores.get(f"val_{key}", best.score if best is not None else None),
+            f"test_{key}": scores.get(f"test_{key}"),
+            **{name: value for name, value in scores.items() if not name.endswith(f"_{key}")},
             **{
                 f"images_{split}": len(loader.labels) - len(loader.corrupt.reasons)
                 for split, loader in (("val", self.val), ("test", self.test))
@@ -130,5 +130,6 @@ class Components:
             "weights": merged(model, weights_of(model)),
             "images": self.images,
             "training": training,
+            "thresholds": self.state.thresholds,
             **({"plugins": found} if (found := self.fingerprint.get("plugins")) else {}),
         }

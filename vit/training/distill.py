@@ -90,6 +90,11 @@ def load_teacher(config: RunConfig, classes: list[str], device: torch.device) ->
         model, facts = trained.model, trained.preprocessing
         images = trained_on(trained.path, trained.images)
         check_classes(classes, trained.classes, "the data", f"{name} is no teacher for it")
+        if trained.thresholds is not None:
+            raise ConfigError(
+                f"distill.teacher={name} gives several labels to an image, the data has one each; "
+                f"give a teacher of the same kind of labels"
+            )
     if len(facts["mean"]) != len(config.data.mean):
         raise ConfigError(
             f"distill.teacher={name} takes images of {len(facts['mean'])} channels, the data has "

@@ -14,6 +14,7 @@ from PIL import Image
 from vit.config.checks import FITTED_TO_DATA, OF_FILES
 from vit.config.schema import RunConfig
 from vit.config.validate import flatten, to_plain
+from vit.data.task import ONE_LABEL, task_of
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import shortened
 from vit.runtime import console
@@ -43,7 +44,8 @@ def announce(parts: Components, data: DataSet, start: list[str]) -> None:
         f"torch {versions['torch']}, python {versions['python']}",
         f"device   {processes}{runtime_device.describe(device)}{threads}, "
         f"{config.trainer.precision}",
-        f"data     {config.data.name}: {sizes}; {len(data.classes)} classes, "
+        f"data     {config.data.name}: {sizes}; {len(data.classes)} "
+        f"{'classes' if parts.loss.task is ONE_LABEL else 'labels'}, "
         f"{'x'.join(map(str, shape.image_size))} px",
         *_about(config, data),
         f"model    {config.model.name}: patch {shape.patch_size}, dim {shape.dim}, depth "
@@ -80,8 +82,11 @@ def chosen(asked: RunConfig, config: RunConfig) -> list[str]:
 
 def doubts(config: RunConfig, data: DataSet) -> list[str]:
     """What a person would want to know of the data before training, each with the remedy."""
-    counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes))
-    batch, images = config.trainer.batch_size, len(data.splits["train"])
+    train = data.splits["train"]
+    task = task_of(train.labels)
+    counts = task.counts(train.labels, len(data.classes))
+    balance = "sampler" if task is ONE_LABEL else "loss"
+    batch, images = config.trainer.batch_size, len(train)
     most, least = int(counts.argmax()), int(counts.argmin())
     missing = [name for name, count in zip(data.classes, counts, strict=True) if count == 0]
     single = [name for name, count in zip(data.classes, counts, strict=True) if count == 1]
@@ -94,7 +99,7 @@ def doubts(config: RunConfig, data: DataSet) -> list[str]:
         "data.val_fraction=0.1": "val" not in data.splits,
         "no test images; give data.test_fraction=0.1 or a test folder": "test" not in data.splits,
         f"{shortened([data.classes[least]])} has {counts[least]:,} training images, "
-        f"{shortened([data.classes[most]])} {counts[most]:,}; try data.balance=sampler": (
+        f"{shortened([data.classes[most]])} {counts[most]:,}; try data.balance={balance}": (
             config.data.balance == "none" and 0 < counts[least] * _UNEVEN <= counts[most]
         ),
     }
@@ -103,9 +108,13 @@ def doubts(config: RunConfig, data: DataSet) -> list[str]:
 
 def _about(config: RunConfig, data: DataSet) -> list[str]:
     """Lines on the classes, the files, and how they were listed and cut."""
-    counts = np.bincount(data.splits["train"].labels, minlength=len(data.classes))
+    train = data.splits["train"]
+    task = task_of(train.labels)
+    counts = task.counts(train.labels, len(data.classes))
     named = [f"{name} {count:,}" for name, count in zip(data.classes, counts, strict=True)]
-    lines = [f"classes  {shortened(named)}"]
+    if task is not ONE_LABEL and (none := int((train.labels.sum(axis=1) == 0).sum())):
+        named.append(f"none of them {none:,}")
+    lines = [f"{'classes ' if task is ONE_LABEL else 'labels  '} {shortened(named)}"]
     if isinstance(data.splits["train"].images, FileImages):
         held = "held decoded" if config.data.memory == "device" else "streamed"
         described = _described(sizes_of(data.splits["train"]), len(data.splits["train"]))

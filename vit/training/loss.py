@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit.config.schema import DistillConfig, TrainerConfig
+from vit.data.task import ONE_LABEL, SEVERAL_LABELS, Task
 from vit.data.types import Batch
 
 Teach = Callable[[Tensor], Tensor]
@@ -22,6 +23,24 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0
     """
     smooth = targets * (1 - smoothing) + smoothing / targets.shape[1]
     losses = F.binary_cross_entropy_with_logits(logits.float(), smooth, reduction="none")
+    return losses.mean(dim=1)
+
+
+def label_cross_entropy(
+    logits: Tensor, targets: Tensor, smoothing: float, positive: Tensor
+) -> Tensor:
+    """Mean over labels, each for itself, of binary cross-entropies, in nats: float32 (B,).
+
+    Args:
+        logits: (B, K).
+        targets: probability of each label, (B, K).
+        smoothing: how far they are moved towards one half, in [0, 1).
+        positive: how much more a label that is there counts than one that is not, (K,).
+    """
+    smooth = targets * (1 - smoothing) + smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(
+        logits.float(), smooth, reduction="none", pos_weight=positive
+    )
     return losses.mean(dim=1)
 
 
@@ -77,11 +96,18 @@ class Loss:
         trainer: which loss to the targets, and how smooth they are.
         distill: how a teacher's answer counts.
         teach: the teacher; None: none.
+        positive: see `label_cross_entropy`; None: images have one label each.
     """
 
     trainer: TrainerConfig
     distill: DistillConfig | None = None
     teach: Teach | None = None
+    positive: Tensor | None = None
+
+    @property
+    def task(self) -> Task:
+        """What the labels are."""
+        return ONE_LABEL if self.positive is None else SEVERAL_LABELS
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """Loss of each image, float32 (B,).
@@ -91,7 +117,13 @@ class Loss:
             batch: the images as the student saw them, and their targets.
         """
         own, listening = by_head(logits)
-        losses = LOSSES[self.trainer.loss](own, batch.targets, self.trainer.label_smoothing)
+        smoothing = self.trainer.label_smoothing
+        if self.positive is not None:
+            losses = label_cross_entropy(own, batch.targets, smoothing, self.positive)
+        else:
+            losses = LOSSES[self.trainer.loss](own, batch.targets, smoothing)
+        if batch.weights is not None:
+            losses = losses * batch.weights
         if self.teach is None or self.distill is None:
             return losses
         to_teacher = DISTILLATIONS[self.distill.kind]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import compress
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from vit.artifacts.logger import Logger, image_grid
 from vit.data.loader import EvalLoader
+from vit.data.task import ONE_LABEL
 from vit.errors import printable
 from vit.inference.explain import (
     MOST_TOKENS,
@@ -23,6 +25,7 @@ from vit.inference.explain import (
 from vit.inference.predict import Predictions
 from vit.model.vit import VisionTransformer
 from vit.report.drawing import confusion_picture, grid, overlay, similarity_picture
+from vit.report.multilabel import average_precision
 
 SHARE = 0.01
 """Of the training time, at most, but for the first and the last pictures."""
@@ -38,7 +41,8 @@ class TensorBoardPictures:
         self.logger = logger
         self.loader = loader
         self.classes = classes
-        self.shown = in_turn(loader.labels.cpu().numpy(), IMAGES)
+        labels = loader.labels if loader.task is ONE_LABEL else loader.labels.argmax(dim=1)
+        self.shown = in_turn(labels.cpu().numpy(), IMAGES)
         self.seconds = 0.0
         self.last = 0.0
 
@@ -63,23 +67,34 @@ class TensorBoardPictures:
         self.seconds += self.last
 
     def _confusion(self, predictions: Predictions, step: int) -> None:
+        if predictions.task is not ONE_LABEL:
+            found = 100 * average_precision(predictions.labels, predictions.probabilities)
+            self._curves("ap", found, step)
+            return
         counts = np.zeros((len(self.classes),) * 2, int)
         np.add.at(counts, (predictions.labels, predictions.top[:, 0]), 1)
         self._picture("val/confusion", confusion_picture(counts, self.classes), step)
-        there = np.flatnonzero(counts.sum(axis=1))[:MOST_CURVES]
-        recalls = 100 * counts.diagonal()[there] / counts.sum(axis=1)[there]
-        tags = [f"recall/{printable(self.classes[k])}" for k in there]
-        self.logger.scalars(dict(zip(tags, recalls.tolist(), strict=True)), step)
+        with np.errstate(invalid="ignore"):
+            self._curves("recall", 100 * counts.diagonal() / counts.sum(axis=1), step)
+
+    def _curves(self, name: str, values: np.ndarray, step: int) -> None:
+        """A point of a curve of each class, of values (K,) as far as they are numbers."""
+        there = np.flatnonzero(np.isfinite(values))[:MOST_CURVES]
+        tags = [f"{name}/{printable(self.classes[k])}" for k in there]
+        self.logger.scalars(dict(zip(tags, values[there].tolist(), strict=True)), step)
 
     @torch.no_grad()
     def _attention(self, model: VisionTransformer, step: int) -> None:
         images, labels, _, mask = self.loader.take(self.shown)
-        probability, best = model(images, mask).softmax(dim=-1).max(dim=-1)
+        task = self.loader.task
+        probability, best = task.probabilities(model(images, mask)).max(dim=-1)
         pictures = pictures_of_each(self.loader.normalise.undo(images), mask)
         heats = heat_of_each(rollout(model, images, mask), mask)
         rows = [[shown, overlay(shown, heat)] for shown, heat in zip(pictures, heats, strict=True)]
-        said = zip(labels.tolist(), best.tolist(), (100 * probability).tolist(), strict=True)
-        names = [f"{self.classes[k]}, said {self.classes[n]} {sure:.0f} %" for k, n, sure in said]
+        true = task.targets(labels, len(self.classes)).bool().tolist()
+        own = [", ".join(compress(self.classes, row)) or "none" for row in true]
+        said = zip(own, best.tolist(), (100 * probability).tolist(), strict=True)
+        names = [f"{name}, said {self.classes[n]} {sure:.0f} %" for name, n, sure in said]
         sheet = grid(rows, labels_top=["image", "rollout"], labels_left=names)
         self._picture("val/attention", sheet, step)
         far = attention_distance(model, images, mask).mean(dim=1)

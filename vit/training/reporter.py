@@ -7,6 +7,7 @@ import sys
 import time
 
 from vit.artifacts.logger import image_grid
+from vit.config.saved import MAIN
 from vit.data.reading.reader import CorruptImages
 from vit.inference.predict import Predictions
 from vit.runtime import console
@@ -113,7 +114,7 @@ class Reporter:
         Returns:
             the mean gradient norm of those that had a finite one.
         """
-        parts, state = self.parts, self.state
+        parts, state, task = self.parts, self.state, self.parts.loss.task
         means = state.window_means("log", reset=True)
         seconds = self.clock.seconds
         then, images_then, waited_then = self._last_log
@@ -126,7 +127,7 @@ class Reporter:
         values = {
             "epoch": parts.epoch,
             "loss": means["loss"],
-            "top1": means["top1"],
+            task.right_key: means["right"],
             "lr": lr,
             "grad_norm": means["grad_norm"],
             "bad_steps": state.non_finite.total,
@@ -140,7 +141,8 @@ class Reporter:
         if speed and self._per_step is not None:
             newest = parts.config.trainer.batch_size / speed
             self._per_step += SMOOTHING * (newest - self._per_step)
-        self._fares = f"{speed:,.0f} img/s, loss {_loss(means['loss'])}, top-1 {means['top1']:.1f}"
+        right = f"{task.right_key.replace('top1', 'top-1')} {means['right']:.1f}"
+        self._fares = f"{speed:,.0f} img/s, loss {_loss(means['loss'])}, {right}"
         self.warn_corrupt(parts.train.corrupt, "replaced by the next ones")
         return means["grad_norm"]
 
@@ -157,16 +159,19 @@ class Reporter:
         """
         parts, state = self.parts, self.state
         means = state.window_means("epoch", reset=is_end)
-        loss, top1 = f"loss {_loss(means['loss'])}", f"top-1 {means['top1']:5.2f}"
+        task = parts.loss.task
+        loss, score = f"loss {_loss(means['loss'])}", MAIN[task.score]
+        if task.right_key == task.score:
+            score += f" {means['right']:5.2f}"
         is_best = False
         if self._val_scores and state.evaluated_at == state.step:
             is_best = state.best is not None and state.best.step == state.step
             loss += f" val {_loss(self._val_scores['loss'])}"
-            top1 += f" val {self._val_scores['top1']:5.2f}{' *' if is_best else '  '}"
+            score += f" val {self._val_scores[task.score]:5.2f}{' *' if is_best else '  '}"
         seconds, left = max(self.clock.seconds, 1e-9), self._left()
         done = state.step == parts.plan.steps
         when = console.duration(left or seconds) + (" left" if left else " in all" * done)
-        line = f"{self._epochs()}  {loss}  {top1}  {state.images / seconds:,.0f} img/s  {when}"
+        line = f"{self._epochs()}  {loss}  {score}  {state.images / seconds:,.0f} img/s  {when}"
         console.keep(line)
         if is_best:
             self._held.clear()

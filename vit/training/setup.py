@@ -25,7 +25,9 @@ from vit.config.schema import RunConfig
 from vit.config.validate import dump_yaml, flatten, to_config, to_plain
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reading.reader import CorruptImages, Reader, verify
+from vit.data.sampler import positive_weights
 from vit.data.sources.registry import load_data_set
+from vit.data.task import SEVERAL_LABELS
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import ConfigError, DataError, DiskFullError, NoCheckpointError, shortened
 from vit.inference.predict import features
@@ -134,8 +136,15 @@ def set_up(
         train.corrupt.note(saved["training"].get("bad_images", {}))
     if world.is_main:
         run.write_config(dump_yaml({**to_plain(config), "resume": None}))
+    positive = None
+    if train.task is SEVERAL_LABELS:
+        labels, balanced = data.splits["train"].labels, config.data.balance == "loss"
+        weights_of_labels = positive_weights(labels) if balanced else np.ones(labels.shape[1])
+        positive = torch.from_numpy(weights_of_labels).float().to(device)
+        state.thresholds = [0.5] * labels.shape[1] if saved is None else saved["thresholds"]
+    loss = Loss(config.trainer, config.distill, teacher, positive)
     parts = Components(
-        config, final.plan, state, Loss(config.trainer, config.distill, teacher), train, val, test,
+        config, final.plan, state, loss, train, val, test,
         data.classes, images.digest, run, _logger(config, run, state, saved, world), stop, device,
         world, should_prune, fingerprint, user_keys,
     )  # fmt: skip
@@ -170,6 +179,7 @@ def _facts(data: DataSet) -> DataFacts:
         images=sum(map(len, data.splits.values())),
         side=int(np.median(sides)) if len(sides) else PHOTO_SIZE if in_files else None,
     )
+    facts = facts._replace(several=data.splits["train"].labels.ndim == 2)
     return facts if isinstance(images, FileImages) else facts._replace(shape=images.shape[2:])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from vit.config.saved import SavedBest
+from vit.config.saved import SavedBest, main_score
 from vit.model.vit import VisionTransformer
 from vit.optim.ema import Ema
 from vit.runtime.dist import ALONE, World, full_tensor, shard_like, to_leader
@@ -81,6 +81,7 @@ class TrainState:
         non_finite: the steps that had no finite loss and gradient, of those that were read.
         loss_scale: of an fp16 run; None: the loss is as it is.
         best: best validation so far.
+        thresholds: of several labels per image, as the last validation has them; None: of one.
         evaluated_at: step of the last complete evaluation.
         evals_since_best: evaluations since the best one.
         seconds, images: time trained and images seen in that time, without evaluation, saving and
@@ -103,6 +104,7 @@ class TrainState:
         self.non_finite = NonFiniteSteps(0, 0, 0, -1)
         self.loss_scale = LossScale(device) if precision == "fp16" else None
         self.best: SavedBest | None = None
+        self.thresholds: list[float] | None = None
         self.evaluated_at = 0
         self.evals_since_best = 0
         self.seconds = 0.0
@@ -141,7 +143,8 @@ class TrainState:
         return averaged
 
     def window_means(self, window: str, *, reset: bool) -> dict[str, float]:
-        """Means over the steps of a window (`log`, `epoch`): loss, top1 (percent) and grad_norm.
+        """Means over the steps of a window (`log`, `epoch`): loss, right images (percent) and
+        grad_norm.
 
         Of no finite step at all they are not a number. With `reset` the next window starts here.
         """
@@ -151,14 +154,14 @@ class TrainState:
             self.window_starts[window] = now
         loss, correct, images, norms, steps = (a - b for a, b in zip(now, before, strict=True))
         images, steps = images or math.nan, steps or math.nan
-        return {"loss": loss / images, "top1": 100 * correct / images, "grad_norm": norms / steps}
+        return {"loss": loss / images, "right": 100 * correct / images, "grad_norm": norms / steps}
 
     def improves(self, scores: dict[str, float]) -> bool:
-        """Whether a validation with these scores is the best so far: higher top-1 wins, then lower
-        loss; one that is not finite never is.
+        """Whether a validation with these scores is the best so far: higher top-1 (mAP) wins, then
+        lower loss; one that is not finite never is.
         """
-        now, best = (scores["top1"], -scores["loss"]), self.best
-        return math.isfinite(sum(now)) and (best is None or now > (best.top1, -best.loss))
+        now, best = (scores[main_score(scores)], -scores["loss"]), self.best
+        return math.isfinite(sum(now)) and (best is None or now > (best.score, -best.loss))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors, all that resuming needs; asked by all processes together."""

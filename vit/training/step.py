@@ -50,7 +50,7 @@ def train_step(
             factor = 0 * mean.detach() + (1 if scale is None else scale.factor)
             mean.backward(factor)  # type: ignore[no-untyped-call]
         own, _ = by_head(logits)
-        counted.append((total.detach(), (own.argmax(dim=-1) == part.labels).sum()))
+        counted.append((total.detach(), loss.task.right(own, part.labels).sum()))
 
     if scale is not None:
         scale.undo(parameters)

@@ -152,6 +152,8 @@ class Trainer:
             predictions = self._predict(state.eval_model, parts.val)
             scores = predictions.scores()
             is_finite = math.isfinite(scores["loss"]) and state.is_finite()
+            if is_finite and state.thresholds is not None:
+                state.thresholds = predictions.fit_thresholds()
             if is_finite and state.improves(scores):
                 state.best = SavedBest(**scores, step=state.step, epoch=parts.epoch)
                 state.evals_since_best = 0
@@ -169,7 +171,7 @@ class Trainer:
         parts, state = self.parts, self.state
         if state.evaluated_at != state.step or state.best is None or self._finished():
             return
-        if parts.should_prune(parts.epoch, state.best.top1):
+        if parts.should_prune(parts.epoch, state.best.score):
             self._save()
             raise PrunedRun(f"pruned and {self._saved_here()}")
 
@@ -224,7 +226,7 @@ class Trainer:
         state, parts = self.state, self.parts
         scores: dict[str, float] = {}
         if best := state.best:
-            scores = {"val_loss": best.loss, "val_top1": best.top1, "val_top5": best.top5}
+            scores = {f"val_{key}": value for key, value in best.scores.items()}
         elif parts.val is not None:
             scores = {"val_loss": math.nan}
         self._check_finished(scores)

@@ -42,6 +42,13 @@ def judged(
     )
 
 
+def judged_labels(score: float, labels: np.ndarray) -> str:
+    """A mAP in percent beside what guessing would get: of each label (N, K) its share."""
+    there = labels.mean(axis=0)
+    guess = 100 * float(there[there > 0].mean())
+    return f"mAP {score:.1f} on {len(labels):,} images; guessing would get {guess:.1f}"
+
+
 def advice(
     validations: Sequence[tuple[float, float]], epochs: float, per_class: float, *, started: bool
 ) -> list[str]:

@@ -4,15 +4,18 @@ import codecs
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import SMALL, lines, run
 from composing import composed
 from pictures import BLUE, RED, data_config, noise, reader, save, write
 
 from vit.config.validate import to_config
+from vit.data.augment.batch import Draws, mix_weighted
 from vit.data.loader import TrainLoader
 from vit.data.manifest import Manifest, restore
 from vit.data.sources import table
@@ -20,6 +23,7 @@ from vit.data.sources.registry import load_data_set
 from vit.data.sources.table_file import read_table
 from vit.errors import ConfigError, DataError
 from vit.runtime.dist import ALONE
+from vit.training.loss import Loss
 
 
 def config_of(path, **changes):
@@ -120,7 +124,7 @@ def test_rows_of_a_split_column_are_splits(tmp_path):
     assert data.settings["split_column"] == "split"
     assert load_data_set(config_of(tmp_path / "t.csv", split_column=None)).settings == {
         "image_column": "image", "label_column": "label", "split_column": None,
-        "weight_column": None, "group_column": None,
+        "weight_column": None, "group_column": None, "label_separator": None,
     }  # fmt: skip
 
 
@@ -191,8 +195,8 @@ def test_more_rows_than_the_limit_are_an_error_with_the_limit_that_would_do(tmp_
 WRONG = {
     "no such column": (b"image,label\n1.jpg,a\n", {"label_column": "labl"}, "try data.label_"),
     "a column twice": (b"image,label,label\n1.jpg,a,b\n", {"label_column": "label"}, "is twice"),
-    "no images to be seen": (b"a,b,c\n1,2,3\n", {}, "the images with"),
-    "no labels to be seen": (b"image,b,c\n1.jpg,2,3\n", {}, "the labels with"),
+    "no images to be seen": (b"a,b,c\n1,2,3\n", {}, "with data.image_column="),
+    "no labels to be seen": (b"image,b,c\n1.jpg,2,3\n", {}, "with data.label_column="),
     "one class": (b"image,label\n1.jpg,a\n2.jpg,a\n", {}, "has 1 classes to train on"),
     "empty": (b"", {}, "holds no row (it is empty)"),
     "names of columns alone": (b"image,label\n", {}, "holds no row"),
@@ -338,10 +342,31 @@ def test_a_weight_is_a_factor_of_the_loss(folder):
     loader = TrainLoader(samples, 3, 8, config, "none", 0, reader((16, 16)), ALONE)
     batch = loader.batch_at(0)
     names = [samples.names[i] for i in loader.indices_at(0)]
-    assert batch.targets.sum(dim=1).tolist() == [factor[name] for name in names]
-    assert batch.targets.argmax(dim=1)[np.array([factor[n] > 0 for n in names])].tolist() == [
-        label for label, n in zip(batch.labels.tolist(), names, strict=True) if factor[n] > 0
-    ]
+    assert batch.weights.tolist() == [factor[name] for name in names]
+    assert batch.targets.argmax(dim=1).tolist() == batch.labels.tolist()
+    assert batch.targets.sum(dim=1).tolist() == [1.0] * 8
+    logits = torch.randn(8, 3)
+    trainer = to_config(composed()).trainer
+    for kind in ("cross_entropy", "bce"):
+        loss = Loss(replace(trainer, loss=kind, label_smoothing=0.1))
+        alone = loss(logits, replace(batch, weights=None))
+        torch.testing.assert_close(loss(logits, batch), alone * batch.weights)
+
+
+def test_mixed_images_have_the_part_in_the_target_that_they_weigh():
+    images, targets = torch.zeros(2, 1, 4, 4), torch.eye(2)
+    draws = batch_draws(keep=[0.75, 0.75])
+    weights = torch.tensor([3.0, 1.0])
+    _, mixed, summed = mix_weighted(images, targets, weights, draws)
+    torch.testing.assert_close(summed, torch.tensor([2.5, 1.5]))
+    torch.testing.assert_close(mixed, torch.tensor([[0.9, 0.1], [0.5, 0.5]]))
+
+
+def batch_draws(keep):
+    count = len(keep)
+    boxes = torch.zeros(count, 4, dtype=torch.int64)
+    shift, flip = torch.zeros(count, 2, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
+    return Draws(shift, flip, boxes, boxes, torch.tensor(keep))
 
 
 def test_a_mark_of_utf_16_tells_the_encoding(tmp_path):

@@ -145,8 +145,20 @@ def mix(
     inside = _inside(draws.cut, images.shape[-2:])
     mixed = torch.where(inside, other, torch.lerp(other, images, keep))
     # An image gets MixUp (keep < 1) or CutMix (a share is cut) or neither, so one sum serves both.
-    weight = (draws.keep - _cut_share(draws.cut, images.shape[-2:], mask))[:, None]
-    return mixed, torch.lerp(targets[partner], targets, weight)
+    share = (draws.keep - _cut_share(draws.cut, images.shape[-2:], mask))[:, None]
+    return mixed, torch.lerp(targets[partner], targets, share)
+
+
+def mix_weighted(
+    images: Tensor, targets: Tensor, weights: Tensor, draws: Draws, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mix` of images with weights in the loss, (B,): the more one weighs, the more part it has in
+    the target; the weights are mixed likewise.
+    """
+    both = torch.cat([targets * weights[:, None], weights[:, None]], dim=1)
+    images, both = mix(images, both, draws, mask)
+    weights = both[:, -1]
+    return images, both[:, :-1] / weights.clamp(min=1e-12)[:, None], weights
 
 
 def mixed_mask(mask: Tensor, draws: Draws) -> Tensor:

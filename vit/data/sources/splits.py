@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vit.data.types import Samples
+from vit.data.types import Samples, strata
 from vit.errors import DataError, shortened
 from vit.runtime.seeding import numpy_generator
 
@@ -152,6 +152,7 @@ class Cutter:
         self, labels: np.ndarray, hashes: np.ndarray | None, part: str
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Each class and where its images are, int64 (n,), those to be chosen first in front."""
+        labels = strata(labels)
         order = np.lexsort((labels if hashes is None else hashes, labels))
         for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
             label = int(labels[members[0]])

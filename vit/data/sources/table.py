@@ -16,13 +16,15 @@ from vit.data.formats import IS_IMAGE, ending_of
 from vit.data.sources import layout
 from vit.data.sources.layout import SPLITS, split_of
 from vit.data.sources.scan import read_errors
-from vit.data.sources.table_file import Table, read_table
+from vit.data.sources.table_file import LIST_SEPARATOR, Table, read_table
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import DataError, nearest, printable, shortened
 
 MOST_ROWS = 10
 """Rows with problems that are named one by one."""
 _LOOKED_AT = 100
+_YES, _NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+"""What cells of 0 and 1 hold, in small letters."""
 _USUAL = {
     "image_column": (
         "image image_path image_file image_name image_id img img_path path file file_path filepath "
@@ -39,8 +41,9 @@ _USUAL = {
 def load(config: DataConfig) -> DataSet:
     """Read `data.root`, with images below `data.images` (default: the folder of the table).
 
-    Images are sorted by class and then by path, as those of a folder; their names are the paths as
-    the table has them. Rows with problems are left out with `data.on_bad_image=skip`.
+    Images are sorted by class and then by path, as those of a folder, or by path where they have
+    several labels; their names are the paths as the table has them. Rows with problems are left out
+    with `data.on_bad_image=skip`.
 
     Raises:
         DataError: no table, no such columns, rows with problems, or too few classes.
@@ -50,17 +53,25 @@ def load(config: DataConfig) -> DataSet:
     layout.check_table("data.root", path)
     table = read_table(path)
     columns = columns_of(table, config, path)
-    named = ", ".join(f"{key.removesuffix('_column')}s from {n}" for key, n in columns.items() if n)
+    named = ", ".join(
+        f"{key.removesuffix('_column')}s from {', '.join(_names(name))}"
+        for key, name in columns.items()
+        if name and key != "label_separator"
+    )
     told = [f"columns: {named}"] if "auto" in [getattr(config, key) for key in columns] else []
     config = replace(config, **columns)
     rows = _rows(table, config, path)
-    trained = sorted({row.label for row in rows if row.split in (None, "train")})
-    if len(trained) < 2:
+    trained = sorted({k for row in rows if row.split in (None, "train") for k in row.labels})
+    if isinstance(config.label_column, list):
+        trained = config.label_column
+    fewest = 1 if _has_several(config) else 2
+    if len(trained) < fewest:
         raise DataError(
             f"{path} has {len(trained)} classes to train on in its column {config.label_column} "
-            f"({shortened(trained) or '-'}); at least two are needed"
+            f"({shortened(trained) or '-'}); at least {'two are' if fewest == 2 else 'one is'} "
+            f"needed"
         )
-    unknown = sorted({row.label for row in rows} - set(trained))
+    unknown = sorted({k for row in rows for k in row.labels} - set(trained))
     if unknown:
         raise DataError(
             f"{path} has no training image of {shortened(unknown)}, which other splits have; add "
@@ -86,14 +97,18 @@ def load_flat(path: Path, classes: list[str], config: DataConfig) -> DataSet:
     """
     table = read_table(path)
     own: dict[str, Any] = {
-        key: name if (name := getattr(config, key)) in table.columns else "auto"
+        key: name
+        if isinstance(name := getattr(config, key), list) or name in table.columns
+        else "auto"
         for key in ("image_column", "label_column")
     }
     others = dict.fromkeys(("images", "split_column", "weight_column", "group_column"))
+    if _has_several(config) and set(classes) <= set(table.columns):
+        own.update(label_column=classes, label_separator=None)
     config = replace(config, **{**others, **own})
-    config = replace(config, **columns_of(table, config, path))
+    config = replace(config, **columns_of(table, config, path, "name them as the run's table"))
     rows = _rows(table, config, path)
-    unknown = sorted({row.label for row in rows} - set(classes))
+    unknown = sorted({k for row in rows for k in row.labels} - set(classes))
     if unknown:
         raise DataError(
             f"{path} has labels that the model does not know: {shortened(unknown)}; it knows "
@@ -103,15 +118,18 @@ def load_flat(path: Path, classes: list[str], config: DataConfig) -> DataSet:
     return DataSet(classes, {"images": samples}, notes=_notes(table, rows))
 
 
-def columns_of(table: Table, config: DataConfig, path: Path) -> dict[str, Any]:
-    """The columns, as given or as they are usually called.
+def columns_of(
+    table: Table, config: DataConfig, path: Path, remedy: str | None = None
+) -> dict[str, Any]:
+    """The columns, as given or as they are usually called; and `label_separator`, which is known of
+    lists.
 
     Raises:
         DataError: one that is given does not exist or stands twice, or none can be told.
     """
     found: dict[str, Any] = {}
     for key, usual in _USUAL.items():
-        given: str | None = getattr(config, key)
+        given: str | list[str] | None = getattr(config, key)
         if given == "auto" or (given is None and key in ("image_column", "label_column")):
             given = _usual(table, usual.split(), [name for name in found.values() if name])
             if given is None and key == "image_column":
@@ -120,18 +138,33 @@ def columns_of(table: Table, config: DataConfig, path: Path) -> dict[str, Any]:
                 given = next(name for name in table.columns if name != found["image_column"])
             if given is None and key in ("image_column", "label_column", "group_column"):
                 raise DataError(
-                    f"{path} has the columns {shortened(table.columns)}; say which holds the "
-                    f"{key.removesuffix('_column')}s with data.{key}=<its name>"
+                    f"{path} has the columns {shortened(table.columns)}, and none is plainly that "
+                    f"of the {key.removesuffix('_column')}s; "
+                    f"{remedy or f'say which it is with data.{key}=<its name>'}"
                 )
-        elif given is not None and table.columns.count(given) != 1:
-            close = nearest(given, table.columns) or table.columns[0]
-            how = "twice" if given in table.columns else "not"
-            raise DataError(
-                f"data.{key}={given} is {how} among the columns of {path}: "
-                f"{shortened(table.columns)}; try data.{key}={close}"
-            )
+        for name in [] if getattr(config, key) == "auto" else _names(given):
+            if table.columns.count(name) != 1:
+                close = nearest(name, table.columns) or table.columns[0]
+                how = "twice" if name in table.columns else "not"
+                raise DataError(
+                    f"data.{key}={name} is {how} among the columns of {path}: "
+                    f"{shortened(table.columns)}; try data.{key}={close}"
+                )
         found[key] = given
+    found["label_separator"] = config.label_separator
+    if config.label_separator is None and table.lists.issuperset(_names(found["label_column"])):
+        found["label_separator"] = LIST_SEPARATOR
     return found
+
+
+def _names(column: str | list[str] | None) -> list[str]:
+    """The names of no, one or several columns."""
+    return column if isinstance(column, list) else [] if column is None else [column]
+
+
+def _has_several(config: DataConfig) -> bool:
+    """Whether images have several labels."""
+    return config.label_separator is not None or isinstance(config.label_column, list)
 
 
 def _usual(table: Table, usual: list[str], taken: list[str]) -> str | None:
@@ -155,7 +188,7 @@ def _of_images(table: Table) -> str | None:
 @dataclass(frozen=True)
 class _Row:
     image: str
-    label: str
+    labels: list[str]
     split: str | None
     weight: float
     group: str
@@ -168,14 +201,17 @@ def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
     problems, first, found = dict(table.problems), dict[str, int](), dict[int, _Row]()
     with read_errors():
         for number, cells in table.rows.items():
-            given, label, split, weight, group = (
-                "" if (name := getattr(config, key)) is None else cells[at[name]] for key in _USUAL
+            given, split, weight, group = (
+                "" if (name := getattr(config, key)) is None else cells[at[name]]
+                for key in ("image_column", "split_column", "weight_column", "group_column")
             )
             image = files.find(given)
             known = split_of(split) if split else None
-            if not given or not label or (not group and config.group_column is not None):
-                what = "group" if given and label else "label" if given else "image"
-                problems[number] = f"has no {what}"
+            labels = _labels({n: cells[at[n]] for n in _names(config.label_column)}, config)
+            if not given or (not group and config.group_column is not None):
+                problems[number] = f"has no {'group' if given else 'image'}"
+            elif isinstance(labels, str):
+                problems[number] = labels
             elif image is None:
                 problems[number] = f"names {printable(given)}, which is missing"
             elif len(image) > 1:
@@ -189,12 +225,12 @@ def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
             elif (before := first.setdefault(image[0], number)) != number:
                 same = found.get(before)
                 problems[number] = f"names {printable(image[0])}, as line {before} does"
-                if same is not None and same.label != label:
+                if same is not None and same.labels != labels:
                     problems[number] += " with another label"
                     problems[before] = f"names {printable(image[0])}, as line {number} does"
                     del found[before]
             else:
-                found[number] = _Row(image[0], label, known, factor, group)
+                found[number] = _Row(image[0], labels, known, factor, group)
     allowed = config.bad_image_limit * (len(found) + len(problems))
     if problems and (config.on_bad_image == "error" or len(problems) > max(allowed, 1)):
         told = [f"{path} line {n} {why}" for n, why in sorted(problems.items())[:MOST_ROWS]]
@@ -203,11 +239,26 @@ def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
         raise DataError(
             [
                 *told,
+                *_look_like_several({k for row in found.values() for k in row.labels}),
                 f"{len(problems):,} of the {len(found) + len(problems):,} rows of {path} cannot be "
                 f"used; repair them, or leave them out with data.on_bad_image=skip{limit}",
             ]
         )
     return list(found.values())
+
+
+def _labels(cells: dict[str, str], config: DataConfig) -> list[str] | str:
+    """The labels of an image, by its cells in the label columns, or what is wrong with them."""
+    if isinstance(config.label_column, list):
+        other = next((n for n, cell in cells.items() if cell.lower() not in _YES | _NO), None)
+        if other is not None:
+            return f"has {printable(cells[other]) or 'nothing'} in column {other}, not 0 or 1"
+        return [name for name, cell in cells.items() if cell.lower() in _YES]
+    (cell,) = cells.values()
+    if config.label_separator is None:
+        return [cell] if cell else "has no label"
+    labels = (label.strip() for label in cell.split(config.label_separator))
+    return sorted({label for label in labels if label})
 
 
 def _weight(text: str) -> float | None:
@@ -221,9 +272,15 @@ def _weight(text: str) -> float | None:
 
 def _samples(rows: list[_Row], classes: list[str], config: DataConfig, path: Path) -> Samples:
     numbers = {name: number for number, name in enumerate(classes)}
-    rows = sorted(rows, key=lambda row: (numbers[row.label], row.image))
+    if _has_several(config):
+        rows = sorted(rows, key=lambda row: row.image)
+        labels = np.zeros((len(rows), len(classes)), np.uint8)
+        for own, row in zip(labels, rows, strict=True):
+            own[[numbers[label] for label in row.labels]] = 1
+    else:
+        rows = sorted(rows, key=lambda row: (numbers[row.labels[0]], row.image))
+        labels = np.array([numbers[row.labels[0]] for row in rows], np.int64)
     names = [row.image for row in rows]
-    labels = np.array([numbers[row.label] for row in rows], np.int64)
     weights = np.array([row.weight for row in rows], np.float32)
     images = FileImages(_root(config, path), names)
     return Samples(
@@ -243,10 +300,23 @@ def _root(config: DataConfig, path: Path) -> str:
 
 def _notes(table: Table, rows: list[_Row]) -> list[str]:
     told = []
+    told += _look_like_several({label for row in rows for label in row.labels})
     if table.encoding == "cp1252":
         told.append("the table is not in UTF-8 and was read as cp1252 (Windows)")
     left_out = len(table.rows) + len(table.problems) - len(rows)
     return told + ([f"left out: {left_out:,} rows that cannot be used"] if left_out else [])
+
+
+def _look_like_several(labels: set[str]) -> list[str]:
+    """A line on labels that are made of fewer, if they are."""
+    for separator in (";", "|"):
+        parts = {part.strip() for label in labels for part in label.split(separator)}
+        if len(parts) < len(labels):
+            return [
+                f"labels such as {shortened(sorted(labels - parts), 2)} look like several; where "
+                f'an image may have several or none, give data.label_separator="{separator}"'
+            ]
+    return []
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from vit.data.formats import IS_IMAGE, ending_of
 from vit.data.sources.scan import read_errors
@@ -19,6 +20,8 @@ JSON_LINES = (".jsonl", ".ndjson")
 ENDINGS = (".csv", ".tsv", ".tab", ".txt", *JSON_LINES)
 """Of the files that are read as tables, whatever the case."""
 _SEPARATORS = (",", "\t", ";", "|", " ")
+LIST_SEPARATOR = "\n"
+"""Between the entries of a list in a cell."""
 _LOOKED_AT = 50
 """Rows that the separator is told by."""
 
@@ -32,12 +35,14 @@ class Table:
         rows: by the number of the line that each ends in, a cell for each column.
         problems: what is wrong with rows that are not among these, by their lines.
         encoding: how the file was read.
+        lists: columns whose cells are lists, a line each.
     """
 
     columns: list[str]
     rows: dict[int, list[str]]
     problems: dict[int, str]
     encoding: str
+    lists: frozenset[str] = frozenset()
 
 
 def read_table(path: Path) -> Table:
@@ -64,14 +69,14 @@ def read_table(path: Path) -> Table:
     else:
         raise DataError(f"{path} is no text in UTF-8, UTF-16 or cp1252; save it as CSV in UTF-8")
     lines = _json_lines(text) if ending_of(path.name) in JSON_LINES else _separated(text, path)
-    columns, rows, problems = lines
+    columns, rows, problems, lists = lines
     if not rows:
         told = [f"line {number} {why}" for number, why in problems.items()]
         raise DataError(f"{path} holds no row ({shortened(told, 2) or 'it is empty'}); fill it")
-    return Table(columns, rows, problems, encoding)
+    return Table(columns, rows, problems, encoding, frozenset(lists))
 
 
-Lines = tuple[list[str], dict[int, list[str]], dict[int, str]]
+Lines = tuple[list[str], dict[int, list[str]], dict[int, str], set[str]]
 
 
 def _separated(text: str, path: Path) -> Lines:
@@ -87,7 +92,7 @@ def _separated(text: str, path: Path) -> Lines:
             f"{path} line {reader.line_num}: {error}; repair the quotes there"
         ) from None
     if not found:
-        return [], {}, {}
+        return [], {}, {}, set()
     first = next(iter(found))
     numbered = [f"column{i}" for i in range(1, len(found[first]) + 1)]
     if any(IS_IMAGE.get(ending_of(cell)) for cell in found[first]):
@@ -99,7 +104,7 @@ def _separated(text: str, path: Path) -> Lines:
         for number, cells in found.items()
         if len(cells) != len(columns)
     }
-    return columns, {n: cells for n, cells in found.items() if n not in problems}, problems
+    return columns, {n: cells for n, cells in found.items() if n not in problems}, problems, set()
 
 
 def _separator(text: str) -> str:
@@ -119,6 +124,7 @@ def _separator(text: str) -> str:
 def _json_lines(text: str) -> Lines:
     found: dict[int, dict[str, str]] = {}
     problems: dict[int, str] = {}
+    lists: set[str] = set()
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -129,11 +135,15 @@ def _json_lines(text: str) -> Lines:
         if not isinstance(values, dict):
             problems[number] = f"is no JSON object: {printable(line[:40])}"
             continue
-        found[number] = {
-            key: value.strip() if isinstance(value, str) else json.dumps(value)
-            for key, value in values.items()
-            if value is not None
-        }
+        lists |= {key for key, value in values.items() if isinstance(value, list)}
+        found[number] = {key: as_text(value) for key, value in values.items() if value is not None}
     columns = list(dict.fromkeys(key for values in found.values() for key in values))
     rows = {n: [values.get(key, "") for key in columns] for n, values in found.items()}
-    return columns, rows, problems
+    return columns, rows, problems, lists
+
+
+def as_text(value: Any) -> str:
+    """A value as a cell: of a list a line for each entry."""
+    if isinstance(value, list):
+        return LIST_SEPARATOR.join(map(as_text, value))
+    return value.strip() if isinstance(value, str) else json.dumps(value)

@@ -34,9 +34,9 @@ const open = button => {
   const key = button.dataset.cell, [label, predicted] = key.split(",").map(k => data.classes[k]);
   const numbers = data.cells[key] || [], count = Number(button.dataset.count);
   document.querySelectorAll("button[data-cell]").forEach(other => other.setAttribute("aria-pressed", other === button));
-  const title = label === predicted ? `${label}, recognised` : `${label}, taken for ${predicted}`;
+  const title = button.dataset.title ?? (label === predicted ? `${label}, recognised` : `${label}, taken for ${predicted}`);
   const shown = numbers.length < count ? `${numbers.length} of ${count} images` : `${count} image${count === 1 ? "" : "s"}`;
-  const order = label === predicted ? "the least certain first" : "the highest loss first";
+  const order = button.dataset.order ?? (label === predicted ? "the least certain first" : "the highest loss first");
   const images = make("div", "", "images");
   for (const number of numbers) {
     const figure = make("figure"), image = make("img"), caption = make("figcaption"), about = data.captions[number];
@@ -44,7 +44,7 @@ const open = button => {
     fill(image, data.thumbnails[number]);
     const name = make("span", about.name, "name");
     name.title = about.name;
-    caption.append(`${about.percent} %`, name);
+    caption.append(about.text ?? `${about.percent} %`, name);
     figure.append(image, caption);
     images.append(figure);
   }
