@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-quick lint format tensorboard kill-resume two-hosts try-settings try-damages bench bench-gpu test-floors release clean
+.PHONY: help setup train test test-quick lint format tensorboard kill-resume two-hosts try-settings try-damages try-tables bench bench-gpu test-floors release clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ try-settings: setup  ## 1,000 random settings, 100 of them trained: each is answ
 
 try-damages: setup  ## 300 damages to what a run has written: each is answered
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/try_damages.py
+
+try-tables: setup  ## 10,000 tables of labels, 200 of them broken, and one of a million rows
+	$(BIN)/python scripts/try_tables.py --count 10000 --broken 200 --rows 1000000
 
 bench: setup  ## measure speed against the peers: PHOTOS=<folder of classes> CIFAR=<train/, val/>
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'

@@ -303,6 +303,16 @@ def test_each_image_is_tested_in_one_fold(size, by_group):
     assert sorted(tested) == list(range(size))
 
 
+def test_classes_smaller_than_the_folds_leave_no_fold_empty():
+    samples = array_samples(8)
+    samples = replace(samples, labels=np.arange(8) // 2)
+    tested = [Cutter(3).fold(samples, fold, 3)[1] for fold in range(3)]
+    assert all(map(len, tested))
+    assert sorted(i for part in tested for i in part.index.tolist()) == list(range(8))
+    with pytest.raises(DataError, match="is more than the 8 images"):
+        Cutter(3).fold(samples, 0, 9)
+
+
 def test_an_image_that_comes_moves_no_other_to_another_fold():
     samples = array_samples(500)
     before = Cutter(0).fold(samples, 1, 5)[1].names

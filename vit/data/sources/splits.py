@@ -70,15 +70,20 @@ class Cutter:
         """Cut one of `folds` parts off, as good as equal ones, in which every sample is once.
 
         By hash, as `cut`; where a part would have no sample of a class (or no group), those of the
-        class (or the groups) are dealt out in the order of their hashes.
+        class (or the groups) are dealt out in the order of their hashes. Classes with fewer samples
+        than there are parts count as one.
 
         Raises:
-            DataError: there are fewer groups than parts.
+            DataError: there are fewer samples, or groups, than parts.
         """
+        if len(samples) < folds:
+            raise DataError(f"data.folds={folds} is more than the {len(samples)} images; give more")
         if samples.groups is None:
             parts = np.zeros(len(samples), np.int64)
             hashes = self._hashes(samples.names, "fold")
-            for _, ranked in self._ranked(samples.labels, hashes, "fold"):
+            labels = strata(samples.labels)
+            labels = np.where(np.bincount(labels)[labels] < folds, -1, labels)
+            for _, ranked in self._ranked(labels, hashes, "fold"):
                 parts[ranked] = _dealt(hashes[ranked], folds)
         else:
             groups, members = np.unique(np.array(samples.groups), return_inverse=True)

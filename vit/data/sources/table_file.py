@@ -19,7 +19,7 @@ from vit.errors import DataError, printable, shortened
 JSON_LINES = (".jsonl", ".ndjson")
 ENDINGS = (".csv", ".tsv", ".tab", ".txt", *JSON_LINES)
 """Of the files that are read as tables, whatever the case."""
-_SEPARATORS = (",", "\t", ";", "|", " ")
+_SEPARATORS = (",", "\t", ";", "|")
 LIST_SEPARATOR = "\n"
 """Between the entries of a list in a cell."""
 _LOOKED_AT = 50
@@ -108,17 +108,20 @@ def _separated(text: str, path: Path) -> Lines:
 
 
 def _separator(text: str) -> str:
-    """That which most of the first rows have as often as the very first."""
+    """That which most of the first rows have as often as the very first; a space, which texts have
+    too, if there is no other that half of them have so.
+    """
 
-    def agreeing(separator: str) -> int:
+    def agreeing(separator: str) -> float:
         reader = csv.reader(io.StringIO(text[: 2**20], newline=""), delimiter=separator)
         counts = []
         with suppress(csv.Error):
             for cells in islice(reader, _LOOKED_AT):
-                counts.append(len(cells))
-        return counts.count(counts[0]) if counts and counts[0] > 1 else 0
+                counts += [len(cells)] if any(map(str.strip, cells)) else []
+        return counts.count(counts[0]) / len(counts) if counts and counts[0] > 1 else 0
 
-    return max(_SEPARATORS, key=agreeing)
+    likeliest = max(_SEPARATORS, key=agreeing)
+    return likeliest if agreeing(likeliest) > 1 / 2 else " "
 
 
 def _json_lines(text: str) -> Lines:
