@@ -44,6 +44,7 @@ from vit.runtime.signals import StopRequest
 from vit.training.components import Components, ShouldPrune
 from vit.training.distill import load_teacher
 from vit.training.header import announce, chosen, doubts, sizes_of
+from vit.training.host_memory import within_memory
 from vit.training.loss import Loss
 from vit.training.pretrained import Pretrained, describe
 from vit.training.run_images import images_of_new, images_of_resumed
@@ -117,10 +118,17 @@ def set_up(
             return None
 
     state, start = _state(final, data.classes, weights, saved, world, device)
-    if config.trainer.accumulate == "auto":
-        fitting = parts_that_fit(state.model, config.trainer, world, device)
-        config = replace(config, trainer=replace(config.trainer, accumulate=fitting))
-        start.append(f"memory   suffices for trainer.accumulate={fitting}")
+    asked = config.trainer
+    if saved is None and device.type == "cpu" and asked.shard == "none":
+        config = replace(config, trainer=within_memory(state.model, asked, user_keys, world))
+    elif asked.accumulate == "auto":
+        fitting = parts_that_fit(state.model, asked, world, device)
+        config = replace(config, trainer=replace(asked, accumulate=fitting))
+    if config.trainer != asked:
+        start.append(
+            f"memory   suffices for trainer.accumulate={config.trainer.accumulate} "
+            f"trainer.eval_batch_size={config.trainer.eval_batch_size}"
+        )
     if world.is_main:
         _check_space(run, state, config.trainer.keep)
     train, val, test = _loaders(config, final.plan, data, state.model, world)
