@@ -197,14 +197,15 @@ def _compare(
     """Say what is different from the run so far; refuse what would make it another run."""
     config = final.config
     before_config, step = with_absolute_paths(to_config(saved["config"])), saved["step"]
-    for line in changes(flatten(to_plain(before_config)), flatten(to_plain(config))):
-        console.say(f"changed: {line}")
+    changed = changes(flatten(to_plain(before_config)), flatten(to_plain(config)))
     before_plan = plan(before_config, train_samples)
     if final.plan.steps < before_plan.steps:
         raise ConfigError(
             f"trainer.epochs={config.trainer.epochs} (trainer.steps={config.trainer.steps}) is "
             f"shorter than the run's {before_plan.steps} steps; give as many or more"
         )
+    for line in changed:
+        console.say(f"changed: {line}")
     before = lr_at(before_config, before_plan, step)
     after = lr_at(config, final.plan, step)
     if before != after:
