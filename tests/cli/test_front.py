@@ -131,6 +131,7 @@ MISTAKES = {
     "no such environment": (["seed=${oc.env:NO_SUCH}"], ["'NO_SUCH' not found", "seed"]),
     "variables in a circle": (["seed=${seed}"], ["Recursive", "seed"]),
     "a list to resume": (["resume=[1,2]"], ["resume=[1, 2] must be text"]),
+    "a key, only shown": (["ema=0.9", "nope=1", "--cfg", "job"], ["trainer.ema=0.9", "nope is no"]),
     "settings of a sweep": (["-m", "seed=1,2", "--cfg", "job"], ["--cfg"]),
 }
 
@@ -181,6 +182,7 @@ def test_help_is_immediate(tmp_path):
         assert done.returncode == 0
         assert done.stderr == ""
         assert "trainer.epochs: " in done.stdout
+        assert "longer: vit-train resume=outputs/<run> trainer.epochs=" in done.stdout
         times.append(seconds)
     assert min(times) < 1
     assert not any(tmp_path.iterdir())

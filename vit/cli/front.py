@@ -20,7 +20,7 @@ from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config import plugins
 from vit.config.commands import SCHEMAS
-from vit.config.validate import config_dir, legal_keys, misfit, typed
+from vit.config.validate import config_dir, legal_keys, misfit, typed, unknown_keys
 from vit.config.words import timm_shape
 from vit.data.sources.table_file import ENDINGS
 from vit.errors import ConfigError, VitError, nearest
@@ -32,6 +32,8 @@ Groups = Mapping[str, Mapping[str, Path]]
 
 
 _COMPOSING = threading.Lock()
+_NO_SETTING = re.compile(r"hydra\b|search\b|.*@")
+"""Keys that are not of a run's settings."""
 
 
 def run(command: str, job: Job) -> int:
@@ -130,6 +132,11 @@ def _compose_and_run(
         if key in legal and (problem := misfit(value, legal[key]))
     ]:
         raise ConfigError(wrong)
+    if "--cfg" in flags:  # prints before anything is checked
+        given = {o.key_or_group: o.value() for o in overrides.parsed}
+        given = {k: v for k, v in given.items() if k not in groups and not _NO_SETTING.match(k)}
+        if wrong := unknown_keys(given, SCHEMAS[command]):
+            raise ConfigError(wrong)
     failure: list[Exception] = []
 
     def task(config: Any) -> None:

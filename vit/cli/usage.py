@@ -59,6 +59,14 @@ FIRST = (
 )  # fmt: skip
 """What a first run is told from the default one by."""
 FIRST_RUN = "vit-train data=folder data.root=~/flowers model=small trainer.epochs=30 name=flowers"
+NEXT = (
+    (
+        "faster",
+        "fewer trainer.epochs, a smaller data.image_size, data.cache=jpeg (photos), a GPU",
+    ),
+    ("longer", "vit-train resume=outputs/<run> trainer.epochs=<more>"),
+)
+"""What one wants to know after a first run."""
 ABOUT = {
     "train": "Train a Vision Transformer.",
     "eval": "Evaluate a trained Vision Transformer: scores, predictions, a report.",
@@ -129,6 +137,7 @@ def usage(command: str, groups: Mapping[str, Mapping[str, Path]], topic: str = "
             value, _, meaning = line.partition("#")
             lines.append(f"  {value.strip():<24}#{meaning}")
         lines += ["", f"  {FIRST_RUN}", ""]
+        lines += [*(f"  {wish}: {how}" for wish, how in NEXT), ""]
     lines += ["settings (key: default  # meaning):", "", *(f"  {line}" for line in settings), ""]
     lines += [line for group in listed.values() for line in group]
     if found := [

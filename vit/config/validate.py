@@ -79,14 +79,7 @@ def checked(
 ) -> Config:  # fmt: skip
     """Check the settings of any command and build `schema` of them; see `to_config`."""
     values: dict[str, Any] = {"world_size": world_size}
-    legal = legal_keys(schema)
-    known = set(legal) | {key.rpartition(".")[0] for key in legal}
-    own = tuple(f"{key}." for key, hint in legal.items() if get_origin(hint) is dict)
-    problems = [
-        _unknown(key, value, schema)
-        for key, value in flatten(plain).items()
-        if key not in known and not key.startswith(own)
-    ]
+    problems = unknown_keys(flatten(plain), schema)
     config: Config = _collect(schema, plain, "", values, problems)
     for check in checks:
         waiting = [key for key in FITTED_TO_DATA if values.get(key) == "auto"]
@@ -95,6 +88,18 @@ def checked(
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def unknown_keys(flat: Mapping[str, Any], schema: type) -> list[str]:
+    """What to say of each key that `schema` does not have, with the nearest legal one."""
+    legal = legal_keys(schema)
+    known = set(legal) | {key.rpartition(".")[0] for key in legal}
+    own = tuple(f"{key}." for key, hint in legal.items() if get_origin(hint) is dict)
+    return [
+        _unknown(key, value, schema)
+        for key, value in flat.items()
+        if key not in known and not key.startswith(own)
+    ]
 
 
 def to_data_section(schema: type[Section], plain: Mapping[str, Any]) -> Section:
