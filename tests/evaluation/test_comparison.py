@@ -87,6 +87,7 @@ def compared(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
     for name, checkpoint in (("0", runs[0]), ("1", runs[1]), ("both", f"[{runs[0]},{runs[1]}]")):
         done = run("eval", f"checkpoint={checkpoint}", f"output={name}", cwd=folder)
         assert done.returncode == 0, done.stderr
+        assert f"report, for a browser: {name}/report/index.html" in done.stdout
         (folder / name / "said.txt").write_text(done.stdout)
     return folder
 
@@ -173,6 +174,8 @@ def test_each_model_sees_images_its_own_way(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     alone = json.loads((tmp_path / "large" / "metrics.json").read_text())
     assert found["compared_with"]["top1"] == alone["top1"]
+    assert "top-5" not in done.stdout  # of two classes it is always 100 ...
+    assert alone["top5"] == 100  # ... and in the file
 
     done = run("eval", "checkpoint=[outputs/small,outputs/resplit]", cwd=tmp_path)
     assert done.returncode == 2

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vit.artifacts.predictions import (
     EVALUATION,
     METRICS,
+    PAGE,
     TEMPERATURE,
     write_page,
     write_predictions,
@@ -84,12 +85,15 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
         a, b = done.comparison.names
         other = f" by {a}, {done.comparison.scores[1]:.2f} by {b}"
     key, second = ("top1", "top5") if trained.thresholds is None else ("map", "macro_f1")
+    more = f"  {SCORES[second][0]} {metrics[second]:.2f}"
+    if second == "top5" and len(trained.classes) <= 5:  # then it is 100
+        more = ""
     lines = [
-        f"{label}: {MAIN[key]} {metrics[key]:.2f}{other}  {SCORES[second][0]} "
-        f"{metrics[second]:.2f}  loss {metrics['loss']:.4f}  ({metrics['images']:,} images, step "
-        f"{trained.step})",
+        f"{label}: {MAIN[key]} {metrics[key]:.2f}{other}{more}  loss {metrics['loss']:.4f}  "
+        f"({metrics['images']:,} images, step {trained.step})",
         *([done.comparison.statement] if done.comparison else []),
-        *(str(file) for file in written if file.is_file()),
+        *(str(file) for file in written if file.is_file() and file != folder / PAGE),
+        *([f"report, for a browser: {folder / PAGE}"] if (folder / PAGE).is_file() else []),
     ]
     console.say("\n  ".join(lines))
 
