@@ -61,8 +61,9 @@ def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = done.stdout.splitlines()
     assert lines[0] == "onnx, fp32, compared on 50 images of val:"
     assert [line.split()[0] for line in lines[1:]] == [
-        "checkpoint", "top-1", "same", "largest", "size", "ms", "ms", "made/m.onnx",
+        "checkpoint", "top-1", "same", "largest", "size", "ms", "ms", "made/m.onnx", "serve",
     ]  # fmt: skip
+    assert "scripts/serve_onnx.py made/m.onnx --port" in lines[-1]
     assert lines[3].split()[-2:] == ["100.00", "%"]
     assert [path.name for path in (folder / "made").iterdir()] == ["m.onnx"]
     return folder / "made" / "m.onnx"
