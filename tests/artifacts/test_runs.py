@@ -40,7 +40,7 @@ from vit.artifacts.runs import (
     read_runs,
 )
 from vit.artifacts.runs_page import runs_page
-from vit.artifacts.runs_table import runs_csv, runs_table
+from vit.artifacts.runs_table import WIDE, runs_csv, runs_table
 from vit.cli.runs import overview
 from vit.report.interval import wilson
 
@@ -304,6 +304,36 @@ def test_what_differs(make: Make) -> None:
     # heads change with the depth; seeds, names and places do not count
     assert differing(runs_of(last)) == ["model.depth", "augment.mixup"]
     assert differing(runs_of(last)[:1]) == []
+
+
+def test_what_the_tool_chooses_is_no_difference(make: Make) -> None:
+    for i in range(2):
+        last = make(
+            f"{i}", seed=i, trainer__accumulate=i + 1, trainer__eval_batch_size=500 >> i,
+            data__images=f"/{i}", data__cache_dir=f"/{i}", trainer__keep=2 + i,
+        )  # fmt: skip
+    assert differing(runs_of(last)) == []
+    assert len(groups(runs_of(last))) == 1
+
+
+def test_a_run_that_was_lengthened_is_no_seed_of_one_that_was_not(make: Make) -> None:
+    for i in range(3):
+        last = make(f"{i}", seed=i)
+    last.write_summary({**last.read_summary(), "lengths": [20, 40]})
+    found = groups(runs_of(last))
+    assert sorted(len(group.runs) for group in found) == [1, 2]
+    assert "lengthened=20 to 40 steps" in overview(runs_of(last))
+
+
+def test_lines_fit_on_a_screen(make: Make) -> None:
+    for i in range(3):
+        last = make(
+            f"folder-small-20261128-13150{i}", optim__lr=0.1 * i, augment__mixup=0.3 * i,
+            trainer__label_smoothing=0.01 * i, model__drop_path=0.02 * i,
+        )  # fmt: skip
+    text = overview(runs_of(last))
+    assert max(map(len, text.splitlines())) < WIDE
+    assert re.search(r"^folder-small-\S+2 .*\n    .*optim.lr=0.2", text, re.M)
 
 
 def test_what_always_differs_is_all_named(make: Make) -> None:

@@ -121,7 +121,7 @@ def test_a_failed_job_is_recorded_and_run_again(tmp_path: Path) -> None:
     assert {name: one.state for name, one in found.items()} == {
         "here": "finished", "there": "failed",
     }  # fmt: skip
-    assert "failed" in first.stdout.split("best epoch", 1)[1]
+    assert "failed" in first.stdout.split("at epoch", 1)[1]
     failed = RunDir(found["there"].path)
     assert failed.read_summary()["exit_code"] == 2
     assert "there" in failed.read_summary()["error"]

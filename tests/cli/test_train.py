@@ -17,6 +17,7 @@ from kill_resume import differences, metrics
 
 from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
+from vit.artifacts.runs import read_runs
 
 
 def events(folder: Path) -> dict[tuple[str, int], float]:
@@ -132,6 +133,11 @@ def test_best_score_survives_a_resume(copied: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "learning rate at step 60: 0" in done.stdout
     assert "trainer.epochs: 3.0 -> 5.0" in done.stdout
+    assert "weights of epoch 3 of 5, best on validation" in done.stdout
+    assert "from before it went on: none since was better" in done.stdout
+    assert RunDir(copied).read_summary()["lengths"] == [60, 99]
+    (one,) = read_runs(copied)
+    assert one.config["lengthened"] == "60 to 99 steps"
     assert (copied / "checkpoints" / "best.pt").read_bytes() == best
     for split in ("train", "val"):
         events(copied / split)  # no point twice
@@ -180,6 +186,7 @@ def test_what_would_make_it_another_run_is_refused(copied: Path, override: str, 
     before = {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()}
     done = run("train", f"resume={copied}", override, cwd=copied)
     assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    assert "changed:" not in done.stdout
     assert {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()} == before
 
 
@@ -291,7 +298,7 @@ def test_a_sweep_goes_on_past_a_failure_and_ends_with_a_table(tmp_path: Path) ->
     assert first.returncode == 1
     assert first.stderr.count("model.dim=16 is not divisible by model.heads=3") == 2
     folder = tmp_path / "outputs" / "s"
-    table = first.stdout.split("best epoch", 1)[1].split("\n\n")[0].splitlines()
+    table = first.stdout.split("at epoch", 1)[1].split("\n\n")[0].splitlines()
     assert len([line for line in table if "finished" in line]) == 2
     assert len([line for line in table if "failed" in line]) == 2
     states = {p.name: RunDir(p).read_summary()["state"] for p in folder.iterdir() if p.is_dir()}

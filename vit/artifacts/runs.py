@@ -24,8 +24,12 @@ from vit.report.interval import wilson
 from vit.runtime.files import from_json
 
 NOT_COMPARED = frozenset(
-    {"seed", "name", "outputs", "resume", "data.root", "data.workers", "data.memory", "data.fold"}
-)
+    {
+        "seed", "name", "outputs", "resume", "data.root", "data.images", "data.workers",
+        "data.memory", "data.cache_dir", "data.fold", "trainer.accumulate",
+        "trainer.eval_batch_size", "trainer.log_every", "trainer.save_every", "trainer.keep",
+    }
+)  # fmt: skip
 """Settings that make no difference between two runs, or only chance does."""
 SCORED = ("name", "root", "val_fraction", "test_fraction", "split_seed", "folds")
 """Settings of `data` that say which images a run is scored on."""
@@ -266,6 +270,8 @@ def _read(path: Path, below: Path) -> Run:
             images = str(_listed(folder.images.read_bytes(), together=True))
         elif "train" in listed:
             config["training images"] = "{:,} ({})".format(*listed["train"])
+        if isinstance(lengths := summary.get("lengths"), list) and len(lengths) > 1:
+            config["lengthened"] = f"{' to '.join(map(str, lengths))} steps"
     except ConfigError:
         config = {}
     name = str(path.relative_to(below)) if path != below else path.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import mean
 from typing import Any
 
@@ -15,33 +15,39 @@ MEASURED = {
     "best_epoch": "best epoch", "params": "params", "images_per_second": "images/s",
     "seconds": "seconds",
 }  # fmt: skip
+SAID = {"best_epoch": "at epoch", "seconds": "seconds"}
+"""Of these what fits on a screen."""
+WIDE = 100
+"""Lines have fewer columns."""
 Table = tuple[list[str], list[list[str]]]
 """Head and rows."""
 
 
 def runs_table(runs: list[Run]) -> str:
-    """One line per run, the best first."""
+    """One line per run, the best first; the CSV and the page have more of each."""
     keys = differing(runs)
-    rows = [[*row(run), _settings(run.config, keys)] for run in runs]
-    return aligned([*head(runs), "what differs" if keys else ""], rows)
+    rows = [[*row(run, (), SAID), _settings(run.config, keys)] for run in runs]
+    return aligned([*head(runs, (), SAID), "what differs" if keys else ""], rows)
 
 
-def head(runs: list[Run], keys: Iterable[str] = ()) -> list[str]:
+def head(
+    runs: list[Run], keys: Iterable[str] = (), measured: Mapping[str, str] = MEASURED
+) -> list[str]:
     """What stands above `row`."""
     score = called(runs)
     own = ["run", f"val {score}", "95 %", "n", "state", *keys, f"test {score}"]
-    return [*own, *MEASURED.values()]
+    return [*own, *measured.values()]
 
 
-def row(run: Run, keys: Iterable[str] = ()) -> list[str]:
-    """What stands of a run below `head`."""
+def row(run: Run, keys: Iterable[str] = (), measured: Iterable[str] = MEASURED) -> list[str]:
+    """What stands of a run below `head`: the settings `keys`, and what was `measured`."""
     within = run.interval(run.score())
     return [
         run.name, show(run.score()), "{:.1f} to {:.1f}".format(*within) if within else "-",
         show(run.summary.get("images_val")), run.state,
         *(show(run.config.get(key)) for key in keys),
         show(run.summary.get(f"test_{run.main}")),
-        *(show(run.summary.get(key)) for key in MEASURED),
+        *(show(run.summary.get(key)) for key in measured),
     ]  # fmt: skip
 
 
@@ -111,13 +117,20 @@ def show(value: Any) -> str:
 
 
 def aligned(head: list[str], rows: list[list[str]]) -> str:
-    """Columns of equal width: the first and the last to the left, the others to the right."""
+    """Columns of equal width: the first and the last to the left, the others to the right; the last
+    below the others where lines would be too wide.
+    """
     table = [list(map(printable, row)) for row in (head, *rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(head) - 1)]
-    lines = (
+    lines = [
         [row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:]), row[-1]] for row in table
+    ]
+    whole = ["  ".join(line).rstrip() for line in lines]
+    if max(map(len, whole)) < WIDE:
+        return "\n".join(whole)
+    return "\n".join(
+        "\n    ".join(filter(None, ("  ".join(line[:-1]).rstrip(), line[-1]))) for line in lines
     )
-    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _settings(config: dict[str, Any], keys: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -139,6 +140,7 @@ def _train(
     config: RunConfig, user_keys: frozenset[str], run: RunDir, stop: StopRequest, processes: World,
     should_prune: ShouldPrune,
 ) -> None:  # fmt: skip
+    began = time.monotonic()
     import_torch()  # here: an error in the settings is answered without it
     from vit.training.setup import set_up
     from vit.training.trainer import Trainer
@@ -150,9 +152,13 @@ def _train(
         kept.start()
         retain_freed_memory()  # from here on: what loading the data freed has gone back
 
+        went_on_at = parts.state.step
+        lengths = run.read_summary().get("lengths", []) if went_on_at else []
+        lengths = list(dict.fromkeys([*lengths, parts.plan.steps]))
+
         def note(state: str, scores: dict[str, float], more: Mapping[str, Any]) -> None:
             if processes.is_main:
-                run.write_summary({**parts.summary(state, scores), **more})
+                run.write_summary({**parts.summary(state, scores), "lengths": lengths, **more})
 
         note("running", {}, {})
         try:
@@ -166,10 +172,12 @@ def _train(
             parts.logger.close()
         note("finished", scores, {})
         if processes.is_main:
-            _print_result(parts, scores)
+            _print_result(parts, scores, went_on_at, time.monotonic() - began)
 
 
-def _print_result(parts: Components, scores: dict[str, float]) -> None:
+def _print_result(
+    parts: Components, scores: dict[str, float], went_on_at: int, seconds: float
+) -> None:
     import numpy as np
 
     from vit.artifacts.runs import curve
@@ -193,9 +201,17 @@ def _print_result(parts: Components, scores: dict[str, float]) -> None:
         curve(folder, "val", "loss"), parts.epoch, len(train) / len(parts.classes),
         started=parts.config.model.weights is not None or parts.config.data.name not in OF_FILES,
     )  # fmt: skip
+    if best := parts.state.best:
+        before = ", from before it went on: none since was better" * (best.step <= went_on_at)
+        verdict.append(
+            f"kept: the weights of epoch {parts.epochs_text(best.step)} of "
+            f"{parts.epochs_text(parts.state.step)}, best on validation (the last *){before}"
+        )
+    training, took = map(console.duration, (parts.state.seconds, seconds))
     lines = [
         f"\n{told or 'done'}  in {folder}",
         *verdict,
+        f"time: {took} with start-up, compiling and scoring; steps of the whole run {training}",
         f"vit-eval checkpoint={folder}",
         f"vit-predict checkpoint={folder} images=<folder>",
         f"tensorboard --logdir {folder}",
