@@ -135,16 +135,15 @@ class LabelScores:
         return average_precision(self.labels, self.probabilities)
 
     def values(self) -> dict[str, float]:
-        """Every score: `map` and `map_micro`, `exact` in percent; F1 in [0, 1], of labels that
-        nobody has or gives 0, and of images without any 1; `loss` in nats.
+        """Every score: `map` and `map_micro`, `exact` in percent; F1 in [0, 1], `macro` over the
+        labels that some image has or is given; `loss` in nats.
         """
         return {
             "map": _mean(self.precisions),
             "map_micro": mean_precision(
                 self.labels.reshape(-1, 1), self.probabilities.reshape(-1, 1)
             ),
-            "macro_f1": float(self.per_label()["f1"].mean()),
-            "micro_f1": float(_share(2 * self.hits.sum(), self.either.sum())),
+            **_f1(self.hits.sum(axis=0), self.either.sum(axis=0)),
             "sample_f1": float(self.sample_f1.mean()),
             "exact": float(100 * self.right.mean()),
             "loss": float(self.losses.sum() / len(self.losses)),
@@ -178,10 +177,9 @@ class LabelScores:
         for _ in range(rounds):
             times = np.bincount(rng.integers(count, size=count), minlength=count).astype(float)
             ap = _weighted_precision(sorted_labels, times[order])
-            hits, either = times @ both, times @ all_given
             rows.append((
                 ap, _mean(ap), _mean(_weighted_precision(flat, times[of])),
-                _share(2 * hits, either).mean(), _share(2 * hits.sum(), either.sum()),
+                *_f1(times @ both, times @ all_given).values(),
                 times @ self.sample_f1 / count, 100 * times @ self.right / count,
                 times @ self.losses / count,
             ))  # fmt: skip
@@ -200,6 +198,15 @@ class LabelScores:
 def _mean(precisions: np.ndarray) -> float:
     """In percent, of those that are numbers; 0 if there is none."""
     return float(100 * np.nanmean(precisions)) if np.isfinite(precisions).any() else 0.0
+
+
+def _f1(hits: np.ndarray, either: np.ndarray) -> dict[str, float]:
+    """Of labels that are right so often, (K,), and there or given so often."""
+    each = _share(2 * hits, either)[either > 0]
+    return {
+        "macro_f1": float(each.mean()) if len(each) else 0.0,
+        "micro_f1": float(_share(2 * hits.sum(), either.sum())),
+    }
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

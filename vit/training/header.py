@@ -103,6 +103,13 @@ def doubts(config: RunConfig, data: DataSet) -> list[str]:
             config.data.balance == "none" and 0 < counts[least] * _UNEVEN <= counts[most]
         ),
     }
+    for split, samples in data.splits.items():
+        if task is not ONE_LABEL and split != "train":
+            there = task.counts(samples.labels, len(data.classes))
+            unseen = [name for name, count in zip(data.classes, there, strict=True) if not count]
+            found[f"no {split} image has {shortened(unseen)}, so it counts in no score there"] = (
+                bool(unseen)
+            )
     return [problem for problem, is_so in found.items() if is_so]
 
 
