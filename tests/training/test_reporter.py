@@ -13,6 +13,7 @@ import pytest
 import torch
 from commands import SMALL, lines, run
 
+from vit.data.task import ONE_LABEL
 from vit.runtime import console
 from vit.training.clock import due, times_due
 from vit.training.components import Components
@@ -49,13 +50,14 @@ def reporting(
     )  # fmt: skip
     state = SimpleNamespace(
         step=0, images=0, seconds=0.0, evaluated_at=0, best=None,
-        window_means=lambda window, reset: {"loss": loss, "top1": 50.0},
+        window_means=lambda window, reset: {"loss": loss, "right": 50.0},
     )  # fmt: skip
     trainer = SimpleNamespace(precision="fp32", batch_size=BATCH, early_stop=early_stop)
     parts: Any = SimpleNamespace(
         plan=plan, state=state, val=range(100),
         config=SimpleNamespace(trainer=trainer, data=SimpleNamespace(memory="stream")),
         test=range(300), train=SimpleNamespace(waited=0.0), device=torch.device("cpu"),
+        loss=SimpleNamespace(task=ONE_LABEL),
     )  # fmt: skip
     parts.epochs_text = partial(Components.epochs_text, parts)
     return Reporter(parts, clock, None)  # type: ignore[arg-type]

@@ -125,7 +125,7 @@ def test_means_since_a_mark():
     for _ in range(2):  # looking does not move the mark
         since = state.window_means("epoch", reset=False)
         assert since == pytest.approx(
-            {"loss": loss / 24, "top1": 100 * correct / 24, "grad_norm": norms / 3}
+            {"loss": loss / 24, "right": 100 * correct / 24, "grad_norm": norms / 3}
         )
     assert state.window_means("epoch", reset=True) == since
     train(state, batch(3), lr=0.01)
