@@ -68,8 +68,8 @@ FLOORS := .floors/bin/python
 test-floors: setup  ## every command with the lowest versions of all direct dependencies, extras too
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(UV) venv --quiet --clear .floors
-	$(UV) pip install --quiet --python $(FLOORS) --resolution lowest-direct '.[onnx,sweep,slurm]'
-	OMP_NUM_THREADS=1 $(FLOORS) scripts/use_installed.py --extras onnx sweep
+	$(UV) pip install --quiet --python $(FLOORS) --resolution lowest-direct '.[onnx,parquet,sweep,slurm]'
+	OMP_NUM_THREADS=1 $(FLOORS) scripts/use_installed.py --extras onnx parquet sweep
 
 release: setup  ## wheel and sdist into dist/, each tried in a clean environment, and the tag
 	@test -z "$$(git status --porcelain)" || { echo "commit first: a release is what is committed"; exit 2; }

@@ -32,6 +32,10 @@ EXTRAS: dict[str, list[tuple[str, list[str], str]]] = {
         ("export", ["checkpoint=outputs/a"], "outputs/a/export/model.onnx"),
         ("export", ["checkpoint=outputs/a", "precision=int8"], "outputs/a/export/model-int8.onnx"),
     ],
+    "parquet": [
+        ("train", ["data=table", "data.root=images.parquet", *SHORT, "name=t"],
+         "outputs/t/checkpoints/best.pt"),
+    ],
     "sweep": [
         ("train", ["-m", *SHORT, "optim=adamw,muon,lion,lamb", "name=s", "hydra/launcher=joblib",
                    "hydra.launcher.n_jobs=2"], "outputs/s/index.html"),
@@ -45,13 +49,16 @@ def main() -> None:
     """Run all commands, of the extras that are named, too."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extras", nargs="*", default=[], choices=EXTRAS)
-    uses = [*USES, *(use for extra in parser.parse_args().extras for use in EXTRAS[extra])]
+    extras = parser.parse_args().extras
+    uses = [*USES, *(use for extra in extras for use in EXTRAS[extra])]
     names = ("vit-train", "torch", "torchvision", "timm", "hydra-core", "numpy", "pillow")
     print(" ".join(f"{name} {version(name)}" for name in names))
     with tempfile.TemporaryDirectory() as folder:
         from PIL import Image
 
         Image.new("L", (8, 8), 200).save(Path(folder, "image.png"))
+        if "parquet" in extras:
+            write_parquet(Path(folder))
         for command, args, left in uses:
             line = f"vit-{command} {' '.join(args)}"
             program = Path(sys.executable).with_name(f"vit-{command}")
@@ -59,6 +66,15 @@ def main() -> None:
             if done.returncode or not Path(folder, left).exists():
                 sys.exit(f"{done.stdout}{done.stderr}{line}: exit {done.returncode}, wants {left}")
             print(f"ok  {line}", flush=True)
+
+
+def write_parquet(folder: Path) -> None:
+    """`images.parquet`: the image of the folder forty times, in two classes."""
+    from pyarrow import parquet, table
+
+    image = Path(folder, "image.png").read_bytes()
+    rows = {"image": [{"bytes": image, "path": f"{i}.png"} for i in range(40)]}
+    parquet.write_table(table({**rows, "label": [0, 1] * 20}), folder / "images.parquet")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vit.data.types import DataSet, FileImages, Samples, strata
+from vit.data.types import DataSet, FileImages, ImageFile, Samples, strata
 from vit.errors import DataError
 from vit.runtime import console
 
@@ -276,7 +276,7 @@ def _rebuilt(manifest: Manifest, listed: dict[str, Samples]) -> dict[str, Sample
             labels = np.concatenate([strata(entries.labels) for entries in together])
             order = sorted(range(len(names)), key=lambda i: (labels[i], names[i]))
             place = np.argsort(order)
-            images = FileImages(images.root, [names[i] for i in order])
+            images = images.of([names[i] for i in order])
         ends = np.cumsum([len(entries.names) for entries in together])[:-1]
         for split, entries, index in zip(group, together, np.split(place, ends), strict=True):
             found[split] = Samples(entries.labels, entries.names, images, index, entries.weights)
@@ -291,7 +291,7 @@ def fingerprints(samples: Samples, by_content: bool) -> tuple[np.ndarray, np.nda
     images = samples.images
     if isinstance(images, np.ndarray):
         pixels = (images[i].tobytes() for i in samples.index)
-        found = [(len(data), _number(_hash(data))) for data in pixels]
+        found = [(len(data), content_hash(data)) for data in pixels]
     else:
         paths = [images.path(int(i)) for i in samples.index]
         parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
@@ -302,15 +302,19 @@ def fingerprints(samples: Samples, by_content: bool) -> tuple[np.ndarray, np.nda
             ) as bar,
         ):
             found = []
-            for part in threads.map(lambda part: [_look(path, by_content) for path in part], parts):
+            for part in threads.map(lambda part: [look(path, by_content) for path in part], parts):
                 found += part
                 bar.update(len(part))
     sizes, hashes = zip(*found, strict=True) if found else ((), ())
     return np.array(sizes, np.int64), np.array(hashes, np.uint64)
 
 
-def _look(path: str, by_content: bool) -> tuple[int, int]:
-    """Size of a file and hash of its content, or the time of its last change."""
+def look(path: ImageFile, by_content: bool) -> tuple[int, int]:
+    """Size of a file, and the hash of its content or the time of its last change; -1 and 0: it
+    cannot be read.
+    """
+    if not isinstance(path, str):
+        return path.size, path.hash
     try:
         if by_content:
             with open(path, "rb") as file:
@@ -320,6 +324,11 @@ def _look(path: str, by_content: bool) -> tuple[int, int]:
         return status.st_size, status.st_mtime_ns % 2**64
     except OSError:
         return -1, 0
+
+
+def content_hash(data: bytes) -> int:
+    """Of the content of a file, 64 bits."""
+    return _number(_hash(data))
 
 
 def _hash(data: bytes = b"") -> hashlib.blake2b:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -17,11 +17,27 @@ CROP_TRIES = 10
 """Random crops drawn for an image, of which the first that fits into it is taken."""
 
 
+@runtime_checkable
 class CachedImage(Protocol):
     """An image that was decoded before."""
 
     def open(self) -> np.ndarray:
         """The image as from `decode`; raises ValueError where it was damaged."""
+
+
+class PackedImage(Protocol):
+    """An image file that lies in another file, with its size in bytes and a hash of its content."""
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+    @property
+    def hash(self) -> int: ...  # noqa: D102
+    def read(self) -> bytes:
+        """Its content; raises OSError or ValueError where that is gone."""
+
+
+ImageFile = str | PackedImage
+"""Where an image file is: its path, or where it lies in another."""
 
 
 class FileImages:
@@ -36,11 +52,15 @@ class FileImages:
         self.root = root
         self.names = names
 
-    def path(self, index: int) -> str:
+    def of(self, names: Sequence[str]) -> FileImages:
+        """Other images of the same place."""
+        return FileImages(self.root, names)
+
+    def path(self, index: int) -> ImageFile:
         """The file of image `index`."""
         return os.path.join(self.root, self.names[index])
 
-    def source(self, index: int) -> str | CachedImage:
+    def source(self, index: int) -> ImageFile | CachedImage:
         """Where image `index` is read from."""
         return self.path(index)
 

@@ -20,6 +20,7 @@ from vit.data.reading.reader import Reader
 from vit.data.sources import table
 from vit.data.sources.folder import load_flat
 from vit.data.sources.registry import load_data_set
+from vit.data.sources.table_file import shards_of
 from vit.data.task import task_of
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import ConfigError, DataError
@@ -87,10 +88,12 @@ class Evaluator:
         """
         if self.config.images is not None:
             folder, classes = Path(self.config.images), self.trained.classes
+            source = self.trained.config["data"].get("name")
+            is_table = folder.is_file() or (source == "table" and shards_of(folder))
             found = (
                 table.load_flat(folder, classes, self._data)
-                if folder.is_file()
-                else load_flat(folder, classes, self.trained.config["data"].get("name"))
+                if is_table
+                else load_flat(folder, classes, source)
             )
             for note in found.notes:
                 console.warn(note)

@@ -129,21 +129,23 @@ def staging(path: Path) -> Iterator[Path]:
     """
     prefix = f".{path.name}-"
     for leftover in path.parent.glob(f"{glob.escape(prefix)}*{TEMPORARY}"):
-        with contextlib.suppress(OSError), _locked(leftover):
+        with contextlib.suppress(OSError), locked(leftover):
             shutil.rmtree(leftover)
     with (
         tempfile.TemporaryDirectory(prefix=prefix, suffix=TEMPORARY, dir=path.parent) as folder,
-        _locked(Path(folder)),
+        locked(Path(folder)),
     ):
         yield Path(folder) / path.name
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Own a folder, as long as the process lives; BlockingIOError: another one owns it."""
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Own a folder, as long as the process lives; BlockingIOError: another one owns it, and this
+    one does not `wait`.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)
@@ -231,6 +233,11 @@ def to_csv_line(cells: Iterable[Any]) -> bytes:
         for cell in cells
     )  # whose own line end makes it quote a lone \r as well as \n
     return text.getvalue().removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n"
+
+
+def image_cache(folder: str | None) -> Path:
+    """Where copies of images are kept: as `data.cache_dir` says, else in `cache_home`."""
+    return Path(folder) if folder else cache_home() / "images"
 
 
 def cache_home() -> Path:

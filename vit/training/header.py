@@ -14,6 +14,7 @@ from PIL import Image
 from vit.config.checks import FITTED_TO_DATA, OF_FILES
 from vit.config.schema import RunConfig
 from vit.config.validate import flatten, to_plain
+from vit.data.reading.decode import opened
 from vit.data.task import ONE_LABEL, task_of
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import shortened
@@ -146,8 +147,8 @@ def sizes_of(samples: Samples) -> np.ndarray:
     if not isinstance(samples.images, FileImages):
         return np.empty((0, 2), np.int64)
     sizes = []
-    for i in samples.index[:: -(-len(samples) // _LOOKED_AT)]:
-        with contextlib.suppress(Exception), Image.open(samples.images.path(int(i))) as image:
+    for i in samples.index.tolist()[:: -(-len(samples) // _LOOKED_AT)]:
+        with contextlib.suppress(Exception), Image.open(opened(samples.images.path(i))) as image:
             sizes.append(image.size[::-1])
     return np.array(sizes, np.int64).reshape(-1, 2)
 

@@ -25,10 +25,11 @@ import simplejpeg
 
 from vit.config.schema import ReadConfig
 from vit.data.formats import FORMATS
+from vit.data.manifest import look
 from vit.data.reading.decode import decode, reason
 from vit.data.reading.transform import MAX_PIXELS, resize
 from vit.data.reading.workers import WorkerPool, announce
-from vit.data.types import FileImages
+from vit.data.types import FileImages, ImageFile
 from vit.runtime import console
 from vit.runtime.files import remove_stale, write_atomic, write_errors
 
@@ -76,7 +77,7 @@ class Shard:
     """Where a shard lies, the files of its images, and how they are kept."""
 
     path: str
-    files: tuple[str, ...]
+    files: tuple[ImageFile, ...]
     spec: CacheSpec
 
 
@@ -88,13 +89,13 @@ class ResizedImage:
         entry: where it lies in `shard`; None: nothing is kept of it.
     """
 
-    file: str
+    file: ImageFile
     spec: CacheSpec
     shard: str = ""
     entry: Entry | None = None
 
     def __str__(self) -> str:
-        return self.file if self.entry is None else self.shard
+        return str(self.file) if self.entry is None else self.shard
 
     def open(self) -> np.ndarray:
         """The image: uint8 (H, W, channels).
@@ -140,6 +141,7 @@ class CachedImages(FileImages):
         check: bool = True,
     ) -> None:
         super().__init__(images.root, images.names)
+        self.path = images.path  # type: ignore[method-assign]
         self.spec = spec
         with write_errors(f"data.cache_dir={folder}", "; choose another"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +187,7 @@ def make_shard(shard: Shard) -> Index:
     index: Index = []
     start = _NUMBER
     for file in shard.files:
-        announce(file)
+        announce(str(file))
         blob, entry = _kept(file, shard.spec, start)
         blobs.append(blob)
         index.append(entry)
@@ -199,7 +201,7 @@ def make_shard(shard: Shard) -> Index:
     return index
 
 
-def _kept(file: str, spec: CacheSpec, start: int) -> tuple[bytes, Entry | None]:
+def _kept(file: ImageFile, spec: CacheSpec, start: int) -> tuple[bytes, Entry | None]:
     """What is kept of an image, from byte `start` on."""
     try:
         blob, height, width = resized_bytes(file, spec)
@@ -210,7 +212,7 @@ def _kept(file: str, spec: CacheSpec, start: int) -> tuple[bytes, Entry | None]:
     return blob, (start, len(blob), height, width, None)
 
 
-def resized_bytes(file: str, spec: CacheSpec) -> tuple[bytes, int, int]:
+def resized_bytes(file: ImageFile, spec: CacheSpec) -> tuple[bytes, int, int]:
     """An image as it is kept, and its height and width."""
 
     def min_size(height: int, width: int) -> tuple[int, int]:
@@ -248,11 +250,8 @@ def _shards(images: FileImages, folder: Path, spec: CacheSpec) -> list[Shard]:
         files = tuple(map(images.path, part))
         content = hashlib.blake2b(made, digest_size=16)
         for i, file in zip(part, files, strict=True):
-            try:
-                status = os.stat(file)
-                text = f"{images.names[i]}\0{status.st_size}\0{status.st_mtime_ns}\0"
-            except OSError:  # gone since it was listed; reading it says so
-                text = f"{images.names[i]}\0\0\0"
+            size, changed = look(file, by_content=False)
+            text = f"{images.names[i]}\0{size}\0{changed}\0"
             content.update(text.encode("utf-8", "surrogateescape"))
         return Shard(str(folder / f"{content.hexdigest()}.shard"), files, spec)
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit.data.formats import FORMATS, READ
 from vit.data.reading.transform import MAX_PIXELS, REDUCTIONS
+from vit.data.types import ImageFile
 from vit.errors import first_line
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
@@ -29,7 +30,10 @@ def whole(height: int, width: int) -> tuple[int, int]:
 
 
 def decode(
-    source: str | bytes, channels: int, min_size: MinSize = whole, max_pixels: int = MAX_PIXELS
+    source: ImageFile | bytes,
+    channels: int,
+    min_size: MinSize = whole,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """The first frame of an image in a file, or of a file's content, upright, on white: uint8
     (H, W, channels), RGB or gray.
@@ -42,7 +46,7 @@ def decode(
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: the file is no image that
             we read, damaged, or would be decoded to more than `max_pixels`.
     """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    data = content_of(source)
     if not data:
         raise ValueError("the file is empty")
     size = _size_of_upright_jpeg(data, max_pixels)
@@ -57,6 +61,18 @@ def decode(
             raise
         # Texts and profiles may be over Pillow's limits; the pixels do without them.
         return _with_pillow(needed, channels, min_size, max_pixels)
+
+
+def opened(source: ImageFile) -> str | io.BytesIO:
+    """What Pillow can open."""
+    return source if isinstance(source, str) else io.BytesIO(source.read())
+
+
+def content_of(source: ImageFile | bytes) -> bytes:
+    """The content of an image file."""
+    if isinstance(source, bytes):
+        return source
+    return Path(source).read_bytes() if isinstance(source, str) else source.read()
 
 
 def _with_pillow(data: bytes, channels: int, min_size: MinSize, max_pixels: int) -> np.ndarray:

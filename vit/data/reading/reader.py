@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from vit.data.types import FileImages, Samples
 from vit.errors import DataError, shortened
 from vit.runtime import console
 from vit.runtime.dist import ALONE, World
-from vit.runtime.files import cache_home
+from vit.runtime.files import image_cache
 
 _ROWS = 256
 
@@ -169,7 +168,7 @@ class Reader:
         spec = CacheSpec.of(config)
         if spec is None:
             return splits
-        folder = Path(config.cache_dir) if config.cache_dir else cache_home() / "images"
+        folder = image_cache(config.cache_dir)
         listed = {id(samples.images): samples.images for samples in splits.values()}
         kept: dict[int, CachedImages] = {}
         all_workers = worker_count(config.workers, self.world.local_size, alone=True)

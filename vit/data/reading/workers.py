@@ -31,7 +31,7 @@ import torch
 from vit.config import plugins
 from vit.data.reading.decode import decode, reason
 from vit.data.reading.transform import Box, Transform
-from vit.data.types import CachedImage
+from vit.data.types import CachedImage, ImageFile
 from vit.errors import ConfigError, DataError
 from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import uninterrupted
@@ -67,7 +67,7 @@ class WorkerTask:
     memory: str
     offset: int
     first: int
-    sources: Sequence[str | CachedImage]
+    sources: Sequence[ImageFile | CachedImage]
     crop_uniforms: np.ndarray | None
     transform: Transform
 
@@ -106,7 +106,7 @@ def announce(file: str) -> None:
 
 
 def _read(
-    source: str | CachedImage, transform: Transform, uniforms: np.ndarray | None
+    source: ImageFile | CachedImage, transform: Transform, uniforms: np.ndarray | None
 ) -> np.ndarray:
     """What `transform` shows of an image."""
     size: tuple[int, int] | None = None
@@ -117,11 +117,11 @@ def _read(
         size, box = (height, width), transform.box(height, width, uniforms)
         return transform.min_size(height, width, box)
 
-    if isinstance(source, str):
-        image = decode(source, transform.channels, min_size, transform.max_pixels)
-    else:
+    if isinstance(source, CachedImage):
         image = source.open()
         min_size(*image.shape[:2])
+    else:
+        image = decode(source, transform.channels, min_size, transform.max_pixels)
     return transform.render(image, box, size)
 
 

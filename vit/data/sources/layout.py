@@ -9,7 +9,7 @@ from pathlib import Path
 from vit.data.formats import ending_of
 from vit.data.sources.listing import no_image
 from vit.data.sources.scan import list_folder, sub_folders
-from vit.data.sources.table_file import ENDINGS
+from vit.data.sources.table_file import ENDINGS, shards_of
 from vit.errors import DataError
 
 SPLITS = {
@@ -51,12 +51,11 @@ def check_table(key: str, path: Path) -> None:
     Raises:
         DataError: it is none.
     """
-    if not path.is_file():
+    if not path.is_file() and not shards_of(path):
         what = "is a folder, no table" if path.is_dir() else "does not exist"
         tables = tables_in(path) if path.is_dir() else []
-        which = (
-            f"{key}={path / tables[0]}" if tables else "a CSV, TSV or JSONL file, or data=folder"
-        )
+        others = "a CSV, TSV, JSON lines or Parquet file, or data=folder"
+        which = f"{key}={path / tables[0]}" if tables else others
         raise DataError(f"{key}={path} {what}; give {which}")
 
 

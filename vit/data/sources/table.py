@@ -15,10 +15,12 @@ from vit.config.schema import DataConfig
 from vit.data.formats import IS_IMAGE, ending_of
 from vit.data.sources import layout
 from vit.data.sources.layout import SPLITS, split_of
+from vit.data.sources.parquet import PackedImages, ParquetTable, read_parquet
 from vit.data.sources.scan import read_errors
-from vit.data.sources.table_file import LIST_SEPARATOR, Table, read_table
+from vit.data.sources.table_file import LIST_SEPARATOR, Table, read_table, shards_of
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import DataError, nearest, printable, shortened
+from vit.runtime.files import image_cache
 
 MOST_ROWS = 10
 """Rows with problems that are named one by one."""
@@ -51,7 +53,7 @@ def load(config: DataConfig) -> DataSet:
     assert config.root is not None
     path = Path(config.root)
     layout.check_table("data.root", path)
-    table = read_table(path)
+    table = _table(path)
     columns = columns_of(table, config, path)
     named = ", ".join(
         f"{key.removesuffix('_column')}s from {', '.join(_names(name))}"
@@ -60,7 +62,8 @@ def load(config: DataConfig) -> DataSet:
     )
     told = [f"columns: {named}"] if "auto" in [getattr(config, key) for key in columns] else []
     config = replace(config, **columns)
-    rows = _rows(table, config, path)
+    files = _files(table, config, path)
+    rows = _rows(table, config, path, files)
     trained = sorted({k for row in rows if row.split in (None, "train") for k in row.labels})
     if isinstance(config.label_column, list):
         trained = config.label_column
@@ -78,7 +81,7 @@ def load(config: DataConfig) -> DataSet:
             f"some, or take these rows out"
         )
     splits = {
-        split or "train": _samples(own, trained, config, path)
+        split or "train": _samples(own, trained, config, files)
         for split in (None, *SPLITS)
         if (own := [row for row in rows if row.split == split])
     }
@@ -95,7 +98,7 @@ def load_flat(path: Path, classes: list[str], config: DataConfig) -> DataSet:
     Raises:
         DataError: as `load`, or labels that are none of `classes`.
     """
-    table = read_table(path)
+    table = _table(path)
     own: dict[str, Any] = {
         key: name
         if isinstance(name := getattr(config, key), list) or name in table.columns
@@ -107,14 +110,15 @@ def load_flat(path: Path, classes: list[str], config: DataConfig) -> DataSet:
         own.update(label_column=classes, label_separator=None)
     config = replace(config, **{**others, **own})
     config = replace(config, **columns_of(table, config, path, "name them as the run's table"))
-    rows = _rows(table, config, path)
+    files = _files(table, config, path)
+    rows = _rows(table, config, path, files)
     unknown = sorted({k for row in rows for k in row.labels} - set(classes))
     if unknown:
         raise DataError(
             f"{path} has labels that the model does not know: {shortened(unknown)}; it knows "
             f"{shortened(classes)}"
         )
-    samples = _samples(rows, classes, config, path)
+    samples = _samples(rows, classes, config, files)
     return DataSet(classes, {"images": samples}, notes=_notes(table, rows))
 
 
@@ -131,9 +135,13 @@ def columns_of(
     for key, usual in _USUAL.items():
         given: str | list[str] | None = getattr(config, key)
         if given == "auto" or (given is None and key in ("image_column", "label_column")):
-            given = _usual(table, usual.split(), [name for name in found.values() if name])
+            inside = table.image_columns
+            taken = [*inside, *found.values()]
+            if key == "image_column" and inside:
+                taken = [name for name in table.columns if name not in inside]
+            given = _usual(table, usual.split(), taken)
             if given is None and key == "image_column":
-                given = _of_images(table)
+                given = inside[0] if inside else _of_images(table)
             if given is None and key == "label_column" and len(table.columns) == 2:
                 given = next(name for name in table.columns if name != found["image_column"])
             if given is None and key in ("image_column", "label_column", "group_column"):
@@ -167,7 +175,7 @@ def _has_several(config: DataConfig) -> bool:
     return config.label_separator is not None or isinstance(config.label_column, list)
 
 
-def _usual(table: Table, usual: list[str], taken: list[str]) -> str | None:
+def _usual(table: Table, usual: list[str], taken: list[Any]) -> str | None:
     plain = {
         name.lower().replace(" ", "_").replace("-", "_"): name
         for name in table.columns
@@ -194,10 +202,9 @@ class _Row:
     group: str
 
 
-def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
+def _rows(table: Table, config: DataConfig, path: Path, files: _Files | PackedImages) -> list[_Row]:
     """The rows that can be used; others are an error, unless they may be left out."""
     at = {name: i for i, name in enumerate(table.columns)}
-    files = _Files(_root(config, path))
     problems, first, found = dict(table.problems), dict[str, int](), dict[int, _Row]()
     with read_errors():
         for number, cells in table.rows.items():
@@ -224,16 +231,17 @@ def _rows(table: Table, config: DataConfig, path: Path) -> list[_Row]:
                 problems[number] = f"has weight {printable(weight)}, which is no number from 0 on"
             elif (before := first.setdefault(image[0], number)) != number:
                 same = found.get(before)
-                problems[number] = f"names {printable(image[0])}, as line {before} does"
+                problems[number] = f"names {printable(image[0])}, as {table.place(before)} does"
                 if same is not None and same.labels != labels:
                     problems[number] += " with another label"
-                    problems[before] = f"names {printable(image[0])}, as line {number} does"
+                    problems[before] = f"names {printable(image[0])}, as {table.place(number)} does"
                     del found[before]
             else:
                 found[number] = _Row(image[0], labels, known, factor, group)
     allowed = config.bad_image_limit * (len(found) + len(problems))
     if problems and (config.on_bad_image == "error" or len(problems) > max(allowed, 1)):
-        told = [f"{path} line {n} {why}" for n, why in sorted(problems.items())[:MOST_ROWS]]
+        first_problems = sorted(problems.items())[:MOST_ROWS]
+        told = [f"{path} {table.place(n)} {why}" for n, why in first_problems]
         share = -(-100 * len(problems) // (len(found) + len(problems))) / 100
         limit = f" data.bad_image_limit={share}" if len(problems) > max(allowed, 1) else ""
         raise DataError(
@@ -270,7 +278,9 @@ def _weight(text: str) -> float | None:
     return weight if 0 <= weight < float("inf") else None
 
 
-def _samples(rows: list[_Row], classes: list[str], config: DataConfig, path: Path) -> Samples:
+def _samples(
+    rows: list[_Row], classes: list[str], config: DataConfig, files: _Files | PackedImages
+) -> Samples:
     numbers = {name: number for number, name in enumerate(classes)}
     if _has_several(config):
         rows = sorted(rows, key=lambda row: row.image)
@@ -282,17 +292,29 @@ def _samples(rows: list[_Row], classes: list[str], config: DataConfig, path: Pat
         labels = np.array([numbers[row.labels[0]] for row in rows], np.int64)
     names = [row.image for row in rows]
     weights = np.array([row.weight for row in rows], np.float32)
-    images = FileImages(_root(config, path), names)
     return Samples(
-        labels, names, images, np.arange(len(rows)),
+        labels, names, files.of(names), np.arange(len(rows)),
         None if config.weight_column is None else weights,
         None if config.group_column is None else [row.group for row in rows],
     )  # fmt: skip
 
 
+def _table(path: Path) -> Table:
+    shards = shards_of(path)
+    return read_parquet(shards) if shards else read_table(path)
+
+
+def _files(table: Table, config: DataConfig, path: Path) -> _Files | PackedImages:
+    """The images that rows may name: those in the table, else files."""
+    inside = None
+    if isinstance(table, ParquetTable) and config.image_column in table.leaves:
+        inside = table.images_in(config.image_column, image_cache(config.cache_dir))
+    return inside or _Files(_root(config, path))
+
+
 def _root(config: DataConfig, path: Path) -> str:
     """Where the paths in the table start from."""
-    folder = Path(config.images) if config.images else path.parent
+    folder = Path(config.images) if config.images else path if path.is_dir() else path.parent
     if not folder.is_dir():
         raise DataError(f"data.images={folder} is no folder; give the one that has the images")
     return str(folder).rstrip(os.sep) or os.sep
@@ -326,6 +348,10 @@ class _Files:
     root: str
     _listed: dict[str, set[str]] = field(default_factory=dict)
     _alike: dict[str, dict[str, set[str]]] = field(default_factory=dict)
+
+    def of(self, names: list[str]) -> FileImages:
+        """The images in some of them."""
+        return FileImages(self.root, names)
 
     def find(self, given: str) -> list[str] | None:
         """The path of a file: as given, else with an ending, another case or other accents; of

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import codecs
 import csv
+import glob
 import io
 import json
+import re
+from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,8 @@ from vit.data.sources.scan import read_errors
 from vit.errors import DataError, printable, shortened
 
 JSON_LINES = (".jsonl", ".ndjson")
-ENDINGS = (".csv", ".tsv", ".tab", ".txt", *JSON_LINES)
+PARQUET = ".parquet"
+ENDINGS = (".csv", ".tsv", ".tab", ".txt", *JSON_LINES, PARQUET)
 """Of the files that are read as tables, whatever the case."""
 _SEPARATORS = (",", "\t", ";", "|")
 LIST_SEPARATOR = "\n"
@@ -36,6 +40,7 @@ class Table:
         problems: what is wrong with rows that are not among these, by their lines.
         encoding: how the file was read.
         lists: columns whose cells are lists, a line each.
+        image_columns: those whose cells are names of images that the table holds itself.
     """
 
     columns: list[str]
@@ -43,6 +48,32 @@ class Table:
     problems: dict[int, str]
     encoding: str
     lists: frozenset[str] = frozenset()
+    image_columns: list[str] = field(default_factory=list)
+
+    def place(self, number: int) -> str:
+        """What people call the row of that number."""
+        return f"line {number}"
+
+
+def shards_of(path: Path) -> list[Path]:
+    """The Parquet files that a path names: itself, all below a folder, or those of a pattern.
+
+    Raises:
+        DataError: of files that are numbered `-00000-of-00002` some are missing in the folder.
+    """
+    if not path.is_dir():
+        named = glob.glob(str(path), recursive=True) if ending_of(path.name) == PARQUET else []
+        return sorted(map(Path, [str(path)] if path.is_file() and named else named))
+    found = sorted(
+        file
+        for file in path.rglob(f"*{PARQUET}")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    counts = Counter(re.sub(r"-\d+-of-", "-*-of-", str(file)) for file in found)
+    for pattern, count in counts.items():
+        if (of := re.search(r"-\*-of-(\d+)", pattern)) and count != int(of[1]):
+            raise DataError(f"there are {count} of {int(of[1])} files {pattern}; get the others")
+    return found
 
 
 def read_table(path: Path) -> Table:
