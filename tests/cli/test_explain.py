@@ -11,6 +11,7 @@ from commands import run
 from pictures import CPU, RED, noise, save, write
 from PIL import Image
 
+from vit.artifacts.predictions import Labelled
 from vit.cli.explain import class_number
 from vit.config.commands import ExplainConfig
 from vit.config.validate import checked, config_dir, load_yaml
@@ -119,7 +120,7 @@ def test_maps_are_those_of_the_methods_and_the_picture_is_what_the_model_sees(
     trained = load_trained(finished, CPU, pytest.fail)
     images = torch.cat([open_images(trained, [path]).batch(0)[0] for path in paths])
     answers = classify(trained, open_images(trained, paths), 3)
-    best = [dict([labels[0]]) for _, labels in answers]
+    best = [dict([answer.labels[0]]) for answer in answers]
     found = explained(finished, paths, None)
     classes = torch.tensor([int(next(iter(labels))) for labels in best])
     layers = class_attention(trained.model, images)
@@ -151,8 +152,8 @@ def test_maps_are_those_of_the_methods_and_the_picture_is_what_the_model_sees(
 
 def test_a_sheet_of_many_and_of_one(tmp_path: Path) -> None:
     paths = [str(save(tmp_path / f"{i}.png", noise(40, 30, seed=i))) for i in range(7)]
-    sheet = contact_sheet([(path, [(HOSTILE, 0.5), ("b", 0.1)]) for path in paths])
+    sheet = contact_sheet([Labelled(path, [(HOSTILE, 0.5), ("b", 0.1)]) for path in paths])
     assert sheet.dtype == np.uint8
     assert 3 * 128 < sheet.shape[0] < 3 * 170
     assert 3 * 128 < sheet.shape[1] < 3 * 170
-    assert contact_sheet([(paths[0], [("a", 1.0)])]).shape[1] < 170
+    assert contact_sheet([Labelled(paths[0], [("a", 1.0)])]).shape[1] < 170

@@ -14,7 +14,7 @@ from commands import run
 from pictures import RED, noise, save, write
 from PIL import Image
 
-from vit.artifacts.predictions import as_csv, as_json_lines, write_labels
+from vit.artifacts.predictions import Labelled, as_csv, as_json_lines, write_labels
 from vit.config.commands import PredictConfig
 from vit.config.validate import checked, config_dir, load_yaml
 from vit.data.reading.cache import CachedImages, CacheSpec
@@ -230,7 +230,10 @@ def test_nothing_found_is_an_error(given: str | list[str], words: str, tree: Pat
 
 
 def test_hostile_names_survive_both_formats(tmp_path: Path) -> None:
-    images = [(HOSTILE, [(HOSTILE, 0.75), ("plain", 0.25)]), ("b.png", [("ü", 1.0), ("\u2028", 0)])]
+    images = [
+        Labelled(HOSTILE, [(HOSTILE, 0.75), ("plain", 0.25)]),
+        Labelled("b.png", [("ü", 1.0), ("\u2028", 0)]),
+    ]
     write_labels(tmp_path / "x.csv", images, 2)
     with open(tmp_path / "x.csv", newline="", errors="surrogateescape") as file:
         rows = list(csv.reader(file))
@@ -255,7 +258,7 @@ def test_hostile_names_survive_both_formats(tmp_path: Path) -> None:
 def test_labels_come_one_by_one() -> None:
     """Nothing is gathered: a line is there when its image is."""
     for form, head in ((as_csv, 1), (as_json_lines, 0)):
-        endless = (("x", [("y", 0.5)]) for _ in iter(int, 1))
+        endless = (Labelled("x", [("y", 0.5)]) for _ in iter(int, 1))
         lines = form(endless, 1)
         assert len([next(lines) for _ in range(head + 3)]) == head + 3
 

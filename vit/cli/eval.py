@@ -22,7 +22,6 @@ from vit.config.commands import EvalConfig
 from vit.config.saved import MAIN
 from vit.config.schema import height_width
 from vit.config.validate import checked
-from vit.report.page import SCORES
 from vit.runtime import console
 from vit.runtime.files import prepare_folder, read_json, to_json, together, write_atomic
 from vit.runtime.memory import retain_freed_memory
@@ -56,6 +55,7 @@ def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
 def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     """Write what came of an evaluation, and say it."""
     from vit.evaluation.review import page
+    from vit.report.page import SCORES
 
     trained, what, metrics = done.trained, done.what, done.metrics
     temperature = done.temperature
