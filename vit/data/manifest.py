@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -174,8 +174,10 @@ def restore(manifest: Manifest, now: DataSet) -> Restored:
         split: np.array([i for i, name in enumerate(samples.names) if name not in there], np.int64)
         for split, samples in used.items()
     }
-    before, after = _labels(splits), _labels(listed)
-    other = sorted(name for name in own & there if before[name] != after[name])
+    same = {name for name in splits.keys() & listed if _is_same(splits[name], listed[name])}
+    before, after = (_labels(found[name] for name in found.keys() - same)
+                     for found in (splits, listed))  # fmt: skip
+    other = sorted(name for name in before.keys() & after.keys() if before[name] != after[name])
     return Restored(DataSet(now.classes, used, unused), sorted(there - own), gone, other)
 
 
@@ -197,10 +199,17 @@ def _from_plain(plain: list[Any], classes: int) -> np.ndarray:
     return labels
 
 
-def _labels(splits: dict[str, Samples]) -> dict[str, tuple[int, float]]:
+def _is_same(one: Samples, other: Samples) -> bool:
+    """Whether two lists have the same names, labels and weights, in the same order."""
+    same_labels = np.array_equal(one.labels, other.labels)
+    same_weights = np.array_equal(one.weights, other.weights)  # type: ignore[arg-type]  # or None
+    return same_labels and same_weights and list(one.names) == list(other.names)
+
+
+def _labels(splits: Iterable[Samples]) -> dict[str, tuple[int, float]]:
     """Label and weight of each image, by its name."""
     found: dict[str, tuple[int, float]] = {}
-    for samples in splits.values():
+    for samples in splits:
         weights = np.ones(len(samples)) if samples.weights is None else samples.weights
         known = zip(_plain(samples.labels), weights.tolist(), strict=True)
         found |= zip(samples.names, known, strict=True)
