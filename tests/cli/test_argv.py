@@ -192,6 +192,17 @@ def test_help_of_a_group(words):
     assert split(words)[0] == {"--help": "model"}
 
 
+def test_two_models_are_compared_unless_one_is_given(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert split([a, b, "photos"], "eval")[1] == [f"checkpoint=['{a}','{b}']", "images=photos"]
+    assert split([a, "photos"], "eval")[1] == [f"checkpoint={a}", "images=photos"]
+    assert split([a, b], "predict")[1] == [f"checkpoint={a}", f"images={b}"]
+    given = split(["checkpoint=c.pt", a, b], "eval")[1]
+    assert given == ["checkpoint=c.pt", f"images=['{a}','{b}']"]
+
+
 def test_what_is_one_too_many_is_named():
     with pytest.raises(ConfigError, match=r"^b is one too many"):
         split(["checkpoint=run", "b", "images=a"], "explain")

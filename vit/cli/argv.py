@@ -139,17 +139,18 @@ def _without_keys(words: list[str], overrides: list[str], command: str) -> list[
         if arg.startswith("~"):
             raise ConfigError(f"{arg} takes away what is needed; give another value, or null")
         raise ConfigError(NO_SETTING.format(printable(arg) or "''"))
-    if command == "eval" and len(words) > 1 and all(map(_is_trained, words)):
-        listed = ",".join(_in_quotes(os.path.expanduser(words.pop(0))) for _ in range(2))
-        found = [f"checkpoint=[{listed}]"]
-    else:
-        found = [] if "checkpoint" in given else [f"checkpoint={words.pop(0)}"]
+    found = [] if "checkpoint" in given else [f"checkpoint={words.pop(0)}"]
+    if command == "eval" and found and words and all(map(_is_trained, (arg, words[0]))):
+        found = [f"checkpoint={_listed([arg, words.pop(0)])}"]
     if words and "images" in given:
         raise ConfigError(f"{printable(words[0])} is one too many; images= is given")
     if words:
-        listed = f"[{','.join(_in_quotes(os.path.expanduser(word)) for word in words)}]"
-        found.append(f"images={listed if len(words) > 1 else words[0]}")
+        found.append(f"images={_listed(words) if len(words) > 1 else words[0]}")
     return found
+
+
+def _listed(words: list[str]) -> str:
+    return f"[{','.join(_in_quotes(os.path.expanduser(word)) for word in words)}]"
 
 
 def _is_trained(word: str) -> bool:

@@ -26,7 +26,7 @@ EXAMPLES = {
             "vit-eval outputs/<run> data.image_size=384 corruptions=true",
             "larger images, and what noise, blur and other corruptions cost",
         ),
-        ("vit-eval checkpoint=[outputs/<run>,outputs/<other>]", "two models on the same images"),
+        ("vit-eval outputs/<run> outputs/<other>", "two models on the same images"),
     ),
     "predict": (
         ("vit-predict outputs/<run> ~/photos output=labels.csv", "a folder"),
