@@ -87,6 +87,8 @@ def test_a_section_is_no_value(section):
         ("trainer.keep", 1, "must be 2 or more"),
         ("trainer.epochs", "many", "must be a number or auto or null"),
         ("trainer.precision", "fp8", "must be one of auto, bf16, fp16, fp32, tf32"),
+        ("trainer.precision", "16-mixed", "(did you mean fp16?)"),
+        ("trainer.device", "gpu", "(did you mean cuda?)"),
         ("data.val_fraction", 1, "must lie in [0, 1)"),
         ("data.workers", -1, "must be 0 or more or auto"),
         ("data.image_size", 3, "must lie in [4, 4096]"),

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from vit.config import plugins
 from vit.config.durations import parse_duration
+from vit.config.words import VALUES
 from vit.errors import nearest
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -26,8 +27,9 @@ def none_of(value: Any, choices: Sequence[Any]) -> str:
     listed = ", ".join(map(str, choices))
     if len(choices) == 1:
         return f"must be {listed}"
-    named = "cuda" if value == "gpu" and "cuda" in choices else str(value)
-    close = nearest(named, map(str, choices)) if value is not None else None
+    close = None if value is None else VALUES.get(str(value))
+    if value is not None and close not in choices:
+        close = nearest(str(value), map(str, choices))
     return f"must be one of {listed}" + (f" (did you mean {close}?)" if close else "")
 
 

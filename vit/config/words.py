@@ -42,6 +42,11 @@ WORDS = {
 """Words, and the overrides that say the same here; the last is the setting, `{}` what was given. A
 later line is for commands that lack the setting of an earlier one.
 """
+VALUES = {
+    "gpu": "cuda", "half": "fp16", "float16": "fp16", "16-mixed": "fp16", "bfloat16": "bf16",
+    "bf16-mixed": "bf16", "float32": "fp32",
+}  # fmt: skip
+"""Values, and what they are called here."""
 _TIMM = re.compile(r"(?:timm/)?(?:vit|deit3?)_(tiny|small|base|large)_\w*?patch(\d+)_(\d+)\b.*")
 
 
