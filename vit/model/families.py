@@ -97,12 +97,15 @@ class Recognised:
         weights: the state dict.
         facts: options of `ViTConfig` that are known besides what the weights say.
         left_out: what was known and not taken, in words, with how many tensors it was.
+        of_imagenet: it saw images normalised by ImageNet's mean and deviation, as DINOv2, DINOv3
+            and DeiT III did, which have LayerScale; BEiT, which has it too, did not.
     """
 
     family: str
     weights: dict[str, Tensor]
     facts: dict[str, Any]
     left_out: dict[str, int]
+    of_imagenet: bool
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
@@ -138,8 +141,11 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
         for pattern, ours in NAMES:
             inner = re.sub(pattern, ours, inner)
         weights[inner] = tensor
-    facts = _told_by(tensors, weights)
-    return Recognised(FAMILIES[patches], _in_our_layout(weights), facts, dict(left_out))
+    is_beit = any(name.endswith("attn.q_bias") for name in tensors)
+    return Recognised(
+        FAMILIES[patches], _in_our_layout(weights), _told_by(tensors, weights), dict(left_out),
+        of_imagenet="blocks.0.ls1.gamma" in weights and not is_beit,
+    )  # fmt: skip
 
 
 def _told_by(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -149,9 +149,7 @@ def _recognised(
             f"model.weights={place} cannot be used: its MLP has {known['mlp']}, ours one of "
             f"{', '.join(MLPS)}"
         )
-    is_beit = any(name.endswith("attn.q_bias") for name in tensors)
-    if mean is None and "blocks.0.ls1.gamma" in found.weights and not is_beit:
-        # DINOv2, DINOv3 and DeiT III, which have LayerScale, saw ImageNet's.
+    if mean is None and found.of_imagenet:
         from timm.data.constants import IMAGENET_DEFAULT_MEAN as mean
         from timm.data.constants import IMAGENET_DEFAULT_STD as std
     if known.pop("dim", None) not in (None, len(found.weights[PATCHES])):  # changed by its trainer
