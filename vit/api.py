@@ -235,12 +235,8 @@ def _device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device={name}: {first_line(error)}") from None
-    found = torch.accelerator.current_accelerator(check_available=True)
-    kind = device.type
-    if kind in ("cuda", "mps") and (found is None or kind != found.type):
-        raise ConfigError(
-            f"device={name}, but torch sees no {kind.upper()} device; try device='cpu'"
-        )
+    if device.type in ("cuda", "mps"):
+        select_device(device.type)
     return device
 
 
