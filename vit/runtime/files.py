@@ -153,10 +153,12 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def write_errors(what: str, remedy: str = "") -> Iterator[None]:
-    """Turn what the system has against writing `what` into a ConfigError."""
+    """Turn what the system has against writing `what`, but a full disk, into a ConfigError."""
     try:
         yield
     except OSError as error:
+        if is_full(error):
+            raise
         raise ConfigError(f"{what} cannot be written ({error.strerror}){remedy}") from None
 
 
@@ -170,7 +172,7 @@ def together(folder: Path, names: Iterable[str]) -> Iterator[Path]:
     Raises:
         ConfigError: `folder` cannot be made.
     """
-    try:
+    with write_errors(f"output={folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with staging(folder) as staged:
             staged.mkdir()
@@ -179,10 +181,6 @@ def together(folder: Path, names: Iterable[str]) -> Iterator[Path]:
             for name in names:
                 (folder / name).unlink(missing_ok=True)
             move_over(staged, folder)
-    except OSError as error:
-        if is_full(error):
-            raise
-        raise ConfigError(f"output={folder} cannot be written ({error.strerror})") from None
 
 
 def move_over(source: Path, path: Path) -> None:
