@@ -238,7 +238,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="serve images that are sent by POST instead")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reached from elsewhere, too")
     asked = parser.parse_args()
-    if not asked.images and asked.port is None:
+    if bool(asked.images) == (asked.port is not None):
         parser.error("give images, or --port")
     try:
         model = Classifier(asked.model)

@@ -275,9 +275,10 @@ def test_images_that_are_sent_are_answered_with_the_same_labels(
             urllib.request.urlopen(place, timeout=60)
         it.send_signal(signal.SIGINT)
         assert it.wait(60) == 130
-    nothing = serve(str(exported), cwd=tmp_path)
-    assert nothing.returncode == 2
-    assert "give images, or --port" in nothing.stderr
+    for given in ((), ("a.png", "--port=0")):
+        done = serve(str(exported), *given, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "give images, or --port" in done.stderr
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault(exported: Path, tmp_path: Path) -> None:
