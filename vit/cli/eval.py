@@ -24,7 +24,6 @@ from vit.config.schema import height_width
 from vit.config.validate import checked
 from vit.runtime import console
 from vit.runtime.files import prepare_folder, read_json, to_json, together, write_atomic
-from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import import_torch
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ def main() -> None:
 
 def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
     """Score a checkpoint on a split of its own data, or on a folder with the same classes."""
-    retain_freed_memory()
     config = checked(EvalConfig, plain)
     place = Path(config.checkpoints[0])
     prepare_folder("output", output_folder(config, RunDir(place).best if place.is_dir() else place))

@@ -17,7 +17,6 @@ from vit.errors import ConfigError, DataError, nearest, printable, shortened
 from vit.runtime import console
 from vit.runtime.console import damaged
 from vit.runtime.files import prepare_file, write_atomic
-from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import import_torch
 
 IN_INDEX = 100
@@ -32,7 +31,6 @@ def main() -> None:
 
 def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     """Draw what the model looked at in each image that the user names; damaged ones are named."""
-    retain_freed_memory()
     config = checked(ExplainConfig, plain)
     found = list_images(config.images, console.warn)
     paths = found[: config.limit]

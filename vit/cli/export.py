@@ -16,7 +16,6 @@ from vit.errors import ConfigError
 from vit.export.formats import CHECKS, format_of
 from vit.runtime import console
 from vit.runtime.files import prepare_file
-from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import import_torch
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ def main() -> None:
 
 def export(plain: dict[str, Any], overrides: Overrides) -> None:
     """Write a checkpoint in another format, run what was written, and say how they compare."""
-    retain_freed_memory()
     config = checked(ExportConfig, plain, CHECKS)
     format_of(config.format).check_packages()
     import_torch()  # here: an error in the settings is answered without it

@@ -24,6 +24,7 @@ from vit.config.validate import config_dir, legal_keys, misfit, typed, unknown_k
 from vit.config.words import timm_shape
 from vit.data.sources.table_file import ENDINGS
 from vit.errors import ConfigError, VitError, nearest
+from vit.runtime.memory import retain_freed_memory
 
 Job = Callable[[dict[str, Any], Overrides], object]
 """Runs on plain settings and the overrides that led to them; raises typed errors."""
@@ -148,6 +149,8 @@ def _compose_and_run(
         except Exception as error:
             failure.append(error)
 
+    if command != "train":  # which gives back what loading its data took
+        retain_freed_memory()
     folder = sweep_folder(overrides) if sweeps else None
     lines = [*overrides.written_out(groups), "hydra.run.dir=.", "hydra.output_subdir=null"]
     if folder is not None:

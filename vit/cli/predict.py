@@ -18,7 +18,6 @@ from vit.errors import DataError, printable
 from vit.runtime import console
 from vit.runtime.console import damaged
 from vit.runtime.files import prepare_file
-from vit.runtime.memory import retain_freed_memory
 from vit.runtime.signals import import_torch
 
 ON_SHEET = 200
@@ -32,7 +31,6 @@ def main() -> None:
 
 def predict(plain: dict[str, Any], overrides: Overrides) -> None:
     """Label the images that the user names; the damaged ones are named and left out."""
-    retain_freed_memory()
     config = checked(PredictConfig, plain)
     paths = list_images(config.images, console.warn)
     import_torch()  # here: an error in the settings or the paths is answered without it
