@@ -27,7 +27,10 @@ def test_a_good_section() -> None:
         ({"min_epochs": 1.5}, "search.min_epochs=1.5 must be"),
         ({"reduction": 1}, "search.reduction=1 must be 2 or more"),
         ({"sampler": "grid"}, "search.sampler=grid must be one of random, tpe"),
-        ({"space": {"optim.Lr": [1]}}, "optim.Lr is no known setting; did you mean optim.lr?"),
+        (
+            {"space": {"optim.Lr": [1]}},
+            "space: optim.Lr is no known key; did you mean optim.lr?",
+        ),
         ({"space": {"optim.lr": []}}, "optim.lr needs a list of values, or"),
         ({"space": {"optim.lr": 0.1}}, "optim.lr needs"),
         ({"space": {"optim.lr": {"low": 1, "high": 1}}}, "optim.lr needs"),

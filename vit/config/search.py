@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from vit.config.checks import Check, Complaint
 from vit.config.rules import Count, Range, Whole
-from vit.config.validate import checked, legal_keys
-from vit.errors import nearest
+from vit.config.validate import checked, legal_keys, unknown
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ def to_search(plain: Mapping[str, Any]) -> Search:
 def _drawable(space: dict[str, Any]) -> Complaint:
     for key, value in space.items():
         if key not in legal_keys():
-            hint = f"; did you mean {close}?" if (close := nearest(key, legal_keys())) else ""
-            yield f"search.space: {key} is no known setting{hint}"
+            yield f"search.space: {unknown(key)}"
         elif not (_is_range(value) if isinstance(value, dict) else value and type(value) is list):
             yield (
                 f"search.space: {key} needs a list of values, or {{low: .., high: .., log: true}} "

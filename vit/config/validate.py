@@ -96,7 +96,7 @@ def unknown_keys(flat: Mapping[str, Any], schema: type) -> list[str]:
     known = set(legal) | {key.rpartition(".")[0] for key in legal}
     own = tuple(f"{key}." for key, hint in legal.items() if get_origin(hint) is dict)
     return [
-        _unknown(key, value, schema)
+        unknown(key, value, schema)
         for key, value in flat.items()
         if key not in known and not key.startswith(own)
     ]
@@ -335,7 +335,8 @@ def _key(field: str) -> str:
     return field.removesuffix("_")
 
 
-def _unknown(key: str, value: Any, schema: type) -> str:
+def unknown(key: str, value: Any = None, schema: type = RunConfig) -> str:
+    """What to say of a key that there is not."""
     if meant := in_our_words(key, value, schema):
         return meant
     legal = legal_keys(schema)
