@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vit.data.formats import READ, ending_of, is_image, is_regular
@@ -59,22 +59,10 @@ def _named_by(given: str) -> Below:
             f"'photos/**/*.jpg'"
         )
     matching = glob.glob(given, recursive=True)
-    below = _judged(path for path in matching if not _is_in_hidden(path, given))
-    if not below.files:
-        what = f"{len(matching)} files and folders, no image" if matching else "nothing"
-        raise DataError(
-            f"images={given} matches {what}; images are {READ}, and ** stands for any folders: "
-            f"'photos/**/*.jpg'"
-        )
-    return below
-
-
-def _judged(paths: Iterable[str]) -> Below:
-    """Those of some files and folders that are images, and how many other files there are."""
     below = Below([], Counter())
-    for path in paths:
+    for path in matching:
         ending = ending_of(path)
-        if os.path.isdir(path):
+        if os.path.isdir(path) or _is_in_hidden(path, given):
             continue
         if not is_regular(path):
             below.left_out[SPECIAL] += 1
@@ -82,6 +70,12 @@ def _judged(paths: Iterable[str]) -> Below:
             below.files.append(path)
         else:
             below.left_out[ending] += 1
+    if not below.files:
+        what = f"{len(matching)} files and folders, no image" if matching else "nothing"
+        raise DataError(
+            f"images={given} matches {what}; images are {READ}, and ** stands for any folders: "
+            f"'photos/**/*.jpg'"
+        )
     return below
 
 
