@@ -24,6 +24,7 @@ USES: list[tuple[str, list[str], str]] = [
     ("export", ["checkpoint=outputs/a", "format=safetensors"], "outputs/a/export"),
     ("export", ["checkpoint=outputs/a", "format=timm"], "outputs/a/export/timm"),
     ("export", ["checkpoint=outputs/a", "format=torch"], "outputs/a/export/model.pt2"),
+    ("data", ["data=digits", "output=data.html"], "data.html"),
     ("runs", ["outputs"], "outputs"),
 ]
 """Command, arguments, and what is there afterwards."""

@@ -73,6 +73,7 @@ ABOUT = {
     "predict": "Label images with a trained Vision Transformer.",
     "explain": "Show where in an image a trained Vision Transformer looks.",
     "export": "Write a trained Vision Transformer for other programs, and check what was written.",
+    "data": "Look at a data set as a training would see it: splits, sizes, damage, duplicates.",
     "runs": "Compare training runs.",
 }
 

@@ -27,7 +27,16 @@ def load_data_set(config: DataConfig) -> DataSet:
     Raises:
         DataError: it is missing or unusable; the message says what to do.
     """
-    listed = part(SOURCES, "data", config.name, config.options)(config)
+    return cut_data_set(list_data_set(config), config)
+
+
+def list_data_set(config: DataConfig) -> DataSet:
+    """The data set with the splits that it has itself; see `load_data_set`."""
+    return part(SOURCES, "data", config.name, config.options)(config)
+
+
+def cut_data_set(listed: DataSet, config: DataConfig) -> DataSet:
+    """A data set as listed, with the splits that `config` says; see `load_data_set`."""
     splits = listed.splits
     if config.group is not None:
         splits = {name: grouped(samples, config.group) for name, samples in splits.items()}
