@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -368,3 +369,14 @@ def test_the_mean_of_two_probabilities_is_that_of_both_kinds() -> None:
     for task in (ONE_LABEL, SEVERAL_LABELS):
         mean = (task.probabilities(first) + task.probabilities(second)) / 2
         torch.testing.assert_close(task.probabilities(task.mean(first, second)), mean)
+
+
+def test_a_survey_counts_every_label(work: Path) -> None:
+    done = run("data", "some.csv", "data.label_separator=;", "output=d.html", cwd=work)
+    assert done.returncode == 0, done.stderr
+    with open(work / "columns.csv") as file:
+        rows = list(csv.DictReader(file))
+    for name in LABELS:
+        count = sum(int(row[name]) for row in rows)
+        assert re.search(rf"^{name} .* {count}  #", done.stdout, re.M)
+    assert "no label" in (work / "d.html").read_text()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vit.data.task import numbers
 from vit.data.types import DataSet, FileImages, ImageFile, Samples, strata
 from vit.errors import DataError
 from vit.runtime import console
@@ -186,7 +187,7 @@ def _plain(labels: np.ndarray) -> list[Any]:
     if labels.ndim == 1:
         plain: list[Any] = labels.tolist()
         return plain
-    return [np.flatnonzero(row).tolist() for row in labels]
+    return numbers(labels)
 
 
 def _from_plain(plain: list[Any], classes: int) -> np.ndarray:
@@ -194,8 +195,8 @@ def _from_plain(plain: list[Any], classes: int) -> np.ndarray:
     if not plain or not isinstance(plain[0], list):
         return np.array(plain, np.int64)
     labels = np.zeros((len(plain), classes), np.uint8)
-    for row, numbers in zip(labels, plain, strict=True):
-        row[numbers] = 1
+    for row, own in zip(labels, plain, strict=True):
+        row[own] = 1
     return labels
 
 

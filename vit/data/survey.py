@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from imagehash import phash
 from PIL import Image
-from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -22,11 +22,12 @@ from vit.config.schema import DataConfig
 from vit.data.manifest import content_hash
 from vit.data.reading.decode import content_of, decode, reason
 from vit.data.reading.workers import WorkerPool, announce, worker_count
+from vit.data.task import numbers
 from vit.data.types import DataSet, ImageFile
 from vit.runtime import console
 
-_SIDE, _LOW = 32, 8
-"""Of the gray image that likeness is told by, and of its lowest frequencies, which are the hash."""
+_SIDE = 32
+"""Of the gray image that likeness is told by."""
 _BITS_APART = 8
 _CORRELATED = 0.9
 """Two images look alike if so many of the 64 bits of their hashes differ at most, and their gray
@@ -68,14 +69,14 @@ class Survey:
 
     Attributes:
         data: its splits.
-        splits, names, labels, sources: of each of the N images.
+        splits, names, labels, sources: of each of the N images; its labels are class numbers.
         seen: what was seen of each.
     """
 
     data: DataSet
     splits: list[str]
     names: list[str]
-    labels: list[int]
+    labels: list[frozenset[int]]
     sources: Sequence[ImageFile | np.ndarray]
     seen: list[Seen]
 
@@ -106,7 +107,7 @@ class Survey:
                 bar.update(len(found))
         pool.stop()
         splits = [split for split, samples in parts for _ in samples.names]
-        labels = np.concatenate([samples.labels for _, samples in parts]).tolist()
+        labels = [frozenset(own) for _, samples in parts for own in numbers(samples.labels)]
         return cls(data, splits, names, labels, sources, seen)
 
     def damaged(self) -> dict[str, dict[int, str]]:
@@ -171,6 +172,10 @@ class Survey:
                 found[seen.digest].append(i)
         return found
 
+    def classes_of(self, image: int) -> str:
+        """The names of its classes."""
+        return "; ".join(self.data.classes[k] for k in sorted(self.labels[image])) or "no label"
+
     def contradicts(self, images: list[int]) -> bool:
         """Whether images are of several classes."""
         return len({self.labels[i] for i in images}) > 1
@@ -230,16 +235,12 @@ def _small(gray: np.ndarray) -> bytes:
 
 
 def perceptual_hashes(small: np.ndarray) -> np.ndarray:
-    """Which of an image's lowest frequencies are above their median: (N, 32, 32) -> uint64 (N,).
-
-    pHash, as the library ImageHash has it: http://www.hackerfactor.com/blog/?/archives/432
+    """pHash: which of an image's lowest frequencies are above their median: (N, 32, 32) -> uint64
+    (N,).
     """
-    hashes = []
-    for part in np.array_split(small, -(-len(small) // 4096)):
-        low = dctn(part.astype(np.float32), axes=(1, 2))[:, :_LOW, :_LOW].reshape(len(part), -1)
-        bits = low > np.median(low, axis=1, keepdims=True)
-        hashes.append(np.packbits(bits, axis=1).view(">u8")[:, 0])
-    return np.concatenate(hashes).astype(np.uint64)
+    bits = np.array([phash(Image.fromarray(image)).hash.ravel() for image in small])
+    hashes: np.ndarray = np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
+    return hashes
 
 
 def _near(hashes: np.ndarray, small: np.ndarray) -> Iterator[np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 from vit.config.schema import DataConfig
 from vit.data.reading.decode import decode
 from vit.data.survey import Survey, as_image
+from vit.data.task import task_of
 from vit.data.types import DataSet
 from vit.errors import shortened
 from vit.report.gallery import within
@@ -52,7 +53,9 @@ def how_split(listed: DataSet, data: DataSet, config: DataConfig) -> list[str]:
 def counts(survey: Survey) -> dict[str, list[int]]:
     """Of each class the number of images in each split, and of all."""
     classes, splits = survey.data.classes, survey.data.splits.values()
-    table = np.stack([np.bincount(own.labels, minlength=len(classes)) for own in splits], axis=1)
+    table = np.stack(
+        [task_of(own.labels).counts(own.labels, len(classes)) for own in splits], axis=1
+    )
     rows = np.concatenate([table, table.sum(axis=1, keepdims=True)], axis=1).tolist()
     return dict(zip(classes, rows, strict=True))
 
@@ -95,7 +98,7 @@ def _told(survey: Survey, sets: list[list[int]], what: str, sign: str) -> list[s
         f"splits, {several:,} across classes"
     ]
     for images in sets[:_NAMED]:
-        classes = [survey.data.classes[survey.labels[i]] for i in images]
+        classes = [survey.classes_of(i) for i in images]
         several = survey.contradicts(images)
         shown = sign.join(
             f"{survey.splits[i]} {f'{name}: ' * several}{survey.names[i]}"
@@ -133,7 +136,7 @@ def _examples(survey: Survey, label: int) -> list[int]:
     own = [
         i
         for i, (split, known) in enumerate(zip(survey.splits, survey.labels, strict=True))
-        if known == label and split == "train" and not survey.seen[i].damage
+        if label in known and split == "train" and not survey.seen[i].damage
     ]
     return own[:: -(-len(own) // _EXAMPLES)] if own else []
 

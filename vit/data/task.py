@@ -150,6 +150,13 @@ class SeveralLabels(Task):
         }
 
 
+def numbers(labels: np.ndarray) -> list[list[int]]:
+    """The numbers of the classes that each of N images has."""
+    if labels.ndim == 1:
+        return [[label] for label in labels.tolist()]
+    return [np.flatnonzero(row).tolist() for row in labels]
+
+
 ONE_LABEL, SEVERAL_LABELS = OneLabel(), SeveralLabels()
 
 
