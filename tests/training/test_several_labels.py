@@ -379,4 +379,4 @@ def test_a_survey_counts_every_label(work: Path) -> None:
     for name in LABELS:
         count = sum(int(row[name]) for row in rows)
         assert re.search(rf"^{name} .* {count}  #", done.stdout, re.M)
-    assert "no label" in (work / "d.html").read_text()
+    assert "has a loop" in (work / "d.html").read_text()
