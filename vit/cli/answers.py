@@ -10,9 +10,18 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 from vit.cli.argv import NO_SETTING
-from vit.errors import ConfigError, DataError, DiskFullError, InterruptedRun, VitError, printable
+from vit.errors import (
+    ConfigError,
+    DataError,
+    DiskFullError,
+    InterruptedRun,
+    PrunedRun,
+    VitError,
+    printable,
+)
 from vit.runtime.files import is_full
 
 
@@ -51,6 +60,16 @@ def errors_to_exit_code(command: str) -> Iterator[list[int]]:
             words = f"unexpected {type(error).__name__}{resume if command == 'train' else ''}", 1
         text, outcome[0] = words
         print(f"vit-{command}: {printable(text)}", file=sys.stderr)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """How a run ended that raised `error`, for its summary.json."""
+    if isinstance(error, PrunedRun):
+        return {"state": "pruned"}
+    code = error.exit_code if isinstance(error, VitError) else 1
+    if isinstance(error, InterruptedRun):
+        return {"state": "interrupted", "exit_code": code}
+    return {"state": "failed", "exit_code": code, "error": str(error) or repr(error)}
 
 
 _OF_COMPOSING = frozenset({"hydra", "omegaconf", "antlr4", "yaml"})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import read_runs
+from vit.cli.answers import failure
 from vit.cli.argv import safe_name
 from vit.cli.overrides import Overrides
 from vit.cli.runs import overview, write_page
@@ -160,9 +161,7 @@ def _record(path: Path, plain: dict[str, Any], error: Exception) -> None:
     if not run.config.is_file():
         run.write_config(dump_yaml(plain))
     (path / "error.txt").write_text("".join(traceback.format_exception(error)))
-    exit_code = error.exit_code if isinstance(error, VitError) else 1
-    failed = {"state": "failed", "exit_code": exit_code, "error": str(error)}
-    run.write_summary({**run.read_summary(), **failed})
+    run.write_summary({**run.read_summary(), **failure(error)})
     if isinstance(error, VitError):
         for problem in str(error).splitlines():
             print(f"vit-train: {printable(problem)}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit.artifacts.run_dir import RunDir, is_run
 from vit.cli import front
+from vit.cli.answers import failure
 from vit.cli.overrides import Overrides
 from vit.config.checks import OF_FILES
 from vit.config.resume import migrate
@@ -18,14 +19,7 @@ from vit.config.saved import MAIN
 from vit.config.schema import RunConfig
 from vit.config.validate import to_config
 from vit.data.sources.layout import check_folder, check_table
-from vit.errors import (
-    ConfigError,
-    DiskFullError,
-    InterruptedRun,
-    NoCheckpointError,
-    PrunedRun,
-    VitError,
-)
+from vit.errors import ConfigError, DiskFullError, NoCheckpointError, VitError
 from vit.runtime import console
 from vit.runtime.dist import World, leave, process_group, world
 from vit.runtime.memory import retain_freed_memory
@@ -164,7 +158,7 @@ def _train(
         try:
             scores = Trainer(parts).fit()
         except Exception as error:
-            note("failed", {}, _failure(error))
+            note("failed", {}, failure(error))
             raise
         finally:
             stop.deferred = False
@@ -217,15 +211,6 @@ def _print_result(
         f"tensorboard --logdir {folder}",
     ]
     console.say("\n  ".join(lines))
-
-
-def _failure(error: Exception) -> dict[str, Any]:
-    if isinstance(error, PrunedRun):
-        return {"state": "pruned"}
-    if isinstance(error, InterruptedRun):
-        return {"state": "interrupted", "exit_code": error.exit_code}
-    code = error.exit_code if isinstance(error, VitError) else 1
-    return {"state": "failed", "exit_code": code, "error": str(error) or repr(error)}
 
 
 if __name__ == "__main__":
