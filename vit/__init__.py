@@ -29,28 +29,15 @@ if TYPE_CHECKING:
     from vit.model.vit import VisionTransformer
 
 __all__ = [
-    "Attention",
-    "AttentionPool",
-    "Prediction",
-    "Run",
-    "ViTConfig",
-    "VisionTransformer",
-    "load_run",
-    "train",
-    "use_plugins",
-]
-
+    "Attention", "AttentionPool", "Prediction", "Run", "ViTConfig", "VisionTransformer", "load_run",
+    "train", "use_plugins",
+]  # fmt: skip
 _HOMES = {
-    "Attention": "vit.model.attention",
-    "AttentionPool": "vit.model.pooling",
-    "Prediction": "vit.api",
-    "Run": "vit.api",
-    "ViTConfig": "vit.config.model",
-    "VisionTransformer": "vit.model.vit",
-    "load_run": "vit.api",
-    "train": "vit.api",
+    "Attention": "vit.model.attention", "AttentionPool": "vit.model.pooling",
+    "Prediction": "vit.api", "Run": "vit.api", "ViTConfig": "vit.config.model",
+    "VisionTransformer": "vit.model.vit", "load_run": "vit.api", "train": "vit.api",
     "use_plugins": "vit.config.plugins",
-}
+}  # fmt: skip
 
 
 def __dir__() -> list[str]:

@@ -207,13 +207,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         """A place that may also be the name of something to download."""
         return os.path.abspath(place) if place and os.path.exists(place) else place
 
-    data, distill = config.data, config.distill
-    root = data.root and os.path.abspath(data.root)
-    images = data.images and os.path.abspath(data.images)
-    cache_dir = data.cache_dir and os.path.abspath(data.cache_dir)
+    distill = config.distill
+    places = {key: getattr(config.data, key) for key in ("root", "images", "cache_dir")}
     return replace(
         config,
-        data=replace(data, root=root, images=images, cache_dir=cache_dir),
+        data=replace(config.data, **{k: p and os.path.abspath(p) for k, p in places.items()}),
         model=replace(config.model, weights=there(config.model.weights)),
         distill=replace(distill, teacher=there(distill.teacher), weights=there(distill.weights)),
     )

@@ -24,10 +24,7 @@ class RmsNorm(nn.RMSNorm):
         return F.rms_norm(x.to(exact), self.normalized_shape, self.weight, self.eps)
 
 
-NORMS: dict[str, Callable[..., nn.Module]] = {
-    "layernorm": nn.LayerNorm,
-    "rmsnorm": RmsNorm,
-}
+NORMS: dict[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": RmsNorm}
 
 
 def norm_of(config: ViTConfig, width: int | None = None) -> nn.Module:

@@ -19,13 +19,7 @@ from vit.data.manifest import Manifest
 from vit.errors import ConfigError, shortened
 from vit.model.families import rotated_as_ours
 from vit.model.vit import VisionTransformer
-from vit.model.weights import (
-    LoadReport,
-    load_matching,
-    not_finite,
-    registers_for,
-    spec_of,
-)
+from vit.model.weights import LoadReport, load_matching, not_finite, registers_for, spec_of
 
 MAE: tuple[float, int, dict[str, Any], str] = (
     2e-3, 1024, {"optim.layer_decay": 0.65, "trainer.freeze": "none", "augment.mixup": 0.8,

@@ -139,16 +139,13 @@ def _recognised(
     classes: list[str] | None = None, mean: Any = None, std: Any = None,
 ) -> Pretrained:  # fmt: skip
     """Weights that others named; `facts` of `ViTConfig` hold before what the names say."""
+    known = {key: value for key, value in facts.items() if value is not None}
     try:
         found = recognise(tensors)
+        if known.get("mlp", "gelu") not in MLPS:
+            raise ValueError(f"its MLP has {known['mlp']}, ours one of {', '.join(MLPS)}")
     except ValueError as error:
         raise ConfigError(f"model.weights={place} cannot be used: {error}") from None
-    known = {key: value for key, value in facts.items() if value is not None}
-    if known.get("mlp", "gelu") not in MLPS:
-        raise ConfigError(
-            f"model.weights={place} cannot be used: its MLP has {known['mlp']}, ours one of "
-            f"{', '.join(MLPS)}"
-        )
     if mean is None and found.of_imagenet:
         from timm.data.constants import IMAGENET_DEFAULT_MEAN as mean
         from timm.data.constants import IMAGENET_DEFAULT_STD as std
