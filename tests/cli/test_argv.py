@@ -69,6 +69,7 @@ def test_home_is_expanded(rest):
         ('data.root="a, b"', "a, b"),
         ("images=[a,b]", ["a", "b"]),
         ("images=['a b', c]", ["a b", "c"]),
+        ("checkpoint=[a,b]", ["a", "b"]),
         ("+outputs=a b", "a b"),
         ("++outputs=a b", "a b"),
     ],
@@ -80,9 +81,14 @@ def test_null_quotes_lists_and_signs_stay(argument, value):
         assert prepared == f"++{argument}"
 
 
-@pytest.mark.parametrize("path", ["'90s photos", '"a', "[1] flowers"])
-def test_a_path_that_only_begins_like_a_quote_or_a_list(path):
+@pytest.mark.parametrize("path", ["'90s photos", '"a', "[1] flowers", "[photos]"])
+def test_a_path_that_only_looks_like_a_quote_or_a_list(path):
     assert parsed(f"data.root={path}")[1] == path
+
+
+@pytest.mark.parametrize("pattern", [r"[a-z]+[0-9]", r"patient_(\d+)", r"^([^_]+)_", r"it's (\w)$"])
+def test_a_pattern_is_taken_as_it_is(pattern):
+    assert parsed(f"data.group={pattern}")[1] == pattern
 
 
 def test_a_folder_with_an_equals_sign_stays_with_its_option(tmp_path, monkeypatch):

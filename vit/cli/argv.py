@@ -225,10 +225,11 @@ def short_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=4).hexdigest()
 
 
-def quoted(value: str) -> str:
-    """A path in quotes, `~` expanded; `null`, quoted values and lists stay."""
+def quoted(value: str, key: str = "") -> str:
+    """A path in quotes, `~` expanded; `null`, quoted values and lists of `key` stay."""
     is_quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
-    if value == "null" or is_quoted or (value.startswith("[") and value.endswith("]")):
+    is_list = key in ("checkpoint", "images") and value[:1] + value[-1:] == "[]"
+    if value == "null" or is_quoted or is_list:
         return value
     return _in_quotes(os.path.expanduser(value))
 
@@ -252,5 +253,5 @@ def _prepare_one(override: str, groups: frozenset[str]) -> str:
     if key.startswith("hydra") or "@" in key:
         return override
     if key in PATH_KEYS:
-        value = quoted(value)
+        value = quoted(value, key)
     return f"{sign or '++'}{key}={value}"
