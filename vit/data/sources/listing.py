@@ -59,10 +59,11 @@ def _named_by(given: str) -> Below:
             f"'photos/**/*.jpg'"
         )
     matching = glob.glob(given, recursive=True)
-    below = Below([], Counter())
+    below, named = Below([], Counter()), Path(given).parts
     for path in matching:
-        ending = ending_of(path)
-        if os.path.isdir(path) or _is_in_hidden(path, given):
+        # In a folder that is hidden and not named by the pattern nothing is found.
+        ending, folders = ending_of(path), Path(path).parent.parts
+        if os.path.isdir(path) or any(is_hidden(f) and f not in named for f in folders):
             continue
         if not is_regular(path):
             below.left_out[SPECIAL] += 1
@@ -77,12 +78,6 @@ def _named_by(given: str) -> Below:
             f"'photos/**/*.jpg'"
         )
     return below
-
-
-def _is_in_hidden(path: str, given: str) -> bool:
-    """Whether a file lies in a folder that is hidden and not named by the pattern."""
-    folders = Path(path).parent.parts
-    return any(is_hidden(name) and name not in Path(given).parts for name in folders)
 
 
 def no_image(folder: Path | str, left_out: Mapping[str, int]) -> str:

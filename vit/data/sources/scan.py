@@ -68,9 +68,8 @@ def scan(root: Path, tops: list[str]) -> dict[str, Below]:
     """
     known = _read_cache(root)
     now = time.time_ns()
-    above = frozenset(
-        map(_identity, [*root.resolve().parents, *([root] if "" not in tops else [])])
-    )
+    outside = [*root.resolve().parents, *([root] if "" not in tops else [])]
+    above = frozenset((status.st_dev, status.st_ino) for status in map(os.stat, outside))
     found: dict[str, Below] = {}
     folders: dict[str, Folder] = {}
     with (
@@ -170,12 +169,6 @@ def _walk(
         above |= {here}
         waiting += [(os.path.join(name, below), above) for below in entry[1]]
     return found
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """The same for all paths that lead to one folder."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def is_hidden(folder: str) -> bool:
