@@ -27,8 +27,8 @@ def none_of(value: Any, choices: Sequence[Any]) -> str:
     listed = ", ".join(map(str, choices))
     if len(choices) == 1:
         return f"must be {listed}"
-    close = None if value is None else VALUES.get(str(value))
-    if value is not None and close not in choices:
+    close = VALUES.get(str(value))
+    if close not in choices and value is not None:
         close = nearest(str(value), map(str, choices))
     return f"must be one of {listed}" + (f" (did you mean {close}?)" if close else "")
 
