@@ -185,6 +185,19 @@ def test_shards_are_one_table_split_by_their_names(layout, both, tmp_path):
     assert set(alone.splits) == {"train"}
 
 
+def test_a_file_is_of_no_split_for_the_folder_that_it_lies_in(both, tmp_path):
+    _, rows = both
+    path = hub(tmp_path / "test" / "a.parquet", rows)
+    assert set(table.load(config_of(path)).splits) == {"train"}
+
+
+def test_a_folder_of_them_given_as_a_folder_of_classes_is_told_the_way(both, tmp_path):
+    _, rows = both
+    shards(tmp_path / "set", rows, LAYOUTS["of the hub"])
+    with pytest.raises(DataError, match=r"Parquet files in it, try data=table data.root=.*/set"):
+        load_data_set(data_config("folder", root=str(tmp_path / "set"), image_size=16))
+
+
 def test_shards_that_do_not_belong_together_are_answered(both, tmp_path):
     _, rows = both
     shards(tmp_path / "set", rows, LAYOUTS["of the hub"])
@@ -275,6 +288,7 @@ def test_a_copy_is_made_once_and_what_it_loses_is_read_from_the_table(both, tmp_
     images = table.load(config_of(root / "all.parquet")).splits["train"].images
     assert pack.stat().st_size == len(content)
     pack.unlink()
+    assert str(images.path(0)) == f"{images.names[0]} in {root}/all.parquet"
     assert all(images.path(i).read() == wanted[name] for i, name in enumerate(images.names))
 
 
@@ -287,6 +301,20 @@ def test_a_changed_table_is_copied_anew(both, tmp_path):
     assert len(packs(tmp_path)) == 2
     gone = [now.data.splits[s].names[i] for s, at in now.gone.items() for i in at]
     assert gone == [rows[-1][1]]
+    for pack in packs(tmp_path):
+        pack.unlink()
+    hub(path, [rows[-1][:1] + rows[0][1:], *rows[1:-1]])
+    train = now.data.splits["train"]
+    read = {
+        name: train.images.path(int(at)).read
+        for name, at in zip(train.names, train.index, strict=True)
+    }
+    with pytest.raises(ValueError, match="the Parquet file has changed"):
+        read.pop(rows[0][1])()
+    read.pop(rows[-1][1], None)  # gone, as told
+    assert {name: one() for name, one in read.items()} == {
+        name: content for content, name, _ in rows if name in read
+    }
     lost = next(s for s, at in now.gone.items() if len(at))
     with pytest.raises(FileNotFoundError):
         now.data.splits[lost].images.path(

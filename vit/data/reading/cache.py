@@ -141,7 +141,7 @@ class CachedImages(FileImages):
         check: bool = True,
     ) -> None:
         super().__init__(images.root, images.names)
-        self.path = images.path  # type: ignore[method-assign]
+        self.images = images
         self.spec = spec
         with write_errors(f"data.cache_dir={folder}", "; choose another"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -170,6 +170,10 @@ class CachedImages(FileImages):
             for shard, index in zip(shards, indexes, strict=True)
             for entry in index or []
         ]
+
+    def path(self, index: int) -> ImageFile:
+        """See FileImages."""
+        return self.images.path(index)
 
     def source(self, index: int) -> ResizedImage:
         """Where image `index` is."""

@@ -68,7 +68,9 @@ def too_few(root: Path, folders: list[str]) -> str:
     places = [root, *([root.parent] if split_of(root.name) else [])]
     tables = [place / name for place in places for name in tables_in(place)]
     advice = deeper("data.root", root, folders)
-    if not advice and tables:
+    if not advice and len(shards_of(root)) > 1:
+        advice = f"to train on the Parquet files in it, try data=table data.root={root}"
+    elif not advice and tables:
         advice = f"if the labels are in {tables[0].name}, try data=table data.root={tables[0]}"
     elif not advice and images and not split_of(root.name):
         advice = f"if {root.name} is itself a class, try data.root={root.parent}"

@@ -75,7 +75,7 @@ class ParquetTable(Table):
                         for shard, rows in zip(self.shards, counts, strict=True)
                     ]
         at = self.columns.index(column)
-        sizes = np.concatenate([pack.sizes for pack in packs])
+        sizes = np.concatenate([np.diff(pack.ends, prepend=np.uint64(0)) for pack in packs])
         rows = {cells[at]: n - 1 for n, cells in self.rows.items() if sizes[n - 1]}
         return PackedImages([], rows, self.starts, packs) if rows else None
 
@@ -98,11 +98,6 @@ class _Pack:
     ends: np.ndarray
     hashes: np.ndarray
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """In bytes; 0: the row has no image."""
-        return np.diff(self.ends, prepend=np.uint64(0))
-
 
 @dataclass(frozen=True)
 class RowImage:
@@ -118,21 +113,28 @@ class RowImage:
     row: int = 0
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.name} in {self.shard}"
 
     def read(self) -> bytes:
-        """Its content: the copy's, if that is undamaged, else that in the Parquet file."""
+        """Its content: the copy's, if that is undamaged, else that in the Parquet file.
+
+        Raises:
+            OSError, ValueError: that is gone or another, too.
+        """
         with suppress(OSError), open(self.pack, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), self.size, self.start)
             if content_hash(content) == self.hash:
                 return content
         os.stat(self.shard)  # which says if it is gone
-        row = self.row
-        for group in range((file := _opened(Path(self.shard))).num_row_groups):
-            if row < (rows := file.metadata.row_group(group).num_rows):
-                return _content(file.read_row_group(group, columns=[self.leaf]).column(0)[row])
-            row -= rows
-        raise ValueError("the Parquet file has fewer rows now")
+        file, row, group = _opened(Path(self.shard)), self.row, 0
+        while group < file.num_row_groups and row >= file.metadata.row_group(group).num_rows:
+            row -= file.metadata.row_group(group).num_rows
+            group += 1
+        if group < file.num_row_groups:
+            content = _content(file.read_row_group(group, columns=[self.leaf]).column(0)[row])
+            if content_hash(content) == self.hash:
+                return content
+        raise ValueError("the Parquet file has changed")
 
 
 class PackedImages(FileImages):
@@ -185,7 +187,8 @@ def read_parquet(shards: list[Path]) -> ParquetTable:
             no row.
     """
     top = os.path.commonpath([shard.parent for shard in shards])
-    titles = [os.path.relpath(shard, top) for shard in shards] if len(shards) > 1 else [""]
+    names = [Path(os.path.relpath(shard, top)) for shard in shards]
+    titles = list(map(str, names)) if len(shards) > 1 else [""]
     cells: dict[str, list[str]] = {}
     leaves: dict[str, str] = {}
     starts = [0]
@@ -211,7 +214,7 @@ def read_parquet(shards: list[Path]) -> ParquetTable:
     total = starts.pop()
     if not total:
         raise DataError(f"{shards[0]} holds no row; fill it")
-    splits = [split_of(re.split(r"[-.]", shard.name)[0]) or shard.parent.name for shard in shards]
+    splits = [split_of(re.split(r"[-.]", name.name)[0]) or name.parent.name for name in names]
     if "split" not in cells and any(map(split_of, splits)):
         counts = np.diff([*starts, total]).tolist()
         cells["split"] = [s for s, n in zip(splits, counts, strict=True) for _ in range(n)]
