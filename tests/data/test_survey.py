@@ -6,7 +6,7 @@ from pictures import data_config, encoded, noise, save, write
 from PIL import Image
 
 from vit.data.sources.registry import cut_data_set, list_data_set
-from vit.data.survey import Survey, _near, _standard, perceptual_hashes
+from vit.data.survey import Survey, _near, _standard, contradict, leak, perceptual_hashes
 from vit.data.survey_page import counts, findings, how_split
 
 
@@ -23,8 +23,8 @@ def surveyed(root, source="folder", **changes):
     return Survey.of(cut_data_set(listed, config), config), listed, config
 
 
-def names(survey, sets):
-    return [[survey.names[i] for i in images] for images in sets]
+def names(sets):
+    return [[seen.name for seen in images] for images in sets]
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def test_copies_are_told_from_what_looks_alike_and_contradictions_come_first(pho
     save(photos / "a" / "small.jpg", scene(2).resize((60, 40)), quality=60)
     save(photos / "a" / "dark.png", scene(4).point(lambda value: value // 2))
     survey, _, _ = surveyed(photos, val_fraction=0, test_fraction=0)
-    assert names(survey, survey.same) == [["a/00.png", "b/copy.png"], ["b/05.png", "b/05copy.png"]]
-    assert [survey.contradicts(images) for images in survey.same] == [True, False]
-    assert names(survey, survey.alike) == [["a/02.png", "a/small.jpg"], ["a/04.png", "a/dark.png"]]
-    assert not any(map(survey.leaks, survey.same + survey.alike))
+    assert names(survey.same) == [["a/00.png", "b/copy.png"], ["b/05.png", "b/05copy.png"]]
+    assert [*map(contradict, survey.same)] == [True, False]
+    assert names(survey.alike) == [["a/02.png", "a/small.jpg"], ["a/04.png", "a/dark.png"]]
+    assert not any(map(leak, survey.same + survey.alike))
 
 
 def test_copies_across_splits_are_told(tmp_path):
@@ -52,8 +52,8 @@ def test_copies_across_splits_are_told(tmp_path):
         save(tmp_path / split / "ab"[i % 2] / f"{i}.png", scene(i))
         save(tmp_path / split / "ba"[i % 2] / f"{i}x.png", scene(10 * i + 50))
     survey, listed, config = surveyed(tmp_path)
-    (copies,) = [images for images in survey.same if survey.names[images[0]].endswith("/1.png")]
-    assert survey.leaks(copies)
+    (copies,) = [images for images in survey.same if images[0].name.endswith("/1.png")]
+    assert leak(copies)
     splits = how_split(listed, survey.data, config)
     assert [line.split(": ")[0] for line in splits] == [
         f"{name} {len(own)}" for name, own in survey.data.splits.items()
@@ -101,16 +101,12 @@ def test_sizes_formats_damage_and_odd_shapes(photos):
     kinds = ["BMP RGB 1", "JPEG L 1", "JPEG RGB 1", "PNG RGB 41", "unknown 1"]
     assert sorted(told["formats"][0].split(", ")) == kinds
     assert told["odd"][0].startswith("2 very elongated or small: ")
-    assert {survey.names[i] for i in survey.odd()} == {"a/line.png", "b/dot.bmp"}
+    assert {seen.name for seen in survey.odd()} == {"a/line.png", "b/dot.bmp"}
     assert "a/cut.jpg (Premature end of JPEG file)" in told["damaged"][0]
     assert told["damaged"][0].startswith("2 of 45: ")
     assert told["warning"] == ["beware"]
-    damaged = {
-        survey.data.splits[split].names[i]: why
-        for split, own in survey.damaged().items()
-        for i, why in own.items()
-    }
-    assert set(damaged) == {"a/cut.jpg", "a/page.jpg"}
+    damaged = {seen.name for seen in survey.images if seen.damage}
+    assert damaged == {"a/cut.jpg", "a/page.jpg"}
 
 
 @pytest.mark.parametrize("source", ["digits", "folder", "groups", "folds", "limit"])
@@ -122,7 +118,7 @@ def test_the_counts_and_origins_are_those_of_the_splits(source, photos):
     given = ("digits", None) if source == "digits" else ("folder", photos)
     survey, listed, config = surveyed(given[1], given[0], **changes)
     rows = counts(survey)
-    assert sum(row[-1] for row in rows.values()) == len(survey.names)
+    assert sum(row[-1] for row in rows.values()) == len(survey.images)
     for at, own in enumerate(survey.data.splits.values()):
         assert sum(row[at] for row in rows.values()) == len(own)
     told = " ".join(how_split(listed, survey.data, config))

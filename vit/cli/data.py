@@ -18,7 +18,7 @@ from vit.cli.usage import ABOUT
 from vit.config.schema import RunConfig
 from vit.config.validate import to_config
 from vit.data.sources.table_file import ENDINGS
-from vit.errors import ConfigError, DataError, printable
+from vit.errors import ConfigError, printable
 from vit.runtime import console
 from vit.runtime.files import prepare_file, write_atomic
 from vit.runtime.signals import import_torch
@@ -85,7 +85,7 @@ def _is_table(root: str) -> bool:
 def show(config: RunConfig, output: Path | None) -> None:
     """As `look`, of settings."""
     import_torch()
-    from vit.data.reading.reader import CorruptImages
+    from vit.data.reading.reader import refuse_damage
     from vit.data.sources.registry import cut_data_set, list_data_set
     from vit.data.survey import Survey
     from vit.data.survey_page import findings, how_split, survey_page
@@ -102,15 +102,13 @@ def show(config: RunConfig, output: Path | None) -> None:
         page = survey_page(place, survey, found, config.data.max_pixels)
         write_atomic(output, page.encode("utf-8", "replace"))
         console.say(f"page     {output}")
-    problems: list[str] = []
+    own = {split: [seen for seen in survey.images if seen.split == split] for split in data.splits}
+    damaged = (
+        (data.splits[split], {i: seen.damage for i, seen in enumerate(images) if seen.damage})
+        for split, images in own.items()
+    )
     allowed = config.data.bad_image_limit if config.data.on_bad_image == "skip" else None
-    for split, damaged in survey.damaged().items():
-        try:
-            CorruptImages(data.splits[split].names, allowed).note(damaged)
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)
+    refuse_damage(damaged, allowed)
 
 
 def text(survey: Survey, found: dict[str, list[str]]) -> list[str]:

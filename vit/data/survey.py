@@ -43,11 +43,17 @@ _ELONGATED, _SMALL = 4, 4
 most."""
 
 
-@dataclass(frozen=True)
+Look = tuple[int, int, str, int, str, bytes]
+"""What is seen of an image, as `Seen` has it, from its height on."""
+
+
+@dataclass(frozen=True, eq=False)
 class Seen:
-    """What was seen of an image.
+    """An image.
 
     Attributes:
+        number: among all.
+        split, classes, name, source: as listed.
         height, width: upright, in pixels; 0: not known.
         kind: format and mode, by Pillow's names.
         digest: of the content of its file.
@@ -55,30 +61,33 @@ class Seen:
         small: gray, uint8 (32, 32).
     """
 
+    number: int
+    split: str
+    classes: tuple[str, ...]
+    name: str
+    source: ImageFile | np.ndarray
     height: int
     width: int
     kind: str
     digest: int
     damage: str
-    small: bytes = b""
+    small: bytes
+
+    @property
+    def title(self) -> str:
+        """What its classes are called."""
+        return "; ".join(self.classes) or "no label"
+
+
+Sets = list[list[Seen]]
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is in a data set.
-
-    Attributes:
-        data: its splits.
-        splits, names, labels, sources: of each of the N images; its labels are class numbers.
-        seen: what was seen of each.
-    """
+    """What there is in a data set."""
 
     data: DataSet
-    splits: list[str]
-    names: list[str]
-    labels: list[frozenset[int]]
-    sources: Sequence[ImageFile | np.ndarray]
-    seen: list[Seen]
+    images: list[Seen]
 
     @classmethod
     def of(cls, data: DataSet, config: DataConfig) -> Survey:
@@ -87,117 +96,108 @@ class Survey:
         Raises:
             DataError: a worker died or hangs.
         """
-        parts = list(data.splits.items())
-        names = [name for _, samples in parts for name in samples.names]
-        sources = [
-            images[i] if isinstance(images := samples.images, np.ndarray) else images.path(i)
-            for _, samples in parts
-            for i in samples.index.tolist()
-        ]
-        pool = WorkerPool(worker_count(config.workers, alone=True), config.timeout)
-        pool = pool.for_images(len(names))
-        seen: list[Seen] = []
-        tasks = [
-            (sources[start : start + _AT_ONCE], config.max_pixels)
-            for start in range(0, len(names), _AT_ONCE)
-        ]
-        with console.progress(total=len(names), desc="looking at images") as bar:
+        listed = [
+            (
+                split, tuple(data.classes[k] for k in own), name,
+                place[i] if isinstance(place, np.ndarray) else place.path(i),
+            )
+            for split, samples in data.splits.items()
+            for place in [samples.images]
+            for own, name, i in zip(
+                numbers(samples.labels), samples.names, samples.index.tolist(), strict=True
+            )
+        ]  # fmt: skip
+        workers = worker_count(config.workers, alone=True)
+        pool = WorkerPool(workers, config.timeout).for_images(len(listed))
+        parts = [listed[start : start + _AT_ONCE] for start in range(0, len(listed), _AT_ONCE)]
+        tasks = [([source for *_, source in part], config.max_pixels) for part in parts]
+        looks: list[Look] = []
+        with console.progress(total=len(listed), desc="looking at images") as bar:
             for found in pool.map(look_at, tasks):
-                seen += found
+                looks += found
                 bar.update(len(found))
         pool.stop()
-        splits = [split for split, samples in parts for _ in samples.names]
-        labels = [frozenset(own) for _, samples in parts for own in numbers(samples.labels)]
-        return cls(data, splits, names, labels, sources, seen)
-
-    def damaged(self) -> dict[str, dict[int, str]]:
-        """Of each split the images that cannot be decoded, by position, with the reasons."""
-        found: dict[str, dict[int, str]] = {}
-        start = 0
-        for split, samples in self.data.splits.items():
-            own = enumerate(self.seen[start : start + len(samples)])
-            found[split] = {i: seen.damage for i, seen in own if seen.damage}
-            start += len(samples)
-        return found
+        images = [
+            Seen(number, split, classes, name, source, *look)
+            for number, ((split, classes, name, source), look) in enumerate(
+                zip(listed, looks, strict=True)
+            )
+        ]
+        return cls(data, images)
 
     @cached_property
     def sizes(self) -> np.ndarray:
         """Height and width where they are known, by their shorter side: int64 (n, 2), n > 0."""
-        known = [(seen.height, seen.width) for seen in self.seen if seen.height]
+        known = [(seen.height, seen.width) for seen in self.images if seen.height]
         by_side = sorted(known, key=lambda size: (min(size), max(size)))
         return np.array(by_side or [(0, 0)], np.int64)
 
-    def odd(self) -> list[int]:
+    def odd(self) -> list[Seen]:
         """Images that are very elongated, or much smaller than most."""
         usual = int(self.sizes[len(self.sizes) // 2].min())
-        sides = (sorted((seen.height, seen.width)) for seen in self.seen)
         return [
-            i
-            for i, (short, long) in enumerate(sides)
-            if short and (long > _ELONGATED * short or _SMALL * short < usual)
+            seen
+            for seen in self.images
+            if (short := min(seen.height, seen.width))
+            and (max(seen.height, seen.width) > _ELONGATED * short or _SMALL * short < usual)
         ]
 
     @cached_property
-    def same(self) -> list[list[int]]:
+    def same(self) -> Sets:
         """Sets of images whose files have the same content, those first that are in several
         classes, then in several splits.
         """
-        return self._ranked(self._by_content.values())
+        return _ranked(self._by_content.values())
 
     @cached_property
-    def alike(self) -> list[list[int]]:
+    def alike(self) -> Sets:
         """As `same`, of images that look the same, but are not: one of each content."""
         first = (images[0] for images in self._by_content.values())
-        one = np.array(
-            [i for i in first if min(self.seen[i].height, self.seen[i].width) >= _LEAST], np.int64
-        )
-        if not len(one):
+        one = [seen for seen in first if min(seen.height, seen.width) >= _LEAST]
+        if not one:
             return []
-        small = np.frombuffer(b"".join(self.seen[i].small for i in one.tolist()), np.uint8)
+        small = np.frombuffer(b"".join(seen.small for seen in one), np.uint8)
         small = small.reshape(-1, _SIDE, _SIDE)
         pairs = np.concatenate([*_near(perceptual_hashes(small), small)], axis=1)
         links = coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(len(one), len(one)))
-        sets: dict[int, list[int]] = defaultdict(list)
-        for image, number in zip(
-            one.tolist(), connected_components(links)[1].tolist(), strict=True
-        ):
-            sets[number].append(image)
-        return self._ranked(sets.values())
+        sets: dict[int, list[Seen]] = defaultdict(list)
+        for seen, number in zip(one, connected_components(links)[1].tolist(), strict=True):
+            sets[number].append(seen)
+        return _ranked(sets.values())
 
     @cached_property
-    def _by_content(self) -> dict[int, list[int]]:
-        found: dict[int, list[int]] = defaultdict(list)
-        for i, seen in enumerate(self.seen):
+    def _by_content(self) -> dict[int, list[Seen]]:
+        found: dict[int, list[Seen]] = defaultdict(list)
+        for seen in self.images:
             if not seen.damage:
-                found[seen.digest].append(i)
+                found[seen.digest].append(seen)
         return found
 
-    def classes_of(self, image: int) -> str:
-        """The names of its classes."""
-        return "; ".join(self.data.classes[k] for k in sorted(self.labels[image])) or "no label"
 
-    def contradicts(self, images: list[int]) -> bool:
-        """Whether images are of several classes."""
-        return len({self.labels[i] for i in images}) > 1
-
-    def leaks(self, images: list[int]) -> bool:
-        """Whether images are in several splits."""
-        return len({self.splits[i] for i in images}) > 1
-
-    def _ranked(self, sets: Iterable[list[int]]) -> list[list[int]]:
-        several = [images for images in sets if len(images) > 1]
-        return sorted(several, key=lambda s: (not self.contradicts(s), not self.leaks(s), s[0]))
+def contradict(images: list[Seen]) -> bool:
+    """Whether images are of several classes."""
+    return len({seen.classes for seen in images}) > 1
 
 
-def look_at(task: tuple[Sequence[ImageFile | np.ndarray], int]) -> list[Seen]:
+def leak(images: list[Seen]) -> bool:
+    """Whether images are in several splits."""
+    return len({seen.split for seen in images}) > 1
+
+
+def _ranked(sets: Iterable[list[Seen]]) -> Sets:
+    several = [images for images in sets if len(images) > 1]
+    return sorted(several, key=lambda s: (not contradict(s), not leak(s), s[0].number))
+
+
+def look_at(task: tuple[Sequence[ImageFile | np.ndarray], int]) -> list[Look]:
     """What is seen of images, of which none may have more than so many pixels."""
     sources, max_pixels = task
     found = []
     for source in sources:
         if isinstance(source, np.ndarray):
             image, digest = as_image(source), content_hash(source.tobytes())
-            small, kind = _small(np.asarray(image.convert("L"))), f"held {image.mode}"
-            found.append(Seen(image.height, image.width, kind, digest, "", small))
+            small = _small(np.asarray(image.convert("L")))
+            found.append((image.height, image.width, f"held {image.mode}", digest, "", small))
         else:
             announce(str(source))
             found.append(_look(source, max_pixels))
@@ -205,7 +205,7 @@ def look_at(task: tuple[Sequence[ImageFile | np.ndarray], int]) -> list[Seen]:
     return found
 
 
-def _look(source: ImageFile, max_pixels: int) -> Seen:
+def _look(source: ImageFile, max_pixels: int) -> Look:
     size, kind, digest = (0, 0), "unknown", 0
 
     def min_size(height: int, width: int) -> tuple[int, int]:
@@ -220,8 +220,8 @@ def _look(source: ImageFile, max_pixels: int) -> Seen:
             kind = f"{file.format} {file.mode}"
         small = _small(decode(content, 1, min_size, max_pixels)[..., 0])
     except Exception as error:  # decoders raise a wide range of types
-        return Seen(*size, kind, digest, reason(error))
-    return Seen(*size, kind, digest, "", small)
+        return *size, kind, digest, reason(error), b""
+    return *size, kind, digest, "", small
 
 
 def as_image(pixels: np.ndarray) -> Image.Image:

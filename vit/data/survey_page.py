@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 import numpy as np
 
 from vit.config.schema import DataConfig
 from vit.data.reading.decode import decode
-from vit.data.survey import Survey, as_image
+from vit.data.survey import Seen, Sets, Survey, as_image, contradict, leak
 from vit.data.task import task_of
 from vit.data.types import DataSet
 from vit.errors import shortened
@@ -60,62 +60,57 @@ def counts(survey: Survey) -> dict[str, list[int]]:
     return dict(zip(classes, rows, strict=True))
 
 
-def findings(survey: Survey, splits: Sequence[str], doubts: Sequence[str]) -> dict[str, list[str]]:
+def findings(survey: Survey, splits: list[str], doubts: list[str]) -> dict[str, list[str]]:
     """All but the classes, in lines under short headings; what there is nothing of has none."""
-    sizes, odd = survey.sizes, survey.odd()
-    (low, middle, high) = (sizes[at] for at in (0, len(sizes) // 2, -1))
-    kinds = Counter(seen.kind for seen in survey.seen)
-    looked = zip(survey.names, survey.seen, strict=True)
-    damaged = [f"{name} ({seen.damage})" for name, seen in looked if seen.damage]
+    low, middle, high = (survey.sizes[at] for at in (0, len(survey.sizes) // 2, -1))
+    kinds = Counter(seen.kind for seen in survey.images).most_common()
+    odd = [f"{seen.name} ({seen.height}x{seen.width})" for seen in survey.odd()]
+    damaged = [f"{seen.name} ({seen.damage})" for seen in survey.images if seen.damage]
+    total = len(survey.images)
     found = {
-        "splits": [*splits],
+        "splits": splits,
         "note": survey.data.notes,
         "sizes": [f"{low[0]}x{low[1]} to {high[0]}x{high[1]} px, median {middle[0]}x{middle[1]}"],
-        "formats": [", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())],
-        "odd": [
-            f"{len(odd):,} very elongated or small: "
-            + shortened([_sized(survey, i) for i in odd], _NAMED)
-        ],
-        "damaged": [f"{len(damaged):,} of {len(survey.seen):,}: {shortened(damaged, _NAMED)}"],
+        "formats": [", ".join(f"{kind} {count:,}" for kind, count in kinds)],
+        "odd": [f"{len(odd):,} very elongated or small: {shortened(odd, _NAMED)}"] * bool(odd),
+        "damaged": [f"{len(damaged):,} of {total:,}: {shortened(damaged, _NAMED)}"] * bool(damaged),
         "same": _told(survey, survey.same, "have the content of another", " = "),
         "alike": _told(survey, survey.alike, "look like another", " ~ "),
-        "warning": [*doubts],
+        "warning": doubts,
     }
-    empty = {"odd": not odd, "damaged": not damaged}
-    return {key: lines for key, lines in found.items() if lines and not empty.get(key)}
+    return {heading: lines for heading, lines in found.items() if lines}
 
 
-def _sized(survey: Survey, i: int) -> str:
-    return f"{survey.names[i]} ({survey.seen[i].height}x{survey.seen[i].width})"
-
-
-def _told(survey: Survey, sets: list[list[int]], what: str, sign: str) -> list[str]:
+def _told(survey: Survey, sets: Sets, what: str, sign: str) -> list[str]:
     if not sets:
         return []
-    across, several = sum(map(survey.leaks, sets)), sum(map(survey.contradicts, sets))
     lines = [
-        f"{sum(map(len, sets)):,} images {what}, in {len(sets):,} sets, {across:,} of them across "
-        f"splits, {several:,} across classes"
+        f"{sum(map(len, sets)):,} images {what}, in {len(sets):,} sets, {sum(map(leak, sets)):,} "
+        f"of them across splits, {sum(map(contradict, sets)):,} across classes"
     ]
     for images in sets[:_NAMED]:
-        classes = [survey.classes_of(i) for i in images]
-        several = survey.contradicts(images)
+        several = contradict(images)
         shown = sign.join(
-            f"{survey.splits[i]} {f'{name}: ' * several}{survey.names[i]}"
-            for i, name in list(zip(images, classes, strict=True))[:_MEMBERS]
+            f"{seen.split} {f'{seen.title}: ' * several}{seen.name}" for seen in images[:_MEMBERS]
         )
         more = f" and {len(images) - _MEMBERS:,} more" if len(images) > _MEMBERS else ""
-        lines.append(f"{f'{classes[0]}: ' * (not several)}{shown}{more}")
+        title = "" if several else f"{images[0].title}: "
+        lines.append(f"{title}{shown}{more}")
     return lines
 
 
 def survey_page(title: str, survey: Survey, found: dict[str, list[str]], max_pixels: int) -> str:
     """The page: classes by split with examples, findings, and pictures of what is there twice."""
-    examples = {name: _examples(survey, k) for k, name in enumerate(survey.data.classes[:_CLASSES])}
-    sections: dict[str, tuple[str, list[list[int]]]] = {
+    own: dict[str, list[Seen]] = {name: [] for name in survey.data.classes[:_CLASSES]}
+    for seen in survey.images:
+        for name in seen.classes if seen.split == "train" and not seen.damage else ():
+            if name in own:
+                own[name].append(seen)
+    examples = {name: own[:: -(-len(own) // _EXAMPLES) or 1] for name, own in own.items()}
+    sections: dict[str, tuple[str, Sets]] = {
         "same": ("The same content", survey.same[:_SETS]),
         "alike": ("Look the same", survey.alike[:_SETS]),
-        "odd": ("Very elongated or small", [[i] for i in survey.odd()[:_ODD]]),
+        "odd": ("Very elongated or small", [[seen] for seen in survey.odd()[:_ODD]]),
     }
     in_sets = chain.from_iterable(images for _, sets in sections.values() for images in sets)
     shown = dict.fromkeys([*in_sets, *chain.from_iterable(examples.values())])
@@ -127,26 +122,16 @@ def survey_page(title: str, survey: Survey, found: dict[str, list[str]], max_pix
         found=found,
         sections=sections,
         examples=examples,
-        pictures=within(_pictures(survey, shown, max_pixels), _BUDGET),
+        contradict=contradict,
+        leak=leak,
+        pictures=within(_pictures(shown, max_pixels), _BUDGET),
     )
 
 
-def _examples(survey: Survey, label: int) -> list[int]:
-    """Images of a class to be shown, evenly from all its training images that are not damaged."""
-    own = [
-        i
-        for i, (split, known) in enumerate(zip(survey.splits, survey.labels, strict=True))
-        if label in known and split == "train" and not survey.seen[i].damage
-    ]
-    return own[:: -(-len(own) // _EXAMPLES)] if own else []
-
-
-def _pictures(
-    survey: Survey, numbers: dict[int, None], max_pixels: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    for i in numbers:
-        source = survey.sources[i]
-        if isinstance(source, np.ndarray):
-            yield i, np.asarray(as_image(source).convert("RGB"))
-        elif not survey.seen[i].damage:
-            yield i, decode(source, 3, lambda height, width: (_SIDE, _SIDE), max_pixels)
+def _pictures(shown: Iterable[Seen], max_pixels: int) -> Iterator[tuple[int, np.ndarray]]:
+    for seen in shown:
+        if isinstance(seen.source, np.ndarray):
+            yield seen.number, np.asarray(as_image(seen.source).convert("RGB"))
+        elif not seen.damage:
+            pixels = decode(seen.source, 3, lambda height, width: (_SIDE, _SIDE), max_pixels)
+            yield seen.number, pixels

@@ -24,12 +24,12 @@ from vit.config.resume import changes
 from vit.config.schema import RunConfig
 from vit.config.validate import dump_yaml, flatten, to_config, to_plain
 from vit.data.loader import EvalLoader, TrainLoader
-from vit.data.reading.reader import CorruptImages, Reader, verify
+from vit.data.reading.reader import Reader, refuse_damage, verify
 from vit.data.sampler import positive_weights
 from vit.data.sources.registry import load_data_set
 from vit.data.task import SEVERAL_LABELS
-from vit.data.types import DataSet, FileImages, Samples
-from vit.errors import ConfigError, DataError, DiskFullError, NoCheckpointError, shortened
+from vit.data.types import DataSet, FileImages
+from vit.errors import ConfigError, DiskFullError, NoCheckpointError, shortened
 from vit.inference.predict import features
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer, freeze
@@ -291,7 +291,8 @@ def _loaders(
     splits = reader.with_cache(data.splits, config.data)
     few = sum(map(len, splits.values())) <= VERIFIED and not reader.held
     if config.data.verify is True or (config.data.verify == "auto" and few):
-        _verify(splits, reader)
+        damaged = ((samples, verify(samples, reader)) for samples in splits.values())
+        refuse_damage(damaged, reader.bad_images)
     train = TrainLoader(
         splits["train"], len(data.classes), config.trainer.batch_size, config.augment,
         config.data.balance, config.seed, reader, world, length.mix_end,
@@ -308,19 +309,3 @@ def _loaders(
     if reader.held:
         reader.pool.stop()
     return train, val, test
-
-
-def _verify(splits: dict[str, Samples], reader: Reader) -> None:
-    """Decode every image of every split.
-
-    Raises:
-        DataError: of all splits, the damaged images that may not be.
-    """
-    problems = []
-    for samples in splits.values():
-        try:
-            CorruptImages(samples.names, reader.bad_images).note(verify(samples, reader))
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)

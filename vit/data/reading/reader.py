@@ -6,7 +6,7 @@ Legend: B images of a batch, C channels, N images of a split.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -242,6 +242,22 @@ def verify(samples: Samples, reader: Reader) -> Corrupt:
         return {}
     decoded = _in_order(samples, reader.transform, reader.pool, "verifying")
     return {position: why for _, _, damaged in decoded for position, why in damaged.items()}
+
+
+def refuse_damage(found: Iterable[tuple[Samples, Corrupt]], share: float | None) -> None:
+    """Let damaged images of splits pass, if `share` of each may be damaged; see `CorruptImages`.
+
+    Raises:
+        DataError: naming those of all splits that may not be.
+    """
+    problems = []
+    for samples, damaged in found:
+        try:
+            CorruptImages(samples.names, share).note(damaged)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
 
 
 def _in_order(
