@@ -207,8 +207,9 @@ def serve(model: Classifier, host: str, port: int, top: int) -> None:
                 return
             try:
                 found = model.best(io.BytesIO(self.rfile.read(int(length))), top)
-            except DAMAGED as error:
-                self.answer(400, {"error": f"no image that can be decoded ({error})"})
+            except DAMAGED:
+                how = "no image that can be decoded; curl --data-binary @photo.jpg sends one"
+                self.answer(400, {"error": how})
             else:
                 self.answer(200, as_json(*found))
 

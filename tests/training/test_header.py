@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from composing import composed
 from pictures import data_config, noise, save
 
+from vit.config.model import ViTConfig
 from vit.config.validate import to_config
 from vit.data.sources.registry import load_data_set
 from vit.data.types import DataSet
-from vit.training.header import _about, _wrapped, doubts
+from vit.model.vit import VisionTransformer
+from vit.training.header import _about, _wrapped, doubts, slow_size
 
 
 def photos(root: Path, **counts: int) -> DataSet:
@@ -78,3 +82,16 @@ def test_a_long_line_is_wrapped_but_not_what_one_copies() -> None:
     assert all(line.startswith(" " * 9 + "class-") for line in rest)
     assert " ".join([first.removeprefix("classes  "), *map(str.strip, rest)]) == counts
     assert _wrapped(f"note     vit-train data.root={counts}").count("\n") == 0
+
+
+def test_a_large_size_of_weights_is_told_with_what_a_usual_one_takes():
+    def model(side):
+        config = ViTConfig(image_size=(side, side), patch_size=14, num_classes=2, dim=16, depth=1,
+                           heads=2)  # fmt: skip
+        with torch.device("meta"):
+            return VisionTransformer(config)
+
+    (told,) = slow_size(model(518))
+    assert "data.image_size=[518, 518]" in told
+    assert re.search(r"data.image_size=224 needs 1/[5-9] of the time", told)
+    assert slow_size(model(224)) == []

@@ -40,7 +40,7 @@ def export(plain: dict[str, Any], overrides: Overrides) -> None:
     output = output_path(config, job.trained)
     prepare(output, format_of(config.format).suffix)
     exported = exporting.export(config, job, samples, what, output)
-    served = f"\n  serve it with scripts/serve_onnx.py {output} --port 8000 (docs/export.md)"
+    served = f"\n  serve it from the clone: python scripts/serve_onnx.py {output} --port 8000"
     console.say(
         f"{config.format}, {config.precision}, compared on {len(samples):,} images of {what}:\n"
         f"{table(exported)}\n  {output}{served if config.format == 'onnx' else ''}"

@@ -146,7 +146,7 @@ def _train(
         kept.start()
         retain_freed_memory()  # from here on: what loading the data freed has gone back
 
-        went_on_at = parts.state.step
+        went_on_at, before = parts.state.step, parts.state.best
         lengths = run.read_summary().get("lengths", []) if went_on_at else []
         lengths = list(dict.fromkeys([*lengths, parts.plan.steps]))
 
@@ -166,11 +166,12 @@ def _train(
             parts.logger.close()
         note("finished", scores, {})
         if processes.is_main:
-            _print_result(parts, scores, went_on_at, time.monotonic() - began)
+            kept_before = before is not None and parts.state.best is before
+            _print_result(parts, scores, kept_before, time.monotonic() - began)
 
 
 def _print_result(
-    parts: Components, scores: dict[str, float], went_on_at: int, seconds: float
+    parts: Components, scores: dict[str, float], kept_before: bool, seconds: float
 ) -> None:
     import numpy as np
 
@@ -196,7 +197,7 @@ def _print_result(
         started=parts.config.model.weights is not None or parts.config.data.name not in OF_FILES,
     )  # fmt: skip
     if best := parts.state.best:
-        before = ", from before it went on: none since was better" * (best.step <= went_on_at)
+        before = ", from before it went on: none since was better" * kept_before
         verdict.append(
             f"kept: the weights of epoch {parts.epochs_text(best.step)} of "
             f"{parts.epochs_text(parts.state.step)}, best on validation (the last *){before}"

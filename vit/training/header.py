@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from vit.data.reading.decode import opened
 from vit.data.task import ONE_LABEL, task_of
 from vit.data.types import DataSet, FileImages, Samples
 from vit.errors import shortened
+from vit.model.vit import VisionTransformer
 from vit.runtime import console
 from vit.runtime import device as runtime_device
 from vit.training.components import Components
@@ -27,6 +29,8 @@ FEW = 300
 """With fewer training images a class, on average, one is told of weights to start from."""
 _LOOKED_AT = 50
 """Files whose sizes are read."""
+_USUAL = 224
+"""Side of images that weights are fine-tuned at."""
 _UNEVEN = 10
 """How much rarer than the most frequent class one is told to be."""
 
@@ -71,10 +75,14 @@ def _wrapped(line: str) -> str:
     )
 
 
-def chosen(asked: RunConfig, config: RunConfig) -> list[str]:
-    """A line on what was chosen for the images, where their files may be of any size."""
+def chosen(asked: RunConfig, config: RunConfig, brought: Collection[str] = ()) -> list[str]:
+    """A line on what was chosen for the images, where their files may be of any size; and not
+    `brought` by weights.
+    """
     before, after = flatten(to_plain(asked)), flatten(to_plain(config))
-    waited = ((key, after[key]) for key in FITTED_TO_DATA if before[key] == "auto")
+    waited = (
+        (key, after[key]) for key in FITTED_TO_DATA if before[key] == "auto" and key not in brought
+    )
     values = [f"{k}={f'{v:g}' if isinstance(v, float) else v}" for k, v in waited]
     if config.data.name not in OF_FILES or not values:
         return []
@@ -112,6 +120,19 @@ def doubts(config: RunConfig, data: DataSet) -> list[str]:
                 bool(unseen)
             )
     return [problem for problem, is_so in found.items() if is_so]
+
+
+def slow_size(model: VisionTransformer) -> list[str]:
+    """That the image size of weights is large for a CPU, and what a usual one would take."""
+    usual = (_USUAL, _USUAL)
+    shape = model.config
+    if _USUAL % shape.patch_size or min(shape.image_size) <= _USUAL:
+        return []
+    times = flops_per_image(model) / flops_per_image(model, size=usual)
+    return [
+        f"data.image_size={list(shape.image_size)} is that of the weights, and takes long on a "
+        f"CPU: data.image_size={_USUAL} needs 1/{times:.0f} of the time"
+    ]
 
 
 def _about(config: RunConfig, data: DataSet) -> list[str]:

@@ -43,7 +43,7 @@ from vit.runtime.seeding import reseed
 from vit.runtime.signals import StopRequest
 from vit.training.components import Components, ShouldPrune
 from vit.training.distill import load_teacher
-from vit.training.header import announce, chosen, doubts, sizes_of
+from vit.training.header import announce, chosen, doubts, sizes_of, slow_size
 from vit.training.host_memory import within_memory
 from vit.training.loss import Loss
 from vit.training.pretrained import Pretrained, describe
@@ -90,10 +90,11 @@ def set_up(
     if saved is not None:
         images = images_of_resumed(data, run, saved, settings.data, is_main=world.is_main)
         data = images.data
+    brought = None if weights is None else weights.settings(settings, user_keys)
     final = final_config(
         settings,
         user_keys,
-        None if weights is None else weights.settings(settings, user_keys),
+        brought,
         None if saved is None else saved["config"],
         _facts(data),
         precision=runtime_device.best_precision(device),
@@ -156,8 +157,11 @@ def set_up(
         data.classes, images.digest, run, _logger(config, run, state, saved, world), stop, device,
         world, should_prune, fingerprint, user_keys,
     )  # fmt: skip
-    announce(parts, data, [*chosen(settings, config), *start])
-    for problem in doubts(config, data) if saved is None else []:
+    announce(parts, data, [*chosen(settings, config, brought or ()), *start])
+    problems = doubts(config, data) if saved is None else []
+    if device.type == "cpu" and "data.image_size" in (brought or ()):
+        problems += slow_size(state.model)
+    for problem in problems:
         console.warn(problem)
     return parts
 
