@@ -130,7 +130,7 @@ MISTAKES = {
     "no such variable, deep": (["optim.lr=${optim.nope}"], ["optim.lr asks", "${optim.nope}"]),
     "no such environment": (["seed=${oc.env:NO_SUCH}"], ["'NO_SUCH' not found", "seed"]),
     "variables in a circle": (["seed=${seed}"], ["Recursive", "seed"]),
-    "a list to resume": (["resume=[1,2]"], ["resume=[1, 2] must be text"]),
+    "a list of seeds": (["seed=[1,2]"], ["seed=[1, 2] must be"]),
     "a key, only shown": (["ema=0.9", "nope=1", "--cfg", "job"], ["trainer.ema=0.9", "nope is no"]),
     "settings of a sweep": (["-m", "seed=1,2", "--cfg", "job"], ["--cfg"]),
 }

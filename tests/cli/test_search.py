@@ -242,14 +242,14 @@ def test_a_search_is_part_of_a_sweep(tmp_path: Path) -> None:
 
 def dies_pruning(*args: Any) -> None:
     """Train, but be killed between the checkpoint of a pruned run and the word that it is one."""
-    failure = cli_train._failure
+    failure = cli_train.failure
 
     def die(error: Exception) -> dict[str, Any]:
         if isinstance(error, PrunedRun):
             os._exit(9)
         return failure(error)
 
-    cli_train._failure = die
+    cli_train.failure = die  # type: ignore[assignment]
     train(*args)
 
 

@@ -228,8 +228,8 @@ def short_hash(text: str) -> str:
 def quoted(value: str, key: str = "") -> str:
     """A path in quotes, `~` expanded; `null`, quoted values and lists of `key` stay."""
     is_quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
-    is_list = key in ("checkpoint", "images") and value[:1] + value[-1:] == "[]"
-    if value == "null" or is_quoted or is_list:
+    takes_lists = key in ("checkpoint", "images", "data.label_column")
+    if value == "null" or is_quoted or (takes_lists and value[:1] + value[-1:] == "[]"):
         return value
     return _in_quotes(os.path.expanduser(value))
 

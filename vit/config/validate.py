@@ -298,7 +298,7 @@ def _of_plugins(section: Mapping[str, Any], prefix: str, problems: list[str]) ->
     if len(kinds) == 1:
         ((kind, field),) = kinds.items()
         return _own(kind, section.get(field), given, prefix, problems)
-    problems += [f"{prefix}{name} is no known key; take {' or '.join(kinds)}"
+    problems += [f"{prefix}{name} is no known key; give one of {', '.join(kinds)}"
                  for name in given if name not in kinds]  # fmt: skip
     made = {
         kind: _own(kind, section.get(field), given.get(kind, {}), f"{prefix}{kind}.", problems)
