@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from vit.config.schema import AugmentConfig, OptimConfig, TrainerConfig
-from vit.config.validate import config_dir
+from vit.config.yaml_files import config_dir
 from vit.data.augment import policies
 from vit.data.types import Batch
 from vit.model.attention import SCORES

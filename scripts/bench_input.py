@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit.config.schema import AugmentConfig, DataConfig
-from vit.config.validate import config_dir, load_yaml
+from vit.config.yaml_files import config_dir, load_yaml
 from vit.data.loader import TrainLoader
 from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.reader import Reader

@@ -27,7 +27,7 @@ from contest import Measured, contest, serve
 from torch import nn
 
 from vit.config.schema import OptimConfig, TrainerConfig
-from vit.config.validate import config_dir, load_yaml
+from vit.config.yaml_files import config_dir, load_yaml
 from vit.data.types import Batch
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vit.config import validate
+from vit.config import yaml_files
 
 PACKAGE = Path(__file__).resolve().parent.parent / "vit"
 LEVEL = {
@@ -106,7 +106,7 @@ def test_nothing_can_execute_what_it_loads() -> None:
         assert "pickle" not in {m.split(".")[0] for m in imports(file.read_text())}, file
     assert len(loads) == 1
     assert "weights_only=True" in loads[0]
-    assert validate._SafeLoader in (yaml.SafeLoader, getattr(yaml, "CSafeLoader", None))
+    assert yaml_files._SafeLoader in (yaml.SafeLoader, getattr(yaml, "CSafeLoader", None))
 
 
 def test_every_module_says_what_it_is() -> None:

@@ -12,7 +12,8 @@ from vit.cli.argv import prepare, split
 from vit.cli.overrides import Overrides
 from vit.cli.usage import EXAMPLES, FIRST_RUN, groups_in
 from vit.config.commands import SCHEMAS
-from vit.config.validate import config_dir, legal_keys
+from vit.config.validate import legal_keys
+from vit.config.yaml_files import config_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

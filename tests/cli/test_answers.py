@@ -10,7 +10,7 @@ import pytest
 from commands import run
 
 from vit.cli.answers import errors_to_exit_code
-from vit.config.validate import config_dir, load_yaml
+from vit.config.yaml_files import config_dir, load_yaml
 
 COMMANDS = ["train", "eval", "predict", "explain", "export", "runs"]
 

@@ -14,7 +14,8 @@ from PIL import Image
 from vit.artifacts.predictions import Labelled
 from vit.cli.explain import class_number
 from vit.config.commands import ExplainConfig
-from vit.config.validate import checked, config_dir, load_yaml
+from vit.config.validate import checked
+from vit.config.yaml_files import config_dir, load_yaml
 from vit.errors import ConfigError
 from vit.inference.explain import class_attention, heat, relevance, rollout
 from vit.inference.load import load_trained

@@ -25,7 +25,8 @@ from PIL import Image
 
 from vit.cli.export import output_path, prepare
 from vit.config.commands import ExportConfig
-from vit.config.validate import checked, config_dir, load_yaml
+from vit.config.validate import checked
+from vit.config.yaml_files import config_dir, load_yaml
 from vit.data.reading.decode import decode
 from vit.data.reading.transform import Transform, resize
 from vit.errors import ConfigError

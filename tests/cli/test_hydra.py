@@ -12,7 +12,7 @@ from commands import run, start
 from hydra._internal.utils import get_args_parser
 
 from vit.cli.argv import HYDRA_FLAGS, HYDRA_SETTINGS
-from vit.config.validate import config_dir
+from vit.config.yaml_files import config_dir
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 ROWS = re.findall(r"^\| `([^`]*)`(.*?) \| (.*) \|$", PAGE.read_text(), re.M)

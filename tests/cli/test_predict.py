@@ -16,7 +16,8 @@ from PIL import Image
 
 from vit.artifacts.predictions import Labelled, as_csv, as_json_lines, write_labels
 from vit.config.commands import PredictConfig
-from vit.config.validate import checked, config_dir, load_yaml
+from vit.config.validate import checked
+from vit.config.yaml_files import config_dir, load_yaml
 from vit.data.reading.cache import CachedImages, CacheSpec
 from vit.data.reading.reader import decode_all
 from vit.data.reading.transform import Transform

@@ -11,7 +11,8 @@ from vit.cli.overrides import Overrides
 from vit.cli.train import saved_settings
 from vit.config.resolve import resolve
 from vit.config.resume import MAY_CHANGE, changes, with_saved
-from vit.config.validate import dump_yaml, flatten, to_config, to_plain
+from vit.config.validate import flatten, to_config, to_plain
+from vit.config.yaml_files import dump_yaml
 from vit.errors import ConfigError, NoCheckpointError
 
 SAVED = flatten(to_plain(resolve(sized(composed()), precision="bf16")))

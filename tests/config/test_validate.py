@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit.config.commands import EvalConfig
-from vit.config.validate import checked, dump_yaml, flatten, load_yaml, telling, to_config, to_plain
+from vit.config.telling import telling
+from vit.config.validate import checked, flatten, to_config, to_plain
+from vit.config.yaml_files import dump_yaml, load_yaml
 from vit.errors import ConfigError, nearest
 
 # Mistakes

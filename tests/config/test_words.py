@@ -8,8 +8,9 @@ from vit.cli.argv import prepare
 from vit.cli.overrides import Overrides
 from vit.cli.usage import groups_in
 from vit.config.commands import SCHEMAS
-from vit.config.validate import config_dir, in_our_words, legal_keys
+from vit.config.validate import in_our_words, legal_keys
 from vit.config.words import WORDS, timm_shape
+from vit.config.yaml_files import config_dir
 
 GROUPS = groups_in(config_dir())
 LEGAL = {key for schema in SCHEMAS.values() for key in legal_keys(schema)}

@@ -11,15 +11,8 @@ from vit.cli.overrides import Overrides
 from vit.cli.usage import EXAMPLES, FIRST, FIRST_RUN, groups_in, usage
 from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.rules import registry_names
-from vit.config.validate import (
-    config_dir,
-    dump_yaml,
-    flatten,
-    legal_keys,
-    load_yaml,
-    to_config,
-    to_plain,
-)
+from vit.config.validate import flatten, legal_keys, to_config, to_plain
+from vit.config.yaml_files import config_dir, dump_yaml, load_yaml
 from vit.data.sources.registry import SOURCES
 from vit.errors import ConfigError
 from vit.model.pooling import POOLINGS

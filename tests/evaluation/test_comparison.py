@@ -21,7 +21,8 @@ from scipy.stats import binomtest, chi2
 
 from vit.api import load_run
 from vit.config.commands import EvalConfig
-from vit.config.validate import checked, config_dir, load_yaml, to_config
+from vit.config.validate import checked, to_config
+from vit.config.yaml_files import config_dir, load_yaml
 from vit.data.sources.registry import load_data_set
 from vit.errors import ConfigError
 from vit.report.metrics import EXACT_BELOW, mcnemar

@@ -9,7 +9,8 @@ from hypothesis import settings
 from omegaconf import OmegaConf
 
 from vit.config.resolve import fit_to_data
-from vit.config.validate import config_dir, legal_keys, to_config
+from vit.config.validate import legal_keys, to_config
+from vit.config.yaml_files import config_dir
 from vit.errors import ConfigError
 
 KEYS = list(legal_keys())

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from vit.config.schema import AugmentConfig, DataConfig
-from vit.config.validate import config_dir
+from vit.config.yaml_files import config_dir
 from vit.data.reading.reader import Normalise, Reader, decode_all
 from vit.data.reading.transform import Transform
 from vit.data.reading.workers import WorkerPool

@@ -8,7 +8,7 @@ import yaml
 from pictures import CPU
 
 from vit.config.schema import OptimConfig, TrainerConfig
-from vit.config.validate import config_dir
+from vit.config.yaml_files import config_dir
 from vit.data.types import Batch
 from vit.model.vit import VisionTransformer
 from vit.optim.build import build_optimizer

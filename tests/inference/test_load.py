@@ -26,7 +26,8 @@ from vit.cli.eval import evaluate
 from vit.cli.explain import explain
 from vit.cli.export import export
 from vit.cli.predict import predict
-from vit.config.validate import dump_yaml, to_config
+from vit.config.validate import to_config
+from vit.config.yaml_files import dump_yaml
 from vit.data.manifest import Manifest
 from vit.errors import NoCheckpointError
 from vit.inference.load import load_trained

@@ -22,7 +22,7 @@ from vit.artifacts.run_dir import RunDir
 from vit.cli.eval import evaluate
 from vit.cli.overrides import Overrides
 from vit.cli.train import train
-from vit.config.validate import config_dir, load_yaml
+from vit.config.yaml_files import config_dir, load_yaml
 from vit.inference.load import load_trained
 from vit.training import trainer as trainer_module
 from vit.training.state import TrainState

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
-from vit.config.validate import load_yaml
+from vit.config.yaml_files import load_yaml
 from vit.errors import ConfigError, InUseError
 from vit.runtime.files import TEMPORARY, disk_errors, read_json, to_json, write_atomic
 

@@ -20,8 +20,9 @@ from vit.cli.sweep import SweepInterrupted, as_sweep_job, report
 from vit.cli.usage import groups_in, usage
 from vit.config import plugins
 from vit.config.commands import SCHEMAS
-from vit.config.validate import config_dir, legal_keys, misfit, typed, unknown_keys
+from vit.config.validate import legal_keys, misfit, typed, unknown_keys
 from vit.config.words import timm_shape
+from vit.config.yaml_files import config_dir
 from vit.data.sources.table_file import ENDINGS
 from vit.errors import ConfigError, VitError, nearest
 from vit.runtime.memory import retain_freed_memory

@@ -22,7 +22,7 @@ from vit.cli.search import run_search
 from vit.config import plugins
 from vit.config.saved import main_score
 from vit.config.search import to_search
-from vit.config.validate import dump_yaml
+from vit.config.yaml_files import dump_yaml
 from vit.errors import InterruptedRun, InUseError, PrunedRun, VitError, printable
 from vit.runtime.signals import stop_with_parent
 

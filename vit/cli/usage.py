@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vit.config import plugins
-from vit.config.validate import config_dir
+from vit.config.yaml_files import config_dir
 from vit.errors import ConfigError
 
 EXAMPLES = {

@@ -1,4 +1,4 @@
-"""Validation: from plain values to a checked, typed config. And where the YAML files are."""
+"""Validation: from plain values to a checked, typed config."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import json
 import math
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import yaml
 
 from vit.config import plugins
 from vit.config.checks import CHECKS, FITTED_TO_DATA, FROM_WEIGHTS, Check
 from vit.config.rules import DurationRule, none_of
 from vit.config.schema import ReadConfig, RunConfig
 from vit.config.words import WORDS, timm_shape
-from vit.errors import ConfigError, first_line, nearest
+from vit.errors import ConfigError, nearest
 
 _NONE = type(None)
 _MEANT = {
@@ -31,24 +28,9 @@ _MEANT = {
 _MISSING = dataclasses.MISSING
 _TO_BE_GIVEN = ("???", "<to be given>", _MISSING)
 """Hydra's word for a value that must be given, one that takes the place of a default, and none."""
-_TELLING = {
-    "data.name", "model.name", "augment.name", "optim.name", "schedule.name", "optim.lr",
-    "optim.weight_decay", "trainer.epochs", "trainer.batch_size",
-}  # fmt: skip
-_PLACES = {"data.root", "data.workers", "data.cache_dir", "data.memory"}
 _EXAMPLES = {int: "32,32", float: "0.5,0.5"}
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, twenty times faster
 Section = TypeVar("Section", bound=ReadConfig)
 Config = TypeVar("Config")
-
-
-def config_dir() -> Path:
-    """The folder of the YAML files: inside the installed package, else beside it (a checkout)."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "configs", package.parent / "configs"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise ConfigError(f"no configs/train.yaml in {package} or beside it; reinstall vit-train")
 
 
 def to_config(
@@ -114,27 +96,6 @@ def to_data_section(schema: type[Section], plain: Mapping[str, Any]) -> Section:
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """The config as nested dicts of plain values; `to_config` of it gives `config` again."""
     return dataclasses.asdict(config)
-
-
-def telling(config: RunConfig, user_keys: Collection[str] = ()) -> dict[str, Any]:
-    """The settings that tell a run from others, flat: what the user gave, what was chosen by name,
-    a few numbers, and whatever is not as the YAML files of what was chosen have it.
-    """
-    found: dict[str, Any] = {"seed": config.seed}
-    for section, values in to_plain(config).items():
-        if not isinstance(values, dict):
-            continue
-        usual: dict[str, Any] = {}
-        for name in ("_base", "default", values.get("name")):
-            file = config_dir() / section / f"{name}.yaml"
-            if file.is_file():
-                usual |= load_yaml(file.read_text(encoding="utf-8"), str(file))
-        before = flatten({section: usual})
-        for key, value in flatten({section: values}).items():
-            differs = key not in _PLACES and value != before.get(key)
-            if differs or key in _TELLING or key in user_keys:
-                found[key] = value
-    return found
 
 
 def misfit(value: Any, hint: Any) -> str | None:
@@ -212,46 +173,6 @@ def in_our_words(word: str, value: Any, schema: type = RunConfig) -> str | None:
             problem = _fit(value, legal[key])[1] if is_checked else None
             return f"{word} is {key} here: {text}" + (f" {problem}" if problem else "")
     return None
-
-
-def dump_yaml(plain: Mapping[str, Any]) -> str:
-    """Plain values as YAML text that `load_yaml` reads back unchanged."""
-    readable = str(yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True))
-    if yaml.safe_load(readable) == plain:
-        return readable
-    return str(yaml.safe_dump(dict(plain), sort_keys=False))  # rare characters need escapes
-
-
-def load_yaml(text: str | bytes, where: str) -> dict[str, Any]:
-    """Read YAML without tags, resolvers or interpolation (a saved config is untrusted text).
-
-    Raises:
-        ConfigError: the text is not YAML, not a mapping, or no end of one; names `where`.
-    """
-    try:
-        try:
-            plain = yaml.load(text, _SafeLoader)
-        except yaml.YAMLError:  # of the two only the slow one knows bytes that are no UTF-8
-            plain = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{where} is not readable YAML ({first_line(error)}); restore it"
-        ) from None
-    if not isinstance(plain, dict) or not _is_small(plain):
-        raise ConfigError(f"{where} holds no settings; restore it")
-    return plain
-
-
-def _is_small(value: Any, most: int = 10_000) -> bool:
-    """Whether nested values, aliases written out, are no more than settings may be."""
-    rest = [value]
-    for _ in range(most):
-        if not rest:
-            return True
-        value = rest.pop()
-        if isinstance(value, (Mapping, list)):
-            rest += value.values() if isinstance(value, Mapping) else value
-    return False
 
 
 def _collect(

@@ -22,7 +22,8 @@ from vit.config.plugins import part
 from vit.config.resolve import Plan, plan, with_absolute_paths
 from vit.config.resume import changes
 from vit.config.schema import RunConfig
-from vit.config.validate import dump_yaml, flatten, to_config, to_plain
+from vit.config.validate import flatten, to_config, to_plain
+from vit.config.yaml_files import dump_yaml
 from vit.data.loader import EvalLoader, TrainLoader
 from vit.data.reading.reader import Reader, refuse_damage, verify
 from vit.data.sampler import positive_weights

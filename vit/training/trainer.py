@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from vit.artifacts import checkpoint
 from vit.config.saved import SavedBest
-from vit.config.validate import telling
+from vit.config.telling import telling
 from vit.data.loader import EvalLoader
 from vit.data.types import Batch
 from vit.errors import DataError, DivergedError, InterruptedRun, PrunedRun
