@@ -109,6 +109,11 @@ def test_nothing_can_execute_what_it_loads() -> None:
     assert yaml_files._SafeLoader in (yaml.SafeLoader, getattr(yaml, "CSafeLoader", None))
 
 
+def test_no_image_is_asked_for_a_protocol() -> None:
+    """`isinstance` of a runtime protocol takes as long as decoding a small JPEG."""
+    assert not [file for file in FILES if "runtime_checkable" in file.read_text()]
+
+
 def test_every_module_says_what_it_is() -> None:
     for file in FILES:
         assert ast.get_docstring(ast.parse(file.read_text())), file

@@ -6,9 +6,10 @@ Legend: N images, B batch, C channels, K classes.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -17,10 +18,10 @@ CROP_TRIES = 10
 """Random crops drawn for an image, of which the first that fits into it is taken."""
 
 
-@runtime_checkable
-class CachedImage(Protocol):
+class CachedImage(ABC):  # no Protocol: asking whether an image is one would take too long
     """An image that was decoded before."""
 
+    @abstractmethod
     def open(self) -> np.ndarray:
         """The image as from `decode`; raises ValueError where it was damaged."""
 

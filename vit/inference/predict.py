@@ -174,7 +174,7 @@ def features(
 
 
 @dataclass(frozen=True)
-class GivenImage:
+class GivenImage(CachedImage):
     """An image in memory: upright, uint8 (H, W, C), and what it is called in messages."""
 
     name: str

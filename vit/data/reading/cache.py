@@ -29,7 +29,7 @@ from vit.data.manifest import look
 from vit.data.reading.decode import decode, reason
 from vit.data.reading.transform import MAX_PIXELS, resize
 from vit.data.reading.workers import WorkerPool, announce
-from vit.data.types import FileImages, ImageFile
+from vit.data.types import CachedImage, FileImages, ImageFile
 from vit.runtime import console
 from vit.runtime.files import remove_stale, write_atomic, write_errors
 
@@ -82,7 +82,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class ResizedImage:
+class ResizedImage(CachedImage):
     """An image as it is kept in a shard; where it is not, or no longer, it is made anew.
 
     Attributes:

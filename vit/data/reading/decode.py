@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -72,7 +71,10 @@ def content_of(source: ImageFile | bytes) -> bytes:
     """The content of an image file."""
     if isinstance(source, bytes):
         return source
-    return Path(source).read_bytes() if isinstance(source, str) else source.read()
+    if not isinstance(source, str):
+        return source.read()
+    with open(source, "rb", buffering=0) as file:
+        return file.readall()
 
 
 def _with_pillow(data: bytes, channels: int, min_size: MinSize, max_pixels: int) -> np.ndarray:
