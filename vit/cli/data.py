@@ -124,9 +124,9 @@ def text(survey: Survey, found: dict[str, list[str]]) -> list[str]:
         for name, row in rows
     ]
     if len(rows) > _ROWS:
-        between = f"({len(rows) - _ROWS:,} classes between)"
+        between = f"({len(rows) - _ROWS:,} {survey.task.classes} between)"
         cells[_ROWS // 2 : -_ROWS // 2] = [[between, *[""] * (len(cells[0]) - 1)]]
-    head = ["class", *survey.data.splits, "all", ""]
+    head = [survey.task.classes, *survey.data.splits, "all", ""]
     lines = [aligned(head, cells), ""]
     for heading, told in found.items():
         for first, line in zip([heading, *[""] * len(told)], told, strict=False):

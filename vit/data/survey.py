@@ -22,7 +22,7 @@ from vit.config.schema import DataConfig
 from vit.data.manifest import content_hash
 from vit.data.reading.decode import content_of, decode, reason
 from vit.data.reading.workers import WorkerPool, announce, worker_count
-from vit.data.task import numbers
+from vit.data.task import Task, numbers, task_of
 from vit.data.types import DataSet, ImageFile
 from vit.runtime import console
 
@@ -88,6 +88,11 @@ class Survey:
 
     data: DataSet
     images: list[Seen]
+
+    @property
+    def task(self) -> Task:
+        """Which kind of labels it has."""
+        return task_of(self.data.splits["train"].labels)
 
     @classmethod
     def of(cls, data: DataSet, config: DataConfig) -> Survey:

@@ -11,7 +11,6 @@ import numpy as np
 from vit.config.schema import DataConfig
 from vit.data.reading.decode import decode
 from vit.data.survey import Seen, Sets, Survey, as_image, contradict, leak
-from vit.data.task import task_of
 from vit.data.types import DataSet
 from vit.errors import shortened
 from vit.report.gallery import within
@@ -53,9 +52,7 @@ def how_split(listed: DataSet, data: DataSet, config: DataConfig) -> list[str]:
 def counts(survey: Survey) -> dict[str, list[int]]:
     """Of each class the number of images in each split, and of all."""
     classes, splits = survey.data.classes, survey.data.splits.values()
-    table = np.stack(
-        [task_of(own.labels).counts(own.labels, len(classes)) for own in splits], axis=1
-    )
+    table = np.stack([survey.task.counts(own.labels, len(classes)) for own in splits], axis=1)
     rows = np.concatenate([table, table.sum(axis=1, keepdims=True)], axis=1).tolist()
     return dict(zip(classes, rows, strict=True))
 
@@ -86,7 +83,7 @@ def _told(survey: Survey, sets: Sets, what: str, sign: str) -> list[str]:
         return []
     lines = [
         f"{sum(map(len, sets)):,} images {what}, in {len(sets):,} sets, {sum(map(leak, sets)):,} "
-        f"of them across splits, {sum(map(contradict, sets)):,} across classes"
+        f"of them across splits, {sum(map(contradict, sets)):,} across {survey.task.classes}"
     ]
     for images in sets[:_NAMED]:
         several = contradict(images)

@@ -22,10 +22,12 @@ class Task(ABC):
     Attributes:
         score: key of the score by which models are chosen, in percent: one of `saved.MAIN`.
         right_key: key of the share of images that are wholly right, in percent.
+        classes: what the K things are called that are told apart.
     """
 
     score: str
     right_key: str
+    classes: str
 
     @abstractmethod
     def targets(self, labels: Tensor, classes: int) -> Tensor:
@@ -68,6 +70,7 @@ class OneLabel(Task):
     """Every image is of one class; labels are class numbers, int64 (N,)."""
 
     score = right_key = "top1"
+    classes = "classes"
 
     def targets(self, labels: Tensor, classes: int) -> Tensor:
         """See Task."""
@@ -109,6 +112,7 @@ class SeveralLabels(Task):
 
     score = "map"
     right_key = "exact"
+    classes = "labels"
 
     def targets(self, labels: Tensor, classes: int) -> Tensor:
         """See Task."""

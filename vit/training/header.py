@@ -44,20 +44,20 @@ def announce(parts: Components, data: DataSet, start: list[str]) -> None:
     model, shape = parts.state.model, parts.state.model.config
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     processes = f"{parts.world.size} x " if parts.world.size > 1 else ""
+    epochs = parts.epochs_text(parts.plan.steps)
     lines = [
         f"vit-train {versions['vit-train']}{f' ({commit})' if commit else ''}, "
         f"torch {versions['torch']}, python {versions['python']}",
         f"device   {processes}{runtime_device.describe(device)}{threads}, "
         f"{config.trainer.precision}",
-        f"data     {config.data.name}: {sizes}; {len(data.classes)} "
-        f"{'classes' if parts.loss.task is ONE_LABEL else 'labels'}, "
+        f"data     {config.data.name}: {sizes}; {len(data.classes)} {parts.loss.task.classes}, "
         f"{'x'.join(map(str, shape.image_size))} px",
         *_about(config, data),
         f"model    {config.model.name}: patch {shape.patch_size}, dim {shape.dim}, depth "
         f"{shape.depth}, heads {shape.heads}; {parameter_count(model):,} parameters, "
         f"{flops_per_image(model) / 1e9:.3g} GFLOPs per image",
         f"plan     {parts.plan.steps:,} steps of {config.trainer.batch_size} images, "
-        f"{parts.epochs_text(parts.plan.steps)} epochs",
+        f"{epochs} epoch{'s' * (epochs != '1')}",
         *start,
         *([f"teacher  {config.distill.teacher}"] if config.distill.teacher is not None else []),
         f"folder   {_relative(parts.run.path)}",
@@ -143,7 +143,7 @@ def _about(config: RunConfig, data: DataSet) -> list[str]:
     named = [f"{name} {count:,}" for name, count in zip(data.classes, counts, strict=True)]
     if task is not ONE_LABEL and (none := int((train.labels.sum(axis=1) == 0).sum())):
         named.append(f"none of them {none:,}")
-    lines = [f"{'classes ' if task is ONE_LABEL else 'labels  '} {shortened(named)}"]
+    lines = [f"{task.classes:<8} {shortened(named)}"]
     if isinstance(data.splits["train"].images, FileImages):
         held = "held decoded" if config.data.memory == "device" else "streamed"
         described = _described(sizes_of(data.splits["train"]), len(data.splits["train"]))
