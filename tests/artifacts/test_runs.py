@@ -36,9 +36,9 @@ from vit.artifacts.runs import (
     read_runs,
 )
 from vit.artifacts.runs_page import runs_page
-from vit.artifacts.runs_table import WIDE, runs_csv, runs_table
+from vit.artifacts.runs_table import WIDE, first_place, runs_csv, runs_table
 from vit.cli.runs import overview
-from vit.report.interval import wilson
+from vit.report.interval import difference, wilson
 
 HELD_OUT = 185
 """Digits that are for validation by default."""
@@ -261,6 +261,26 @@ def test_the_interval_is_of_the_images_that_were_scored(make: Make, finished: Pa
     assert {name for name, interval in found.items() if interval} == {"old"}
 
 
+def test_the_interval_of_a_difference_is_newcombes() -> None:
+    """Examples a, c and d of Newcombe 1998, table II, method 10."""
+    assert difference((56, 70), (48, 80)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert difference((9, 10), (3, 10)) == pytest.approx((0.1705, 0.8090), abs=5e-5)
+    assert difference((10, 10), (0, 20)) == pytest.approx((0.6791, 1.0), abs=5e-5)
+
+
+def test_the_best_is_named_with_those_not_shown_to_be_worse(make: Make) -> None:
+    for name, right in (("a", 175), ("b", 167), ("c", 160)):
+        make(name, 100 * right / 185).write_summary(
+            {"state": "finished", "val_top1": 100 * right / 185, "images_val": 185}
+        )
+    runs = runs_of(make("d"))
+    *said, command = first_place(runs)
+    assert said == ["best on validation: a, 94.59", "not shown to be worse: b"]
+    first, second = (str(run.path) for run in runs[:2])
+    assert command == f"image by image: vit-eval {first} {second}"
+    assert first_place(runs[:1]) == []
+
+
 def test_what_differs(make: Make) -> None:
     for i, (depth, mixup) in enumerate([(1, 0.0), (2, 0.0), (2, 0.8), (1, 0.0)]):
         last = make(
@@ -298,7 +318,7 @@ def test_lines_fit_on_a_screen(make: Make) -> None:
             trainer__label_smoothing=0.01 * i, model__drop_path=0.02 * i,
         )  # fmt: skip
     text = overview(runs_of(last))
-    assert max(map(len, text.splitlines())) < WIDE
+    assert max(map(len, text.split("image by image")[0].splitlines())) < WIDE
     assert re.search(r"^folder-small-\S+2 .*\n    .*optim.lr=0.2", text, re.M)
 
 

@@ -81,11 +81,20 @@ class Run:
         """The 95 % interval of a top-1 in percent on its validation images, where these were
         counted; of a mAP there is none.
         """
+        counted = self.hits(top1)
+        if counted is None:
+            return None
+        low, high = wilson(*counted)
+        return 100 * low, 100 * high
+
+    def hits(self, top1: float | None) -> tuple[int, int] | None:
+        """How many of its validation images a top-1 in percent is, and how many there are, as for
+        `interval`.
+        """
         count = self.score("images_val") or 0
         if self.main != "top1" or top1 is None or not 0 <= top1 <= 100 or count < 1:
             return None
-        low, high = wilson(round(top1 / 100 * count), int(count))
-        return 100 * low, 100 * high
+        return round(top1 / 100 * count), int(count)
 
     def data(self) -> str:
         """What the settings say of the images that it is scored on."""

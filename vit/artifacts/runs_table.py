@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from shlex import join as quoted
 from statistics import mean
 from typing import Any
 
 from vit.artifacts.runs import Effect, Group, Run, by_images, called, differing
 from vit.errors import printable, shortened
-from vit.report.interval import wilson
+from vit.report.interval import difference, wilson
 from vit.runtime.files import to_csv_line
 
 MEASURED = {
@@ -49,6 +50,25 @@ def row(run: Run, keys: Iterable[str] = (), measured: Iterable[str] = MEASURED) 
         show(run.summary.get(f"test_{run.main}")),
         *(show(run.summary.get(key)) for key in measured),
     ]  # fmt: skip
+
+
+def first_place(runs: list[Run]) -> list[str]:
+    """Which of several runs, the best first, is the best on validation, which of the others are not
+    shown to be worse, and how to compare two; nothing of less than two.
+
+    The test is of images that are not the same: the comparison image by image sees more.
+    """
+    scored = [run for run in runs if run.state == "finished" and run.score() is not None]
+    if len(scored) < 2:
+        return []
+    best, second = scored[:2]
+    lines = [f"best on validation: {printable(best.name)}, {show(best.score())}"]
+    hits = {run.path: counted for run in scored if (counted := run.hits(run.score())) is not None}
+    if len(hits) == len(scored):
+        close = [r.name for r in scored[1:] if difference(hits[best.path], hits[r.path])[0] <= 0]
+        lines.append(f"not shown to be worse: {shortened(close, 2) or 'no other'}")
+    compare = quoted(["vit-eval", str(best.path), str(second.path)])
+    return [*lines, f"image by image: {compare}"]
 
 
 def groups_table(found: list[Group]) -> Table:

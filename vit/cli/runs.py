@@ -20,7 +20,14 @@ from vit.artifacts.runs import (
     read_runs,
 )
 from vit.artifacts.runs_page import runs_page
-from vit.artifacts.runs_table import aligned, effects_table, groups_table, runs_csv, runs_table
+from vit.artifacts.runs_table import (
+    aligned,
+    effects_table,
+    first_place,
+    groups_table,
+    runs_csv,
+    runs_table,
+)
 from vit.cli.answers import errors_to_exit_code
 from vit.cli.usage import ABOUT
 from vit.errors import ConfigError, printable
@@ -81,6 +88,8 @@ def overview(runs: list[Run]) -> str:
         parts.append(runs_table(alike))
         if len(found := groups(alike)) < len(alike):
             parts.append(aligned(*groups_table(found)))
+        elif best := first_place(alike):
+            parts.append("\n".join(best))
         if mattered := effects(alike):
             parts.append(aligned(*effects_table(mattered, called(alike))))
             notes += [NO_SHARE] if None in (effect.share for effect in mattered) else []
