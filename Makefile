@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-train: setup  ## train on the embedded digits; under two minutes on two cores
+train: setup  ## train on the embedded digits; about two minutes on two cores
 	$(BIN)/vit-train
 
 test: setup  ## the whole test suite: no GPU, no network

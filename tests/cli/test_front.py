@@ -188,6 +188,18 @@ def test_help_is_immediate(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_help_of_one_setting_is_its_lines(tmp_path):
+    done = run("train", "--help", "trainer.freeze", cwd=tmp_path)
+    first, *others = done.stdout.splitlines()
+    assert first.startswith("trainer.freeze: none  ")
+    assert len(others) == 2
+    assert {line.strip()[0] for line in others} == {"#"}
+    assert {line.index("#") for line in others} == {first.index("#")}
+    assert run("train", "--help", "resume", cwd=tmp_path).stdout.startswith("resume: null  ")
+    assert "no setting" in run("train", "--help", "lr", cwd=tmp_path).stderr
+    assert "trainer. " not in run("train", "--help", "trainer", cwd=tmp_path).stdout
+
+
 @pytest.mark.parametrize(
     ("program", "given", "words"),
     [

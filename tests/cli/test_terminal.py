@@ -63,4 +63,4 @@ def test_a_bar_shows_the_whole_run_and_never_more(tmp_path: Path) -> None:
     assert f"val {best['top1']:5.2f} *" in [line for line in epochs if "*" in line][-1]
     assert "resumed  at step 790" in told
     assert len([line for line in told if line.startswith("plan ")]) == 2
-    assert len([line for line in told if "vit-eval checkpoint=" in line]) == 2
+    assert len([line for line in told if "vit-eval outputs" in line]) == 2

@@ -207,8 +207,8 @@ def _print_result(
         f"\n{told or 'done'}  in {folder}",
         *verdict,
         f"time: {took} with start-up, compiling and scoring; steps of the whole run {training}",
-        f"vit-eval checkpoint={folder}",
-        f"vit-predict checkpoint={folder} images=<folder>",
+        f"vit-eval {folder}",
+        f"vit-predict {folder} <images>",
         f"tensorboard --logdir {folder}",
     ]
     console.say("\n  ".join(lines))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import dedent
 
 from vit.config import plugins
 from vit.config.yaml_files import config_dir
@@ -62,7 +63,7 @@ FIRST_RUN = "vit-train data=folder data.root=~/flowers model=small trainer.epoch
 NEXT = (
     (
         "faster",
-        "fewer trainer.epochs, a smaller data.image_size, data.cache=jpeg (photos), a GPU",
+        "fewer trainer.epochs, a smaller data.image_size, data.cache=jpeg (streamed photos), a GPU",
     ),
     ("longer", "vit-train resume=outputs/<run> trainer.epochs=<more>"),
 )
@@ -95,10 +96,10 @@ def groups_in(*folders: Path) -> dict[str, dict[str, Path]]:
 
 
 def usage(command: str, groups: Mapping[str, Mapping[str, Path]], topic: str = "") -> str:
-    """The help text of `vit-<command>`, with the options of `groups`; or of one group alone.
+    """The help text of `vit-<command>`, with the options of `groups`; or of one group or setting.
 
     Raises:
-        ConfigError: there is no group `topic`.
+        ConfigError: there is no group and no setting `topic`.
     """
     configs = config_dir()
     top = (configs / f"{command}.yaml").read_text(encoding="utf-8")
@@ -109,10 +110,12 @@ def usage(command: str, groups: Mapping[str, Mapping[str, Path]], topic: str = "
         for group, options in groups.items()
         if is_train
     }
+    known = [*settings, *(line for group in listed.values() for line in group)]
     if topic and is_train:
-        if topic not in listed:
-            raise ConfigError(f"--help {topic}: the groups are {', '.join(listed)}")
-        return "\n".join(listed[topic]).rstrip() + "\n"
+        lines = listed.get(topic) or _setting(known, topic)
+        if not lines:
+            raise ConfigError(f"--help {topic}: no setting; the groups are {', '.join(listed)}")
+        return "\n".join(lines).rstrip() + "\n"
     takes = "[key=value ...] [--config-dir FOLDER] [-m]"
     lines = [
         ABOUT[command],
@@ -128,9 +131,8 @@ def usage(command: str, groups: Mapping[str, Mapping[str, Path]], topic: str = "
         lines += ["  --config-dir FOLDER  adds your own YAML files, laid out like the groups below"]
         lines += ["  --cfg job            print the composed settings instead of running"]
         lines += ["  import=FILE.py       makes parts of your own known (docs/plugins.md)"]
-        lines += ["  --help GROUP         one of the groups below alone", ""]
+        lines += ["  --help NAME          one of the groups or settings below alone", ""]
         lines += ["what matters for a first run:", ""]
-        known = [*settings, *(line for group in listed.values() for line in group)]
         for key in FIRST:
             line = f"{key}: {_default(top, key)}  # one of {', '.join(groups.get(key, ()))}"
             if key not in groups:
@@ -151,6 +153,17 @@ def usage(command: str, groups: Mapping[str, Mapping[str, Path]], topic: str = "
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _setting(known: Sequence[str], key: str) -> list[str]:
+    """The line of one setting, with those that go on with what it means."""
+    found: list[str] = []
+    for line in known:
+        if line.strip().startswith(f"{key}:") or (found and line.strip().startswith("#")):
+            found.append(line)
+        elif found:
+            break
+    return dedent("\n".join(found)).splitlines()
+
+
 def _default(top: str, group: str) -> str:
     found = re.search(rf"^ *- {group}:(.*)", top, re.MULTILINE)
     return found[1].strip() if found else "null"
@@ -165,7 +178,8 @@ def _group(folder: Path, options: Mapping[str, Path], default: str) -> list[str]
     if source.is_file():
         for line in source.read_text(encoding="utf-8").splitlines():
             if not line.startswith(("#", "defaults:")):
-                lines.append(f"    {folder.name}.{line}")
+                prefix = f"{folder.name}." if line[:1].strip() else " " * (len(folder.name) + 1)
+                lines.append(f"    {prefix}{line}")
     return [*lines, ""]
 
 

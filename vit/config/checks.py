@@ -185,9 +185,10 @@ def _a_fold_is_one_of_the_folds(folds: int | None, fold: int | None) -> Complain
     if folds is None and fold is not None:
         yield f"data.fold={fold} needs data.folds=<how many>, e.g. data.folds=5"
     elif folds is not None and (fold is None or fold >= folds):
+        each = ",".join(map(str, range(folds))) if folds <= 10 else f"'range({folds})'"
         yield (
             f"data.fold={fold} is none of data.folds={folds}; try one from 0 to {folds - 1}, or "
-            f"all: -m data.fold={','.join(map(str, range(folds)))}"
+            f"all: -m data.fold={each}"
         )
 
 

@@ -32,8 +32,8 @@ so many images (for others by the root of the ratio), the other settings, and wh
 CLIP: tuple[float, int, dict[str, Any], str] = (
     6e-4, 2048, {"optim.layer_decay": 0.6, "trainer.freeze": "blocks:0", "augment.mixup": 0.0,
                  "augment.cutmix": 0.0},
-    "as CLIP's ViT-B/16, Dong et al. 2022, arXiv 2212.06138; embedding frozen, Kumar et al. 2022, "
-    "arXiv 2211.09359",
+    "as Dong et al. 2022, arXiv 2212.06138, do for ViT-B/16 of CLIP; "
+    "embedding frozen, Kumar et al. 2022, arXiv 2211.09359",
 )  # fmt: skip
 HEAD, WIDEST = 64, 1024
 """Width of a head, where weights do not say how many there are, of models up to this width: ViT-L

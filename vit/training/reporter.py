@@ -170,7 +170,8 @@ class Reporter:
             score += f" val {self._val_scores[task.score]:5.2f}{' *' if is_best else '  '}"
         seconds, left = max(self.clock.seconds, 1e-9), self._left()
         done = state.step == parts.plan.steps
-        when = console.duration(left or seconds) + (" left" if left else " in all" * done)
+        when = console.duration(left or seconds)
+        when += " left" if left else " in all" if done else " so far"
         line = f"{self._epochs()}  {loss}  {score}  {state.images / seconds:,.0f} img/s  {when}"
         console.keep(line)
         if is_best:
@@ -197,6 +198,12 @@ class Reporter:
         """Show what is held back, and remove the bar."""
         self._show_held()
         self.bar.close()
+        compiling = self.clock.took.get("compiling", 0.0)
+        if compiling > self.clock.seconds - self._began[0]:
+            console.say(
+                f"compiled for {console.duration(compiling)}, longer than it trained; "
+                f"trainer.compile=false is faster for so few steps"
+            )
 
     def _epochs(self) -> str:
         total = self.parts.epochs_text(self.parts.plan.steps)

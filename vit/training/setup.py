@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -138,6 +139,8 @@ def set_up(
         trained: nn.Module = state.model if train.features is None else state.model.head
         if config.trainer.compile:  # the training step alone: others call the model as it is
             trained = torch.compile(trained, dynamic=False)  # type: ignore[assignment]
+            # Which says that there is no GPU, where none is asked for.
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         state.forward = wrap_ddp(trained, world, device)
     for split, loader in (("train", train), ("val", val), ("test", test)):
         if loader is not None:

@@ -113,7 +113,7 @@ class Trainer:
         parts, state, config = self.parts, self.state, self.parts.config
         # What is seen for the first time is compiled for, which is no training time.
         compiles = config.trainer.compile and self.curriculum.seen not in self.compiled
-        with self.clock.paused() if compiles else contextlib.nullcontext():
+        with self.clock.paused("compiling") if compiles else contextlib.nullcontext():
             train_step(
                 state, batch, lr, seed=config.seed, world=parts.world,
                 config=config.trainer, loss=parts.loss, clip_norm=config.optim.clip_norm,

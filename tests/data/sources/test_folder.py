@@ -278,7 +278,7 @@ MISPLACED = {
     "a class of others": (["a/1.jpg", "b/1.heic"], "", "b holds no image (left out: 1 .heic);"),
     "a flat test": (
         ["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], "",
-        "vit-predict checkpoint=... images={}/test",
+        "vit-predict <run> {}/test",
     ),
     "an empty test": (["train/a/1.jpg", "train/b/1.jpg", "test/1.txt"], "", "test holds no image"),
 }  # fmt: skip
@@ -299,7 +299,7 @@ def test_misplaced_roots_have_a_remedy_each(tmp_path, case):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["1.jpg"], "vit-predict checkpoint=... images={}"),
+        (["1.jpg"], "vit-predict <run> {}"),
         ([], "holds no image (it is empty)"),
         (["1.txt"], "holds no image (left out: 1 .txt)"),
         (["a/1.txt", "b/2.txt"], "holds no image (left out: 2 .txt)"),

@@ -103,5 +103,5 @@ def unlabelled(root: Path) -> str:
     return (
         f"{root} has no class folders, so its images cannot be scored; sort them into one folder "
         f"per class (the well-known valprep.sh does, for ImageNet's), or move them away and label "
-        f"them with vit-predict checkpoint=... images={root}"
+        f"them with vit-predict <run> {root}"
     )
