@@ -59,6 +59,8 @@ class Classifier:
         self.classes: list[str] = json.loads(metadata["classes"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["preprocessing"])
         self.thresholds: list[float] | None = json.loads(metadata.get("thresholds", "null"))
+        record = json.loads(metadata.get("calibration", "null")) or {}
+        self.temperature: float = record.get("temperature") or 1.0
         _, *pixels = self.session.get_inputs()[0].shape
         _, count = self.session.get_outputs()[0].shape
         about = self.preprocessing
@@ -75,7 +77,7 @@ class Classifier:
         """
         image = prepare(file, self.preprocessing)
         (logits,) = self.session.run(["logits"], {"images": image[None]})
-        values = logits[0].astype(np.float64)
+        values = logits[0].astype(np.float64) / self.temperature
         if self.thresholds is not None:  # several labels per image, each for itself
             each: np.ndarray = np.exp(-np.logaddexp(0, -values))
             return each

@@ -188,8 +188,11 @@ class Run(Trained):
             raise DataError(console.damaged(found, len(loader.names)))
 
 
-def load_run(path: str | PathLike[str], device: str | torch.device = "cpu") -> Run:
-    """The trained model of a run folder (its best weights) or of a checkpoint file.
+def load_run(
+    path: str | PathLike[str], device: str | torch.device = "cpu", *, calibrated: bool = True
+) -> Run:
+    """The trained model of a run folder (its best weights) or of a checkpoint file; `calibrated`:
+    its probabilities are by what was fitted on validation, as far as the checkpoint has that.
 
     Warns when the best checkpoint is damaged and the newest is taken instead.
 
@@ -204,7 +207,7 @@ def load_run(path: str | PathLike[str], device: str | torch.device = "cpu") -> R
     """
     told: list[str] = []
     where = Path(path).expanduser().absolute()
-    trained = load_trained(where, _device(device), told.append)
+    trained = load_trained(where, _device(device), told.append, calibrated=calibrated)
     for message in told:
         warnings.warn(message, stacklevel=2)
     return Run(**vars(trained))

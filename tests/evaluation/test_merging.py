@@ -41,7 +41,6 @@ def test_a_run_is_evaluated_with_merged_patches(run_folder: Path) -> None:
     assert (own["merge"], found["merge"]) == (0, 3)
     assert found["compared_with"]["top1"] == found["top1"]  # both are merged
     assert found["compared_with"]["only_first_right"] == 0
-    assert (evaluations / "test-merge3-vs-twin" / "temperature.json").is_file()
 
     trained = load_run(run_folder)
     samples = load_data_set(to_config(trained.config).data).splits["test"]

@@ -129,7 +129,6 @@ def test_a_file_outside_a_run_has_no_curves(finished: Path, tmp_path: Path) -> N
     page = Page(index(tmp_path / "alone" / "test"))
     assert not any(tag == "polyline" for tag, _ in page.tags)
     assert "Learning curves" not in page.texts
-    assert (tmp_path / "alone" / "temperature.json").is_file()
 
 
 def test_no_page_where_none_is_wanted(finished: Path, tmp_path: Path) -> None:
@@ -137,7 +136,7 @@ def test_no_page_where_none_is_wanted(finished: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "index.html" not in done.stdout
     assert sorted(file.name for file in (tmp_path / "o").iterdir()) == [
-        "metrics.json", "predictions.csv", "temperature.json",
+        "metrics.json", "predictions.csv",
     ]  # fmt: skip
 
 

@@ -17,12 +17,12 @@ from vit.runtime.files import to_csv_line, write_atomic
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """Characters that HTML may not hold, as codes."""
-METRICS, PREDICTIONS, TEMPERATURE = "metrics.json", "predictions.csv", "temperature.json"
+METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 PAGE = "report/index.html"
 SEPARATOR = ";"
 """Between several labels of an image."""
-EVALUATION = (METRICS, PREDICTIONS, TEMPERATURE, PAGE)
-"""The files of an evaluation, in its folder."""
+EVALUATION = (METRICS, PREDICTIONS, PAGE, "temperature.json")
+"""The files of an evaluation, in its folder; the last one is of earlier versions."""
 
 
 def write_predictions(folder: Path, rows: Iterable[Sequence[str | float]]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -92,6 +94,15 @@ class RunDir:
         for folder in (self.path, self.checkpoints):
             for leftover in folder.glob(f"*{TEMPORARY}"):
                 leftover.unlink()
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the folder inside; see `lock`."""
+        self.lock()
+        try:
+            yield
+        finally:
+            self.unlock()
 
     def is_locked(self) -> bool:
         """Whether some process owns the folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -11,13 +12,13 @@ from vit.artifacts.predictions import (
     EVALUATION,
     METRICS,
     PAGE,
-    TEMPERATURE,
     write_page,
     write_predictions,
 )
 from vit.artifacts.run_dir import RunDir, results_of
 from vit.cli import front
 from vit.cli.overrides import Overrides
+from vit.config.checks import Check, Complaint
 from vit.config.commands import EvalConfig
 from vit.config.saved import MAIN
 from vit.config.schema import height_width
@@ -31,6 +32,17 @@ if TYPE_CHECKING:
     from vit.inference.load import Trained
 
 
+def _saved_is_of_the_weights(how: str, tta: str, merge: int, size: Any) -> Complaint:
+    others = {"tta": tta != "none", "merge": merge > 0, "data.image_size": size is not None}
+    if how == "save" and any(others.values()):
+        given = ", ".join(key for key, is_so in others.items() if is_so)
+        yield f"calibration=save keeps what is fitted on the model as it is; leave {given} out"
+
+
+CHECKS = [Check(("calibration", "tta", "merge", "data.image_size"), _saved_is_of_the_weights)]
+"""Contradictions between the settings of `vit-eval`."""
+
+
 def main() -> None:
     """Entry point of `vit-eval`."""
     sys.exit(front.run("eval", evaluate))
@@ -38,7 +50,7 @@ def main() -> None:
 
 def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
     """Score a checkpoint on a split of its own data, or on a folder with the same classes."""
-    config = checked(EvalConfig, plain)
+    config = checked(EvalConfig, plain, CHECKS)
     place = Path(config.checkpoints[0])
     prepare_folder("output", output_folder(config, RunDir(place).best if place.is_dir() else place))
     import_torch()  # here: an error in the settings is answered without it
@@ -53,16 +65,15 @@ def evaluate(plain: dict[str, Any], overrides: Overrides) -> None:
 def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     """Write what came of an evaluation, and say it."""
     from vit.evaluation.review import page
+    from vit.inference.calibration import keep
     from vit.report.page import SCORES
 
     trained, what, metrics = done.trained, done.what, done.metrics
-    temperature = done.temperature
     label = labelled(what, trained, config.merge)
     versus = ""
     if "compared_with" in metrics:
         versus = f"-vs-{results_of(Path(metrics['compared_with']['checkpoint'])).name}"
     folder = output_folder(config, trained.path, label + versus)
-    beside = config.output is not None or folder.name != what  # else it is of the whole run
     with together(folder, EVALUATION) as staged:
         write_atomic(staged / METRICS, to_json(metrics, 2))
         write_predictions(staged, done.rows())
@@ -70,14 +81,12 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
             compared, shown = compare(config, trained, what, metrics), facts(trained, metrics)
             with console.OnlyWarned()("the report"):
                 write_page(staged, page(done, shown, compared, typed))
-        if temperature.value is not None:
-            about = {key: metrics[key] for key in ("checkpoint", "step", "tta", "temperature")}
-            fitted_on = {"split": "val", "images": temperature.images}
-            place = staged if beside else folder.parent
-            write_atomic(place / TEMPERATURE, to_json({**about, **fitted_on}, 2))
     written = [folder / name for name in EVALUATION]
-    if temperature.value is not None and not beside:
-        written.append(folder.parent / TEMPERATURE)
+    if config.calibration == "save":
+        run = RunDir.of(trained.path)
+        with contextlib.nullcontext() if run is None else run.owned():
+            keep(trained.path, done.calibration)
+        written.append(trained.path)
     other = ""
     if done.comparison:
         a, b = done.comparison.names

@@ -41,7 +41,10 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     from vit.report.drawing import grid, png
     from vit.runtime.device import select_device
 
-    trained = load_trained(Path(config.checkpoint), select_device(config.device), console.warn)
+    trained = load_trained(
+        Path(config.checkpoint), select_device(config.device), console.warn,
+        calibrated=config.calibration != "none",
+    )  # fmt: skip
     wanted = class_number(config.class_, trained.classes)
     folder = Path(config.output or results_of(trained.path) / "explain")
     prepare_file("output", folder / "index.png")

@@ -40,10 +40,12 @@ def export(plain: dict[str, Any], overrides: Overrides) -> None:
     output = output_path(config, job.trained)
     prepare(output, format_of(config.format).suffix)
     exported = exporting.export(config, job, samples, what, output)
+    record = job.trained.calibration
+    told = "" if record is None else f"  probabilities {record.told()}; it says so\n"
     served = f"\n  serve it from the clone: python scripts/serve_onnx.py {output} --port 8000"
     console.say(
         f"{config.format}, {config.precision}, compared on {len(samples):,} images of {what}:\n"
-        f"{table(exported)}\n  {output}{served if config.format == 'onnx' else ''}"
+        f"{table(exported)}\n{told}  {output}{served if config.format == 'onnx' else ''}"
     )
 
 

@@ -38,7 +38,10 @@ def predict(plain: dict[str, Any], overrides: Overrides) -> None:
     from vit.inference.predict import classify, open_images
     from vit.runtime.device import select_device
 
-    trained = load_trained(Path(config.checkpoint), select_device(config.device), console.warn)
+    trained = load_trained(
+        Path(config.checkpoint), select_device(config.device), console.warn,
+        calibrated=config.calibration != "none",
+    )  # fmt: skip
     for key, file in (("output", config.output), ("sheet", config.sheet)):
         if file is not None:
             prepare_file(key, Path(file))
@@ -58,7 +61,9 @@ def predict(plain: dict[str, Any], overrides: Overrides) -> None:
         raise DataError([*complaints, "no image is left to be labelled"])
     for line in complaints:
         console.warn(line)
-    conclude(config, on_sheet, len(paths) - len(loader.corrupt.reasons))
+    record = trained.calibration
+    told = [] if record is None else [f"probabilities {record.told()}"]
+    conclude(config, on_sheet, len(paths) - len(loader.corrupt.reasons), told)
 
 
 def deliver(output: str | None, images: Iterable[Labelled], top: int) -> None:
@@ -81,22 +86,22 @@ def noting(images: Iterable[Labelled], on_sheet: list[Labelled]) -> Iterator[Lab
         yield image
 
 
-def conclude(config: PredictConfig, on_sheet: list[Labelled], count: int) -> None:
+def conclude(config: PredictConfig, on_sheet: list[Labelled], count: int, told: list[str]) -> None:
     """Draw the sheet, and say what was written; standard output may be the labels' own."""
     from vit.inference.pictures import contact_sheet
     from vit.report.drawing import png
     from vit.runtime.files import write_atomic
 
-    lines = [f"{count:,} image{'s' if count > 1 else ''} labelled"]
+    lines = [f"{count:,} image{'s' if count > 1 else ''} labelled", *told]
     if config.output is not None:
-        lines.append(f"  {config.output}")
+        lines.append(config.output)
     if config.sheet is not None:
         with console.OnlyWarned()("the sheet"):
             write_atomic(Path(config.sheet), png(contact_sheet(on_sheet)))
             some = f" (the first {len(on_sheet)} images)" if len(on_sheet) < count else ""
-            lines.append(f"  {config.sheet}{some}")
+            lines.append(f"{config.sheet}{some}")
     if len(lines) > 1:
-        print("\n".join(lines), file=sys.stderr if config.output is None else sys.stdout)
+        print("\n  ".join(lines), file=sys.stderr if config.output is None else sys.stdout)
 
 
 if __name__ == "__main__":

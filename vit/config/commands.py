@@ -38,6 +38,7 @@ class EvalConfig:
     tta: Literal["none", "flip"]
     merge: Whole
     corruptions: bool
+    calibration: Literal["auto", "none", "save"]
     report: bool
     data: EvalDataConfig
     device: Literal["auto", "cpu", "cuda", "mps"]
@@ -64,6 +65,7 @@ class PredictConfig:
     images: Places
     output: Annotated[str, ending(".csv", ".jsonl")] | None
     top: Count
+    calibration: Literal["auto", "none"]
     sheet: Annotated[str, ending(".png")] | None
     batch_size: Count | None
     data: PredictDataConfig
@@ -80,6 +82,7 @@ class ExplainConfig:
     methods: Annotated[list[Method], not_empty]
     class_: Place | None
     layers: bool
+    calibration: Literal["auto", "none"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     output: Place | None
 
@@ -92,6 +95,7 @@ class ExportConfig:
     format: Format
     precision: Literal["fp32", "fp16", "int8"]
     merge: Whole
+    calibration: Literal["auto", "none"]
     output: Place | None
     split: Literal["val", "test"] | None
     images: Place | None
@@ -102,8 +106,8 @@ class ExportConfig:
         """The evaluation that sees the images which this export is compared on."""
         return EvalConfig(
             checkpoint=self.checkpoint, split="val", images=self.images, tta="none",
-            merge=self.merge, corruptions=False, report=False, data=self.data, device="cpu",
-            output=None,
+            merge=self.merge, corruptions=False, calibration=self.calibration, report=False,
+            data=self.data, device="cpu", output=None,
         )  # fmt: skip
 
 

@@ -128,6 +128,28 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What was fitted on validation images, so that the probabilities of weights can be acted on.
+
+    Attributes:
+        weights: digest of the weights that it is of; empty: it is in no checkpoint yet.
+        images: it was fitted on so many.
+        temperature: the logits are divided by it; None: they are not, because of `why`.
+    """
+
+    weights: str = ""
+    images: Whole = 0
+    temperature: Annotated[float, Range(0.01, 100)] | None = None
+    why: str = ""
+
+    def told(self) -> str:
+        """What is done to probabilities, in words."""
+        if self.temperature is None:
+            return f"as trained: {self.why}"
+        return f"with temperature {self.temperature:.3f}, fitted on {self.images:,} images"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """All that every checkpoint holds; `training`, when training can go on from it."""
 
@@ -141,4 +163,5 @@ class Checkpoint:
     images: str | None
     training: Progress | None = None
     thresholds: list[float] | None = None
+    calibration: Calibration | None = None
     plugins: dict[str, str] = field(default_factory=dict)

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 
 from vit.config.commands import EvalConfig
+from vit.config.saved import Calibration
 from vit.data.task import ONE_LABEL
 from vit.errors import ConfigError
 from vit.evaluation.comparison import check_comparable, compare
 from vit.evaluation.review import (
     Evaluation,
     LabelEvaluation,
-    Temperature,
-    fitted,
     under_corruptions,
 )
+from vit.inference.calibration import fitted
 from vit.inference.evaluator import Evaluator
 from vit.inference.predict import Predictions
 
@@ -38,7 +38,7 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
         other.trained_on(samples)
     loader = job.open(samples, what)
     predictions = job.predict(loader)
-    temperature = _temperature(job, what, predictions)
+    calibration = _calibration(job, what, predictions)
     about = {
         **trained.about(),
         "data": what,
@@ -56,22 +56,29 @@ def evaluate(config: EvalConfig, device: torch.device) -> Evaluation:
     kind = Evaluation if loader.task is ONE_LABEL else LabelEvaluation
     return kind(
         trained, what, loader, about, predictions,
-        temperature=temperature,
+        calibration=calibration,
         corruptions=under_corruptions(job, loader) if config.corruptions else {},
         comparison=comparison,
     )  # fmt: skip
 
 
-def _temperature(job: Evaluator, what: str, predictions: Predictions) -> Temperature:
-    """Fit a temperature on the run's validation split, as far as it has one that can be read."""
+def _calibration(job: Evaluator, what: str, predictions: Predictions) -> Calibration:
+    """That of the checkpoint, or what is fitted on the run's validation split, as far as it has one
+    that can be read.
+    """
+    config, record = job.config, job.trained.calibration
     if predictions.task is not ONE_LABEL:
-        return Temperature(None, why="several labels have thresholds of their own")
-    if what == "val":
-        return fitted(predictions)
+        return Calibration(why="several labels have thresholds of their own")
+    if config.calibration == "none":
+        return Calibration(why="calibration=none")
+    if record is not None and config.tta == "none" and config.calibration == "auto":
+        return record
     try:
         splits = job.splits()
-        if "val" not in splits:
-            return Temperature(None, why="the run has no validation images to fit it on")
-        return fitted(job.predict(job.open(splits["val"], "val")))
+        if what != "val" and "val" not in splits:
+            return Calibration(why="the run has no validation images to fit it on")
+        val = predictions if what == "val" else job.predict(job.open(splits["val"], "val"))
     except ConfigError as error:
-        return Temperature(None, why=f"the run's validation images cannot be used ({error})")
+        return Calibration(why=f"the run's validation images cannot be used ({error})")
+    assert val.logits is not None
+    return fitted(val.logits, val.labels)

@@ -14,6 +14,7 @@ from torch import Tensor
 from vit.artifacts.predictions import joined
 from vit.artifacts.run_dir import RunDir
 from vit.artifacts.runs import curve
+from vit.config.saved import Calibration
 from vit.config.validate import flatten
 from vit.data.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vit.data.loader import EvalLoader
@@ -34,15 +35,6 @@ _AT_ONCE = 2**27
 
 
 @dataclass(frozen=True)
-class Temperature:
-    """A temperature, fitted on so many validation images; None: there is none because of `why`."""
-
-    value: float | None
-    images: int = 0
-    why: str = ""
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """What came of an evaluation.
 
@@ -51,7 +43,7 @@ class Evaluation:
         what, loader: what the images are called, and what reads them.
         about: for metrics.json: the model, the images, and how they were seen.
         predictions: with logits.
-        temperature: what came of fitting one.
+        calibration: what was fitted on validation.
         corruptions: see `under_corruptions`; empty where it was not asked for.
         comparison: with a second model; None without one.
     """
@@ -61,7 +53,7 @@ class Evaluation:
     loader: EvalLoader
     about: dict[str, Any]
     predictions: Predictions
-    temperature: Temperature
+    calibration: Calibration
     corruptions: dict[str, list[float]]
     comparison: Comparison | None
 
@@ -73,8 +65,13 @@ class Evaluation:
     @cached_property
     def calibrated(self) -> scoring.ProbabilityScores | None:
         """`judged`, with the temperature; None without one."""
-        value = self.temperature.value
+        value = self.calibration.temperature
         return None if value is None else _judged(self.predictions, value)
+
+    @property
+    def told(self) -> scoring.ProbabilityScores:
+        """What users are told: `calibrated`, where there is a temperature."""
+        return self.calibrated or self.judged
 
     @cached_property
     def scores(self) -> dict[str, scoring.Score]:
@@ -88,7 +85,7 @@ class Evaluation:
             **self.about,
             **{key: score.value for key, score in self.scores.items()},
             "intervals": {key: [score.low, score.high] for key, score in self.scores.items()},
-            **self.calibration(),
+            **self.probabilities(),
         }
         if self.corruptions:
             mean = float(np.mean(list(self.corruptions.values())))
@@ -103,9 +100,9 @@ class Evaluation:
             values["without_tta"] = {key: score.value for key, score in alone.scores.items()}
         return values
 
-    def calibration(self) -> dict[str, Any]:
+    def probabilities(self) -> dict[str, Any]:
         """For metrics.json: the temperature, and what it makes of the probabilities."""
-        own: dict[str, Any] = {"temperature": self.temperature.value, "calibrated": None}
+        own: dict[str, Any] = {"temperature": self.calibration.temperature, "calibrated": None}
         if self.calibrated is not None:
             bins = scoring.calibration(self.calibrated.confidence, self.predictions.correct)
             loss, brier = (float(x.mean()) for x in (self.calibrated.loss, self.calibrated.brier))
@@ -121,7 +118,8 @@ class Evaluation:
         """Of predictions.csv, the head first: of each image label, prediction and probability."""
         yield "image", "label", "prediction", "probability"
         names, classes, predictions = self.loader.names, self.trained.classes, self.predictions
-        columns = predictions.labels, predictions.top[:, 0], predictions.probability
+        sure = predictions.probability if self.calibrated is None else self.calibrated.confidence
+        columns = predictions.labels, predictions.top[:, 0], sure
         for i, label, best, chance in zip(
             predictions.index, *(column.tolist() for column in columns), strict=True
         ):
@@ -134,15 +132,15 @@ class Evaluation:
         reliability = {"as trained": scoring.calibration(judged.confidence, predictions.correct)}
         if self.calibrated is not None:
             bins = scoring.calibration(self.calibrated.confidence, predictions.correct)
-            reliability[f"with temperature {self.temperature.value:.3f}"] = bins
+            reliability[f"with temperature {self.calibration.temperature:.3f}"] = bins
         return Report(
             **self.for_report(),
             predicted=predicted,
-            confidence=judged.confidence,
+            confidence=self.told.confidence,
             reliability={f"{k} (ECE {b.error():.4f})": b for k, b in reliability.items()},
             calibration=_about(self),
             chosen=choose(
-                labels, predicted, predictions.losses, judged.margin, len(self.trained.classes)
+                labels, predicted, predictions.losses, self.told.margin, len(self.trained.classes)
             ),
         )
 
@@ -178,7 +176,7 @@ class LabelEvaluation(Evaluation):
         """By name; see `LabelScores.values`."""
         return self.found.scores()
 
-    def calibration(self) -> dict[str, Any]:
+    def probabilities(self) -> dict[str, Any]:
         """For metrics.json: nothing, the labels have thresholds."""
         return {}
 
@@ -234,14 +232,6 @@ def _scores(
     return scoring.all_scores(predictions.top, predictions.labels, predictions.losses, judged)
 
 
-def fitted(predictions: Predictions) -> Temperature:
-    """The temperature for predictions on validation."""
-    assert predictions.logits is not None
-    value = scoring.fit_temperature(predictions.logits, predictions.labels)
-    why = "" if value else "no finite temperature is the best on the validation images"
-    return Temperature(value, images=len(predictions.labels), why=why)
-
-
 def under_corruptions(job: Evaluator, loader: EvalLoader) -> dict[str, list[float]]:
     """Score in percent of the loader's images made worse: by corruption, at each of SEVERITIES."""
     scores: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
@@ -268,13 +258,14 @@ def page(
 
 def _about(done: Evaluation) -> str:
     """What was done about calibration."""
-    found, calibrated = done.temperature, done.calibrated
-    if found.value is None or calibrated is None:
-        return f"No temperature scaling: {found.why}."
+    found, calibrated = done.calibration, done.calibrated
+    if found.temperature is None or calibrated is None:
+        return f"No temperature scaling, probabilities are those of training: {found.why}."
     text = (
-        f"Temperature scaling (Guo et al. 2017) divides the logits by {found.value:.3f}, the "
+        f"Temperature scaling (Guo et al. 2017) divides the logits by {found.temperature:.3f}, the "
         f"number that minimises the NLL of {found.images:,} validation images: "
-        f"{'less' if found.value > 1 else 'more'} sure than before, with the same answers. Here it "
+        f"{'less' if found.temperature > 1 else 'more'} sure than before, with the same answers; "
+        f"probabilities on this page, of vit-predict and of exports are with it. Here it "
         f"takes the NLL from {done.judged.loss.mean():.4f} to {calibrated.loss.mean():.4f}."
     )
     if done.what == "val":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -72,6 +73,7 @@ def metadata(trained: Trained, merge: int, precision: str, takes: str) -> dict[s
         "merge": merge,
         "classes": trained.classes,
         **({} if trained.thresholds is None else {"thresholds": trained.thresholds}),
+        **({} if trained.calibration is None else {"calibration": asdict(trained.calibration)}),
         "preprocessing": trained.preprocessing,
         "spec": trained.model.config.plain(),
         "origin": {

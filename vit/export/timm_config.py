@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def hub_config(trained: Trained) -> dict[str, Any]:
         "global_pool": arguments["global_pool"],
         "label_names": list(trained.classes),
         **({"problem_type": "multi_label_classification"} if trained.thresholds else {}),
+        **({"calibration": asdict(trained.calibration)} if trained.calibration else {}),
         "model_args": named,
         "pretrained_cfg": {
             "custom_load": False,

@@ -56,7 +56,10 @@ class Evaluator:
             ConfigError: it takes no images of this size, cannot merge so many patches, or its
                 settings are not of this version.
         """
-        trained = load_trained(place.expanduser(), device, console.warn, config.data.size)
+        trained = load_trained(
+            place.expanduser(), device, console.warn, config.data.size,
+            calibrated=config.calibration != "none" and not config.merge,  # which is another model
+        )  # fmt: skip
         try:
             model = merged(trained.model, config.merge)
         except ValueError as error:

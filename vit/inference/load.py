@@ -15,6 +15,7 @@ from vit.artifacts import checkpoint
 from vit.artifacts.run_dir import RunDir
 from vit.config.checks import nearest_multiples
 from vit.config.model import ViTConfig
+from vit.config.saved import Calibration
 from vit.config.schema import ReadConfig
 from vit.config.validate import to_data_section
 from vit.data.manifest import Manifest
@@ -29,6 +30,7 @@ from vit.errors import (
     nearest,
     shortened,
 )
+from vit.inference.calibration import digest
 from vit.model.vit import VisionTransformer
 from vit.model.weights import not_finite, resized
 from vit.runtime import console
@@ -50,6 +52,8 @@ class Trained:
         images: digest of the list of the run's images; None: an earlier version kept none.
         thresholds: probability from which on each of several labels is given, (K,); None: an image
             has one label, the most probable one.
+        calibration: what makes its probabilities ones to act on; None: there is no record of these
+            weights, or none was asked for.
     """
 
     model: VisionTransformer
@@ -61,11 +65,21 @@ class Trained:
     path: Path
     images: str | None
     thresholds: list[float] | None = None
+    calibration: Calibration | None = None
 
     @property
     def task(self) -> Task:
         """What its labels are."""
         return ONE_LABEL if self.thresholds is None else SEVERAL_LABELS
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by; 1: they stay."""
+        return (self.calibration and self.calibration.temperature) or 1.0
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of all classes, (B, K), as they are told to users."""
+        return self.task.probabilities(logits / self.temperature)
 
     def given(self, logits: Tensor) -> list[list[str] | None]:
         """The labels that each image is given, by logits (B, K); None: each has one."""
@@ -125,12 +139,15 @@ def load_trained(
     device: torch.device,
     report: Callable[[str], None],
     size: tuple[int, int] | None = None,
+    *,
+    calibrated: bool = True,
 ) -> Trained:
     """The model of a run folder (its best weights, else its last) or of a checkpoint file.
 
     Args:
         report: told when the best checkpoint is damaged and the newest is taken instead.
         size: height and width of the images that it is for; None: of those it was trained on.
+        calibrated: with the calibration that it has of these weights.
 
     Raises:
         NoCheckpointError: nothing there, nothing undamaged, or weights that are not finite.
@@ -149,6 +166,9 @@ def load_trained(
         if size is not None:
             _check_size(size, config.patch_size)
             weights, config = resized(weights, config, size)
+        record = Calibration(**content["calibration"]) if content.get("calibration") else None
+        if record is not None and not (calibrated and record.weights == digest(weights)):
+            record = None
         model = VisionTransformer(config)
         model.load_state_dict(weights)
         preprocessing = {"aspect": "crop", **content["preprocessing"]}  # once there was no other
@@ -165,6 +185,7 @@ def load_trained(
         path=path,
         images=content["images"],
         thresholds=content.get("thresholds"),
+        calibration=record,
     )
     try:
         trained.read_config()

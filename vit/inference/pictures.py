@@ -108,7 +108,7 @@ def explain(
         DivergedError: an answer is not finite.
     """
     for images, mask, index, logits in answers(trained, loader):
-        chances = trained.task.probabilities(logits).cpu().numpy()
+        chances = trained.probabilities(logits).cpu().numpy()
         best = logits.argmax(dim=-1)
         classes = best if wanted is None else torch.full_like(best, wanted)
         maps = {name: METHODS[name](trained.model, images, classes, mask) for name in methods}

@@ -284,7 +284,7 @@ def classify(trained: Trained, loader: EvalLoader, top: int) -> Iterator[Labelle
     """
     for _, _, index, logits in answers(trained, loader):
         best = logits.topk(min(top, logits.shape[1])).indices
-        chances = trained.task.probabilities(logits)
+        chances = trained.probabilities(logits)
         given = trained.given(logits)
         ranked = zip(index, best.tolist(), chances.gather(1, best).tolist(), given, strict=True)
         for position, numbers, share, own in ranked:

@@ -10,9 +10,11 @@ from vit.artifacts import checkpoint
 from vit.config.saved import SavedBest
 from vit.config.telling import telling
 from vit.data.loader import EvalLoader
+from vit.data.task import ONE_LABEL
 from vit.data.types import Batch
 from vit.errors import DataError, DivergedError, InterruptedRun, PrunedRun
-from vit.inference.load import load_trained
+from vit.inference.calibration import fitted, keep
+from vit.inference.load import Trained, load_trained
 from vit.inference.predict import Predictions, predict
 from vit.model.vit import VisionTransformer
 from vit.optim.schedule import lr_at
@@ -175,9 +177,11 @@ class Trainer:
             self._save()
             raise PrunedRun(f"pruned and {self._saved_here()}")
 
-    def _predict(self, model: VisionTransformer, loader: EvalLoader) -> Predictions:
+    def _predict(
+        self, model: VisionTransformer, loader: EvalLoader, *, logits: bool = False
+    ) -> Predictions:
         precision = self.parts.config.trainer.precision
-        predictions = predict(model, loader, precision, self._stop_if_signalled)
+        predictions = predict(model, loader, precision, self._stop_if_signalled, logits=logits)
         self.reporter.warn_corrupt(loader.corrupt, "left out of the scores")
         return predictions
 
@@ -231,15 +235,33 @@ class Trainer:
             scores = {"val_loss": math.nan}
         self._check_finished(scores)
         state.seconds = self.clock.seconds
-        if parts.test is not None:
+        if parts.test is not None or state.best is not None:
             parts.world.barrier()  # until the best checkpoint is written
             trained = load_trained(parts.run.path, parts.device, console.warn)
+        if state.best is not None:
+            self._calibrate(trained)
+        if parts.test is not None:
             test = self._predict(trained.model, parts.test).scores()
             parts.logger.log("test", state.step, {"epoch": parts.epoch, **test})
             scores |= {f"test_{key}": value for key, value in test.items()}
             self._check_finished(scores)
         parts.logger.hparams(state.step, telling(parts.config, parts.user_keys), scores)
         return scores
+
+    def _calibrate(self, trained: Trained) -> None:
+        """Fit on validation what makes the probabilities of the best weights ones to act on, and
+        keep it with them.
+        """
+        parts = self.parts
+        assert parts.val is not None
+        if parts.loss.task is not ONE_LABEL:  # whose thresholds are fitted at each validation
+            return
+        predictions = self._predict(trained.model, parts.val, logits=True)
+        if parts.world.is_main:
+            assert predictions.logits is not None
+            record = fitted(predictions.logits, predictions.labels)
+            keep(trained.path, record)
+            console.say(f"answers  probabilities {record.told()}")
 
     def _check_finished(self, scores: dict[str, float]) -> None:
         """Raises DivergedError: a run with these final scores is no finished work."""
