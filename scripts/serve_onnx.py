@@ -2,6 +2,7 @@
 
 python scripts/serve_onnx.py model.onnx rose.jpg photos --top 3 > labels.csv
 python scripts/serve_onnx.py model.onnx --port 8000  # curl --data-binary @rose.jpg localhost:8000
+python scripts/serve_onnx.py model.onnx photos --set 95 --unknown 5
 
 Copy it into your own program: what the model must see stands in the file's metadata, and `prepare`
 makes it of an image, with the pixels that vit-train makes.
@@ -59,8 +60,10 @@ class Classifier:
         self.classes: list[str] = json.loads(metadata["classes"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["preprocessing"])
         self.thresholds: list[float] | None = json.loads(metadata.get("thresholds", "null"))
-        record = json.loads(metadata.get("calibration", "null")) or {}
-        self.temperature: float = record.get("temperature") or 1.0
+        self.record: dict[str, Any] = json.loads(metadata.get("calibration", "null")) or {}
+        self.temperature: float = self.record.get("temperature") or 1.0
+        self.most: float | None = None
+        self.least: float | None = None
         _, *pixels = self.session.get_inputs()[0].shape
         _, count = self.session.get_outputs()[0].shape
         about = self.preprocessing
@@ -69,8 +72,29 @@ class Classifier:
         if [*about["image_size"], about["channels"]] != pixels or not 0 < about["center_crop"] <= 1:
             raise ValueError("its metadata tells of other images than its input")
 
-    def probabilities(self, file: str | BinaryIO) -> np.ndarray:
-        """Of all classes, (K,), for one image.
+    def hold(self, percent: int | None, unknown: int | None) -> None:
+        """Answer with sets that hold the truth in `percent` of cases, and with no label for images
+        that are less like known ones than all but `unknown` percent of these.
+
+        Raises:
+            ValueError: the file does not say what that needs.
+        """
+        self.most = self._limit("sets", percent, 50)
+        self.least = self._limit("unknown", unknown, 1)
+
+    def _limit(self, what: str, percent: int | None, first: int) -> float | None:
+        """What the record has for a percentage, the first of which is `first`."""
+        limits: list[float | None] = self.record.get(what, [])
+        there = dict(enumerate(limits, first))
+        if percent is not None and there.get(percent) is None:
+            raise ValueError(f"{percent}: the model's file says nothing of {what} at {percent} %")
+        return None if percent is None else there[percent]
+
+    def best(
+        self, file: str | BinaryIO, top: int
+    ) -> tuple[list[tuple[str, float]], dict[str, list[str] | bool]]:
+        """The `top` likeliest classes of an image and their probabilities; and what else it has:
+        `labels`, those of several by their thresholds, its `set`, and whether it is `unknown`.
 
         Raises:
             OSError, ValueError, SyntaxError, Image.DecompressionBombError: it cannot be decoded.
@@ -78,25 +102,24 @@ class Classifier:
         image = prepare(file, self.preprocessing)
         (logits,) = self.session.run(["logits"], {"images": image[None]})
         values = logits[0].astype(np.float64) / self.temperature
+        chances = np.exp(values - np.logaddexp.reduce(values))
         if self.thresholds is not None:  # several labels per image, each for itself
-            each: np.ndarray = np.exp(-np.logaddexp(0, -values))
-            return each
-        shares = np.exp(values - values.max())
-        chances: np.ndarray = shares / shares.sum()
-        return chances
-
-    def best(
-        self, file: str | BinaryIO, top: int
-    ) -> tuple[list[tuple[str, float]], list[str] | None]:
-        """The `top` likeliest classes of an image and their probabilities; and those that it has by
-        their thresholds, None where an image has one class.
-        """
-        chances = self.probabilities(file)
-        likeliest = np.argsort(-chances, kind="stable")[:top]
-        given = None
+            chances = np.exp(-np.logaddexp(0, -values))
+        likeliest = np.argsort(-chances, kind="stable")
+        found = [(self.classes[k], float(chances[k])) for k in likeliest[:top]]
+        own: dict[str, list[str] | bool] = {}
         if self.thresholds is not None:
-            given = [self.classes[k] for k in np.flatnonzero(chances >= self.thresholds)]
-        return [(self.classes[k], float(chances[k])) for k in likeliest], given
+            own["labels"] = [self.classes[k] for k in np.flatnonzero(chances >= self.thresholds)]
+        if self.most is not None:
+            ranked = chances[likeliest]
+            count = int((ranked.cumsum() - ranked <= self.most).sum())
+            own["set"] = [self.classes[k] for k in likeliest[:count]]
+        if self.least is not None:
+            own["unknown"] = bool(self.temperature * np.logaddexp.reduce(values) < self.least)
+            if own["unknown"]:
+                found = []
+                own.update({"set": []} if "set" in own else {})
+        return found, own
 
 
 def prepare(file: str | BinaryIO, preprocessing: dict[str, Any]) -> np.ndarray:
@@ -191,10 +214,9 @@ def files(given: list[str]) -> Iterator[str]:
             yield str(place)
 
 
-def as_json(labels: list[tuple[str, float]], given: list[str] | None) -> dict[str, Any]:
+def as_json(labels: list[tuple[str, float]], own: dict[str, list[str] | bool]) -> dict[str, Any]:
     """What `best` says of an image as plain values."""
     predictions = [{"label": label, "probability": round(p, 6)} for label, p in labels]
-    own = {} if given is None else {"labels": given}
     return {**own, "predictions": predictions}
 
 
@@ -231,12 +253,19 @@ def serve(model: Classifier, host: str, port: int, top: int) -> None:
         server.serve_forever()
 
 
+def percent(text: str) -> int:
+    """`95%` or `95`."""
+    return int(text.removesuffix("%"))
+
+
 def main() -> int:
     """Print a line for each image; what cannot be decoded is named on standard error."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", help="an ONNX file of vit-export")
     parser.add_argument("images", nargs="*", help="image files, or folders of such")
     parser.add_argument("--top", type=int, default=5, help="labels for each image")
+    parser.add_argument("--set", type=percent, help="95: also labels that hold the truth so often")
+    parser.add_argument("--unknown", type=percent, help="5: no label for what is least known")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of CSV")
     parser.add_argument("--port", type=int, help="serve images that are sent by POST instead")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reached from elsewhere, too")
@@ -249,28 +278,34 @@ def main() -> int:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(f"{asked.model} is no ONNX file of vit-export ({reason})", file=sys.stderr)
         return 2
+    try:
+        model.hold(asked.set, asked.unknown)
+    except ValueError as error:
+        parser.error(str(error))
     top = max(1, min(asked.top, len(model.classes)))
     if asked.port is not None:
         serve(model, asked.host, asked.port, top)
     table = csv.writer(sys.stdout, lineterminator="\n")
     if not asked.json:
         numbers = ["", *map(str, range(2, top + 1))]
-        own = [] if model.thresholds is None else ["labels"]
+        columns = {"labels": model.thresholds, "set": model.most, "unknown": model.least}
+        head = [name for name, value in columns.items() if value is not None]
         pairs = (f"{w}{n}" for n in numbers for w in ("label", "probability"))
-        table.writerow(["image", *own, *pairs])
+        table.writerow(["image", *head, *pairs])
     failed = 0
     for file in files(asked.images):
         try:
-            labels, given = model.best(file, top)
+            labels, own = model.best(file, top)
         except DAMAGED as error:
             print(f"{file} cannot be decoded ({error})", file=sys.stderr)
             failed = 1
             continue
         if asked.json:
-            print(json.dumps({"image": file, **as_json(labels, given)}))
+            print(json.dumps({"image": file, **as_json(labels, own)}))
         else:
-            own = [] if given is None else [";".join(given)]
-            cells = [file, *own, *(x for label, p in labels for x in (label, f"{p:.6f}"))]
+            said = (("no", "yes")[x] if isinstance(x, bool) else ";".join(x) for x in own.values())
+            cells = [file, *said, *(x for label, p in labels for x in (label, f"{p:.6f}"))]
+            cells += [""] * (2 * top * (not labels))
             table.writerow([f"'{cell}" if cell.startswith(FORMULA) else cell for cell in cells])
     return failed
 

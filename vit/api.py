@@ -19,13 +19,14 @@ from vit.artifacts.run_dir import RunDir
 from vit.cli import front
 from vit.cli import train as command
 from vit.cli.explain import class_number
-from vit.config.commands import EvalConfig
+from vit.config.commands import SET, UNKNOWN, EvalConfig
 from vit.config.validate import checked
 from vit.data.loader import EvalLoader
 from vit.data.sources.listing import list_images
 from vit.errors import MOST_NAMES, ConfigError, DataError, first_line
 from vit.evaluation.evaluate import evaluate
 from vit.inference import pictures
+from vit.inference.calibration import Limits
 from vit.inference.load import Trained, load_trained
 from vit.inference.pictures import Explained
 from vit.inference.predict import GivenImage, classify, features, open_images
@@ -48,22 +49,25 @@ class Prediction:
         name: the image's path, or `image 3` for the one at position 3.
         labels, probabilities: of the most probable classes, the best first.
         given: those that it has by their thresholds, of several labels per image; None: of one.
+        set, unknown: see `Run.predict`; None: not asked for.
     """
 
     name: str
     labels: list[str]
     probabilities: list[float]
     given: list[str] | None = None
+    set: list[str] | None = None
+    unknown: bool | None = None
 
     @property
-    def label(self) -> str:
-        """The most probable class."""
-        return self.labels[0]
+    def label(self) -> str | None:
+        """The most probable class; None: the image is unknown."""
+        return self.labels[0] if self.labels else None
 
     @property
-    def probability(self) -> float:
+    def probability(self) -> float | None:
         """Of `label`."""
-        return self.probabilities[0]
+        return self.probabilities[0] if self.labels else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,22 +94,34 @@ class Run(Trained):
         values = run.read_summary().items() if run is not None else ()
         return {k: v for k, v in values if k.startswith(("val_", "test_")) and v is not None}
 
-    def predict(self, images: Pictures, top: int = 5) -> list[Prediction]:
+    def predict(
+        self, images: Pictures, top: int = 5, *, set: str | None = None, unknown: str | None = None
+    ) -> list[Prediction]:
         """The `top` most probable classes of each image, as `vit-predict` gives them.
+
+        Args:
+            set: `95%`: also the labels among which the true one is in so many cases.
+            unknown: `5%`: no labels for images that are less like known ones than all but 5 % of
+                those are.
 
         Raises:
             DataError: an image is missing or cannot be decoded.
-            ConfigError: something is no image, or `top` is less than 1.
+            ConfigError: something is no image, `top` is less than 1, `set` or `unknown` is no such
+                share, or the model has nothing that was fitted on validation.
             DivergedError: an answer is not finite.
         """
         if not isinstance(top, int) or top < 1:
             raise ConfigError(f"top={top} must be a whole number, 1 or more")
+        for key, value, rule in (("set", set, SET), ("unknown", unknown, UNKNOWN)):
+            if value is not None and (problem := rule(value)):
+                raise ConfigError(f"{key}={value} {problem}")
+        limits = Limits.of(self.calibration, set, unknown, self.path)
         with self._opened(images) as loader:
-            found = classify(self, loader, top)
+            found = classify(self, loader, top, limits)
             with console.progress(found, desc="predicting", total=len(loader.names)) as bar:
                 return [
-                    Prediction(name, [label for label, _ in best], [p for _, p in best], given)
-                    for name, best, given in bar
+                    Prediction(name, [label for label, _ in best], [p for _, p in best], *own)
+                    for name, best, *own in bar
                 ]
 
     def embed(self, images: Pictures) -> np.ndarray:

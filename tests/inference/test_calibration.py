@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import serve_onnx
 import torch
 from commands import run
 from pictures import noise, save
+from scipy.stats import betabinom
 
 import vit
 from vit.artifacts import checkpoint
 from vit.config.saved import Calibration
-from vit.inference.calibration import digest, fitted, keep
+from vit.errors import ConfigError
+from vit.inference.calibration import Limits, digest, energy, fitted, keep
 from vit.report.metrics import fit_temperature, probability_scores
 
 
@@ -57,7 +60,8 @@ def test_what_helps_no_other_image_is_not_used() -> None:
 
 def test_where_every_image_is_right_there_is_none() -> None:
     record = fitted(np.eye(5, dtype=np.float32), np.arange(5))
-    assert record == Calibration(images=5, why="no finite temperature is the best on validation")
+    assert record.temperature is None
+    assert record.told() == "as trained: no finite temperature is the best on validation"
 
 
 def test_a_digest_is_of_names_shapes_and_values() -> None:
@@ -71,6 +75,70 @@ def test_a_digest_is_of_names_shapes_and_values() -> None:
     )
     found = {digest(weights), digest(other), *map(digest, others)}
     assert len(found) == 5
+
+
+# Sets, and what is unknown
+
+
+def test_a_set_is_filled_until_the_others_before_a_label_are_enough() -> None:
+    logits = np.log(np.array([[0.2, 0.5, 0.3], [0.05, 0.05, 0.9]], np.float32))
+    sizes = {
+        most: [own.tolist() for own in Limits(Calibration(sets=[most]), set=50).sets(logits)]
+        for most in (0.0, 0.49, 0.51, 0.81, 0.96)
+    }
+    assert sizes[0.0] == sizes[0.49] == [[1], [2]]
+    assert sizes[0.51] == [[1, 2], [2]]
+    assert sizes[0.81] == [[1, 2, 0], [2]]
+    assert sizes[0.96] == [[1, 2, 0], [2, 0, 1]]
+
+
+@pytest.mark.parametrize("percent", [80, 90, 95])
+def test_sets_hold_the_truth_as_often_as_is_asked_for(percent: int) -> None:
+    """By the distribution that split conformal prediction has where scores have no ties."""
+    images, new, inside = 400, 2000, []
+    allowed = (images + 1) * (100 - percent) // 100
+    within = betabinom(new, images + 1 - allowed, allowed).interval(0.95)
+    for seed in range(20):
+        logits, labels = drawn(images + new, seed, scale=2.0)
+        record = fitted(logits[:images], labels[:images])
+        sets = Limits(record, set=percent).sets(logits[images:])
+        hits = sum(label in own for label, own in zip(labels[images:], sets, strict=True))
+        inside.append(within[0] <= hits <= within[1])
+    assert sum(inside) >= 17  # 19 of 20 on average; fewer than 17 happen once in 60 times
+
+
+def test_limits_are_order_statistics_and_need_their_images() -> None:
+    logits, labels = drawn(99, seed=5)
+    record = fitted(logits, labels)
+    scale = record.temperature or 1.0
+    chances = (torch.from_numpy(logits).double() / scale).softmax(dim=1).numpy()
+    scores = sorted(p[p > p[k]].sum() for p, k in zip(chances, labels, strict=True))
+    energies = sorted((scale * torch.from_numpy(logits / scale).logsumexp(dim=1)).tolist())
+    assert record.sets[95 - 50] == pytest.approx(scores[94])
+    assert record.sets[99 - 50] == pytest.approx(scores[98])
+    assert record.unknown[5 - 1] == pytest.approx(energies[4], rel=1e-5)
+    assert energy(logits, scale).min() == pytest.approx(energies[0], rel=1e-5)
+    assert Limits(record, unknown=5).refused(logits).sum() == 4  # and the fifth is the limit
+    few = fitted(logits[:18], labels[:18])
+    assert (few.sets[94 - 50] is None, few.sets[95 - 50], few.unknown[5 - 1]) == (False, None, None)
+    place = Path("outputs/r")
+    for asked, words in (
+        (("95%", None), "set=95%: 18 validation images are too few"),
+        ((None, "5%"), "try a larger unknown="),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Limits.of(few, *asked, place)
+    with pytest.raises(ConfigError, match="vit-eval outputs/r calibration=save"):
+        Limits.of(None, "95%", None, place)
+    assert Limits.of(None, None, None, place) is None
+
+
+def test_equal_labels_come_in_their_order() -> None:
+    logits = np.zeros((40, 4), np.float32)
+    record = fitted(logits, np.arange(40) % 4)
+    assert record.sets[50 - 50] == 0.5  # of four equal ones the third has two before it
+    (own, *_) = Limits(record, set=50).sets(logits)
+    assert own.tolist() == [0, 1, 2]
 
 
 # In a run
@@ -164,14 +232,83 @@ def test_an_export_says_the_record(run_folder: Path, tmp_path: Path) -> None:
         assert ("with temperature" in done.stdout) == (how == "auto")
         if how == "auto":
             shutil.move(tmp_path / "m.onnx", tmp_path / "own.onnx")
-    import serve_onnx
-
     folder = run_folder.parent.parent
     for file, args in (("own.onnx", ()), ("m.onnx", ("calibration=none",))):
         model = serve_onnx.Classifier(str(tmp_path / file))
         for name, share in labelled(run_folder, *args, cwd=folder)[0].items():
             ((_, served),), _ = model.best(str(folder / name), 1)
             assert served == pytest.approx(share, abs=2e-6)
+
+
+def test_sets_and_refusals_are_the_same_everywhere(run_folder: Path, tmp_path: Path) -> None:
+    folder = run_folder.parent.parent
+    asked = ("set=90%", "unknown=50%")
+    done = run("predict", str(run_folder), "in", "top=2", *asked, "output=p.csv", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    with open(folder / "p.csv", newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    done = run(
+        "predict", str(run_folder), "in", "top=2", *asked, "output=p.jsonl", "sheet=s.png",
+        cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    listed = [json.loads(line) for line in (folder / "p.jsonl").read_text().splitlines()]
+    done = run("export", str(run_folder), f"output={tmp_path}/m.onnx", "limit=20", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    model = serve_onnx.Classifier(str(tmp_path / "m.onnx"))
+    model.hold(90, 50)
+    said = vit.load_run(run_folder).predict(folder / "in", 2, set="90%", unknown="50%")
+    trained = vit.load_run(run_folder)
+    for answer, line in zip(said, listed, strict=True):
+        row = rows[str(Path(answer.name).relative_to(folder))]
+        with torch.no_grad():
+            logits = trained.model(trained.transform(answer.name)[None]).numpy()
+        limits = Limits(trained.calibration, 90, 50)
+        refused = bool(limits.refused(logits)[0])
+        own = [] if refused else [trained.classes[k] for k in limits.sets(logits)[0]]
+        assert (answer.unknown, answer.set) == (line["unknown"], line["set"]) == (refused, own)
+        assert (row["unknown"], row["set"]) == (("no", "yes")[refused], ";".join(own))
+        assert bool(answer.labels) == bool(line["predictions"]) == bool(row["label"]) != refused
+        assert (answer.label is None, answer.probability is None) == (refused, refused)
+        served, more = model.best(answer.name, 2)
+        assert more == {"set": own, "unknown": refused}
+        assert [label for label, _ in served] == answer.labels
+    assert {answer.unknown for answer in said} == {True, False}
+    assert max(len(answer.set or []) for answer in said) > 1
+    with pytest.raises(ConfigError, match="set=95 must be a share in whole percent"):
+        trained.predict(folder / "in", set="95")
+    with pytest.raises(ValueError, match="says nothing of sets at 30 %"):
+        model.hold(30, None)
+
+
+def test_the_report_says_what_sets_and_refusals_come_to(run_folder: Path, tmp_path: Path) -> None:
+    done = run("eval", str(run_folder), "output=e", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    sets, unknown = metrics["sets"], metrics["unknown"]
+    assert [*sets] == ["90%", "95%", "99%"]
+    for key in ("holds", "labels"):
+        assert [own[key] for own in sets.values()] == sorted(own[key] for own in sets.values())
+    assert 0 <= unknown["1%"]["refused"] <= unknown["10%"]["refused"] < 25
+    page = (tmp_path / "e" / "report" / "index.html").read_text()
+    assert f"at 95% {sets['95%']['holds']:.1f} %, with {sets['95%']['labels']:.2f} labels" in page
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["set=95"], "set=95 must be a share in whole percent from 50% to 99%"),
+        (["set=49%"], "from 50% to 99%"),
+        (["unknown=0.05"], "unknown=0.05 must be a share in whole percent from 1% to 50%"),
+        (["set=95%", "calibration=none"], "leave calibration=none out"),
+    ],
+)
+def test_shares_that_are_none_are_answered(given: list[str], told: str, tmp_path: Path) -> None:
+    save(tmp_path / "x.png", noise(8, 8))
+    done = run("predict", "r", "x.png", *given, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_record_is_of_its_weights_alone(run_folder: Path, tmp_path: Path) -> None:

@@ -55,26 +55,37 @@ class Labelled(NamedTuple):
         name: of the image.
         labels: with their probabilities, the most probable first.
         given: those that it has by their thresholds, of several labels per image; None: of one.
+        set: those of which one is the true one in the cases that were asked for; None: not asked.
+        unknown: it is unlike the images that the model knows, and has neither labels nor a set;
+            None: not asked.
     """
 
     name: str
     labels: list[tuple[str, float]]
     given: list[str] | None = None
+    set: list[str] | None = None
+    unknown: bool | None = None
+
+    def own(self) -> dict[str, Any]:
+        """What it has of `labels` (those given), `set` and `unknown`, by these names."""
+        found = {"labels": self.given, "set": self.set, "unknown": self.unknown}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def as_csv(images: Iterable[Labelled], top: int) -> Iterator[bytes]:
     """Lines `image,label,probability,label2,probability2,...` for `top` labels; a header first.
 
-    With several labels per image those that it has stand in `labels` behind its name.
+    Behind the name of the image stands what it has of `labels`, `set` and `unknown` (yes or no).
     """
     numbers = ["", *map(str, range(2, top + 1))]
     head = chain.from_iterable((f"label{n}", f"probability{n}") for n in numbers)
-    for number, (name, labels, given) in enumerate(images):
+    for number, image in enumerate(images):
+        own = image.own()
         if number == 0:
-            yield to_csv_line(["image", *([] if given is None else ["labels"]), *head])
-        own = [] if given is None else [joined(given)]
-        pairs = chain.from_iterable((label, f"{p:.6f}") for label, p in labels)
-        yield to_csv_line([name, *own, *pairs])
+            yield to_csv_line(["image", *own, *head])
+        cells = (("no", "yes")[x] if isinstance(x, bool) else joined(x) for x in own.values())
+        pairs = list(chain.from_iterable((label, f"{p:.6f}") for label, p in image.labels))
+        yield to_csv_line([image.name, *cells, *pairs, *[""] * (2 * top - len(pairs))])
 
 
 def joined(labels: Iterable[str]) -> str:
@@ -83,13 +94,13 @@ def joined(labels: Iterable[str]) -> str:
 
 
 def as_json_lines(images: Iterable[Labelled], top: int) -> Iterator[bytes]:
-    """One object per line: `image`, with several labels per image `labels` that it has, and
-    `predictions` of `label` and `probability`.
+    """One object per line: `image`, what it has of `labels`, `set` and `unknown`, and `predictions`
+    of `label` and `probability`.
     """
-    for name, labels, given in images:
-        own: dict[str, Any] = {"image": name} if given is None else {"image": name, "labels": given}
-        predictions = [{"label": label, "probability": round(p, 6)} for label, p in labels]
-        yield json.dumps({**own, "predictions": predictions}).encode() + b"\n"
+    for image in images:
+        predictions = [{"label": label, "probability": round(p, 6)} for label, p in image.labels]
+        line = {"image": image.name, **image.own(), "predictions": predictions}
+        yield json.dumps(line).encode() + b"\n"
 
 
 FORMATS: dict[str, Callable[[Iterable[Labelled], int], Iterator[bytes]]] = {

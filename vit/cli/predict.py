@@ -11,6 +11,7 @@ from typing import Any
 from vit.artifacts.predictions import Labelled, as_csv, write_labels
 from vit.cli import front
 from vit.cli.overrides import Overrides
+from vit.config.checks import Check, Complaint
 from vit.config.commands import PredictConfig
 from vit.config.validate import checked
 from vit.data.sources.listing import list_images
@@ -24,6 +25,16 @@ ON_SHEET = 200
 """Images that a sheet shows at most."""
 
 
+def _limits_are_fitted(set: str | None, unknown: str | None, calibration: str) -> Complaint:
+    for key, value in (("set", set), ("unknown", unknown)):
+        if calibration == "none" and value is not None:
+            yield f"{key}={value} is by what was fitted on validation; leave calibration=none out"
+
+
+CHECKS = [Check(("set", "unknown", "calibration"), _limits_are_fitted)]
+"""Contradictions between the settings of `vit-predict`."""
+
+
 def main() -> None:
     """Entry point of `vit-predict`."""
     sys.exit(front.run("predict", predict))
@@ -31,9 +42,10 @@ def main() -> None:
 
 def predict(plain: dict[str, Any], overrides: Overrides) -> None:
     """Label the images that the user names; the damaged ones are named and left out."""
-    config = checked(PredictConfig, plain)
+    config = checked(PredictConfig, plain, CHECKS)
     paths = list_images(config.images, console.warn)
     import_torch()  # here: an error in the settings or the paths is answered without it
+    from vit.inference.calibration import Limits
     from vit.inference.load import load_trained
     from vit.inference.predict import classify, open_images
     from vit.runtime.device import select_device
@@ -42,12 +54,13 @@ def predict(plain: dict[str, Any], overrides: Overrides) -> None:
         Path(config.checkpoint), select_device(config.device), console.warn,
         calibrated=config.calibration != "none",
     )  # fmt: skip
+    limits = Limits.of(trained.calibration, config.set, config.unknown, trained.path)
     for key, file in (("output", config.output), ("sheet", config.sheet)):
         if file is not None:
             prepare_file(key, Path(file))
     top = min(config.top, len(trained.classes))
     loader = open_images(trained, paths, config.data.workers, config.batch_size)
-    images = classify(trained, loader, top)
+    images = classify(trained, loader, top, limits)
     on_sheet: list[Labelled] = []
     # A bar would stand between the labels.
     quiet = {"disable": True} if config.output is None and sys.stdout.isatty() else {}

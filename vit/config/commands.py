@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from vit.config.rules import Count, Fraction, Length, Registered, Whole, ending, not_empty
+from vit.config.rules import Count, Fraction, Length, Percent, Registered, Whole, ending, not_empty
 from vit.config.schema import Place, Places, RunConfig, Side, height_width
 
+SET, UNKNOWN = Percent(50, 99), Percent(1, 50)
+"""Rules of the cases in which a set holds the truth, and of known images that count as unknown."""
 Method = Annotated[str, Registered("inference/pictures.py", "METHODS")]
 Format = Annotated[str, Registered("export/formats.py", "FORMATS", "export")]
 
@@ -65,6 +67,8 @@ class PredictConfig:
     images: Places
     output: Annotated[str, ending(".csv", ".jsonl")] | None
     top: Count
+    set: Annotated[str, SET] | None
+    unknown: Annotated[str, UNKNOWN] | None
     calibration: Literal["auto", "none"]
     sheet: Annotated[str, ending(".png")] | None
     batch_size: Count | None

@@ -99,6 +99,21 @@ class DurationRule:
         return None if length > 0 or self.low == 0 else "must be more than 0"
 
 
+@dataclass(frozen=True)
+class Percent:
+    """A share in whole percent, `95%`, from `low` to `high`."""
+
+    low: int
+    high: int
+
+    def __call__(self, value: Any) -> str | None:
+        """The complaint, or None."""
+        number = re.fullmatch(r"([1-9]\d?)%", str(value), re.ASCII)
+        if number and self.low <= int(number[1]) <= self.high:
+            return None
+        return f"must be a share in whole percent from {self.low}% to {self.high}%"
+
+
 def freezes(value: Any) -> str | None:
     """Which weights are not trained: one of FROZEN, `blocks:<count>` or `lora:<rank>`."""
     if value in FROZEN or re.fullmatch(r"blocks:\d+|lora:0*[1-9]\d*", value, re.ASCII):

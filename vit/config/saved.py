@@ -135,12 +135,17 @@ class Calibration:
         weights: digest of the weights that it is of; empty: it is in no checkpoint yet.
         images: it was fitted on so many.
         temperature: the logits are divided by it; None: they are not, because of `why`.
+        sets: for 50, 51, ... 99 % what a label may score to be in the set of an image, and
+        unknown: for 1, 2, ... 50 % the energy below which an image counts as unknown; None: there
+            are too few images to say. Both are empty where nothing was fitted.
     """
 
     weights: str = ""
     images: Whole = 0
     temperature: Annotated[float, Range(0.01, 100)] | None = None
     why: str = ""
+    sets: list[float | None] = field(default_factory=list)
+    unknown: list[float | None] = field(default_factory=list)
 
     def told(self) -> str:
         """What is done to probabilities, in words."""

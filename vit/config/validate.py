@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from vit.config import plugins
 from vit.config.checks import CHECKS, FITTED_TO_DATA, FROM_WEIGHTS, Check
-from vit.config.rules import DurationRule, none_of
+from vit.config.rules import DurationRule, Percent, none_of
 from vit.config.schema import ReadConfig, RunConfig
 from vit.config.words import WORDS, timm_shape
 from vit.errors import ConfigError, nearest
@@ -277,7 +277,9 @@ def _fit(value: Any, hint: Any) -> tuple[Any, str | None]:
         base, *rules = get_args(hint)
         value, problem = _fit(value, base)
         for rule in rules:
-            if problem is None or isinstance(rule, DurationRule):  # says more than a wrong type
+            if problem is None or isinstance(
+                rule, (DurationRule, Percent)
+            ):  # says more than a wrong type
                 problem = rule(value)
         return value, problem
     if get_origin(hint) in (Union, types.UnionType):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import compress
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from vit.config.saved import Calibration
 from vit.config.validate import flatten
 from vit.data.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vit.data.loader import EvalLoader
+from vit.inference.calibration import Limits
 from vit.inference.evaluator import Evaluator
 from vit.inference.explain import MOST_TOKENS, heat_of_each, pictures_of_each, rollout
 from vit.inference.load import Trained
@@ -30,6 +31,9 @@ from vit.report.multilabel import LabelScores
 from vit.report.page import BUDGET, SCORES, LabelReport, Report, report_page
 from vit.runtime import console
 
+_SETS, _UNKNOWN = (90, 95, 99), (1, 5, 10)
+"""Percents of sets and of unknown images that are evaluated."""
+_ROWS = 2048
 _AT_ONCE = 2**27
 """Attention weights of a batch of images, at most."""
 
@@ -86,6 +90,7 @@ class Evaluation:
             **{key: score.value for key, score in self.scores.items()},
             "intervals": {key: [score.low, score.high] for key, score in self.scores.items()},
             **self.probabilities(),
+            **self.held,
         }
         if self.corruptions:
             mean = float(np.mean(list(self.corruptions.values())))
@@ -108,6 +113,33 @@ class Evaluation:
             loss, brier = (float(x.mean()) for x in (self.calibrated.loss, self.calibrated.brier))
             own["calibrated"] = {"loss": loss, "brier": brier, "ece": bins.error()}
         return own
+
+    @cached_property
+    def held(self) -> dict[str, Any]:
+        """For metrics.json, of some percents: `sets`, in percent how many hold the truth, and how
+        many labels they have; `unknown`, how many images are, and how many of these were right.
+        """
+        logits, labels = self.predictions.logits, self.predictions.labels
+        assert logits is not None
+        parts = [slice(first, first + _ROWS) for first in range(0, len(labels), _ROWS)]
+        sets, unknown = {}, {}
+        for percent in _SETS if self.calibration.sets else ():
+            limits = Limits(self.calibration, set=percent)
+            if limits.most is not None:
+                found = chain.from_iterable(limits.sets(logits[rows]) for rows in parts)
+                pairs = [(label in own, len(own)) for label, own in zip(labels, found, strict=True)]
+                share, size = np.mean(pairs, axis=0).tolist()
+                sets[f"{percent}%"] = {"holds": 100 * share, "labels": size}
+        for percent in _UNKNOWN if self.calibration.unknown else ():
+            limits = Limits(self.calibration, unknown=percent)
+            if limits.least is not None:
+                refused = np.concatenate([limits.refused(logits[rows]) for rows in parts])
+                right = self.predictions.correct[refused]
+                unknown[f"{percent}%"] = {
+                    "refused": 100 * float(refused.mean()),
+                    "right": 100 * float(right.mean()) if len(right) else None,
+                }
+        return {"sets": sets, "unknown": unknown}
 
     def per_class(self) -> dict[str, np.ndarray]:
         """Scores of each class by name, (K,)."""
@@ -178,6 +210,11 @@ class LabelEvaluation(Evaluation):
 
     def probabilities(self) -> dict[str, Any]:
         """For metrics.json: nothing, the labels have thresholds."""
+        return {}
+
+    @cached_property
+    def held(self) -> dict[str, Any]:
+        """For metrics.json: nothing, as above."""
         return {}
 
     def per_class(self) -> dict[str, np.ndarray]:
@@ -260,7 +297,8 @@ def _about(done: Evaluation) -> str:
     """What was done about calibration."""
     found, calibrated = done.calibration, done.calibrated
     if found.temperature is None or calibrated is None:
-        return f"No temperature scaling, probabilities are those of training: {found.why}."
+        text = f"No temperature scaling, probabilities are those of training: {found.why}."
+        return " ".join([text, *_limits_told(done)])
     text = (
         f"Temperature scaling (Guo et al. 2017) divides the logits by {found.temperature:.3f}, the "
         f"number that minimises the NLL of {found.images:,} validation images: "
@@ -270,7 +308,25 @@ def _about(done: Evaluation) -> str:
     )
     if done.what == "val":
         text += " It was fitted on the very images that are shown, so this is an optimistic figure."
-    return text
+    return " ".join([text, *_limits_told(done)])
+
+
+def _limits_told(done: Evaluation) -> Iterator[str]:
+    """What sets and refusals come to here."""
+    sets, unknown = done.held["sets"], done.held["unknown"]
+    if sets:
+        each = (
+            f"at {percent} {own['holds']:.1f} %, with {own['labels']:.2f} labels each"
+            for percent, own in sets.items()
+        )
+        yield f"Sets of labels (vit-predict set=95%) hold the truth here {'; '.join(each)}."
+    if unknown:
+        each = (
+            f"at {percent} {own['refused']:.1f} %"
+            + (f" (of which {own['right']:.0f} % were right)" if own["refused"] else "")
+            for percent, own in unknown.items()
+        )
+        yield f"As unknown (vit-predict unknown=5%) are refused {'; '.join(each)}."
 
 
 def _curves(trained: Trained) -> dict[str, Any]:

@@ -150,10 +150,14 @@ def contact_sheet(images: Sequence[Labelled]) -> np.ndarray:
 
 
 def _caption_of(image: Labelled) -> str:
-    """The label, or all that it is given of several."""
-    if image.given is None:
-        return _caption(*image.labels[0])
-    return printable(", ".join(image.given)) or "no label"
+    """The label, or all that it is given of several, or its whole set."""
+    if image.unknown:
+        return "unknown"
+    if image.given is not None:
+        return printable(", ".join(image.given)) or "no label"
+    others = (image.set or [])[1:]
+    more = f" or {', '.join(map(printable, others))}" if others else ""
+    return _caption(*image.labels[0]) + more
 
 
 def _caption(label: str, probability: float) -> str:

@@ -20,6 +20,7 @@ from vit.data.reading.reader import Reader
 from vit.data.task import SEVERAL_LABELS, Task, task_of
 from vit.data.types import CachedImage, FileImages, Samples
 from vit.errors import ConfigError, DataError
+from vit.inference.calibration import Limits
 from vit.inference.load import Trained
 from vit.model.vit import VisionTransformer
 from vit.report.multilabel import fit_thresholds
@@ -277,8 +278,11 @@ def answers(
             yield images, mask, index, logits
 
 
-def classify(trained: Trained, loader: EvalLoader, top: int) -> Iterator[Labelled]:
-    """The `top` most probable classes of each image of `loader` (or all K), in order.
+def classify(
+    trained: Trained, loader: EvalLoader, top: int, limits: Limits | None = None
+) -> Iterator[Labelled]:
+    """The `top` most probable classes of each image of `loader` (or all K), in order; with `limits`
+    also its set, and whether it is unknown.
 
     What is missing and the errors are those of `answers`.
     """
@@ -286,7 +290,18 @@ def classify(trained: Trained, loader: EvalLoader, top: int) -> Iterator[Labelle
         best = logits.topk(min(top, logits.shape[1])).indices
         chances = trained.probabilities(logits)
         given = trained.given(logits)
+        rows = logits.cpu().numpy()
+        sets = None if limits is None or limits.set is None else limits.sets(rows)
+        unknown = None if limits is None or limits.unknown is None else limits.refused(rows)
         ranked = zip(index, best.tolist(), chances.gather(1, best).tolist(), given, strict=True)
-        for position, numbers, share, own in ranked:
+        for row, (position, numbers, share, own) in enumerate(ranked):
+            refused = None if unknown is None else bool(unknown[row])
+            inside = None if sets is None else [trained.classes[k] for k in sets[row]]
             labels = [trained.classes[number] for number in numbers]
-            yield Labelled(loader.names[position], list(zip(labels, share, strict=True)), own)
+            yield Labelled(
+                loader.names[position],
+                [] if refused else list(zip(labels, share, strict=True)),
+                own,
+                [] if refused and inside is not None else inside,
+                refused,
+            )
