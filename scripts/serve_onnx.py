@@ -19,6 +19,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -229,8 +230,14 @@ def serve(model: Classifier, host: str, port: int, top: int) -> None:
             if not length.isdigit() or int(length) > MAX_BYTES:
                 self.answer(411 if not length.isdigit() else 413, {"error": "send one image"})
                 return
+            body = self.rfile.read(int(length))
+            kind = self.headers.get("Content-Type", "")
+            if kind.startswith("multipart/form-data"):  # a form: its first file
+                form = message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + body)
+                files = (part for part in form.walk() if part.get_filename())
+                body = next((bytes(part.get_payload(decode=True)) for part in files), b"")
             try:
-                found = model.best(io.BytesIO(self.rfile.read(int(length))), top)
+                found = model.best(io.BytesIO(body), top)
             except DAMAGED:
                 how = "no image that can be decoded; curl --data-binary @photo.jpg sends one"
                 self.answer(400, {"error": how})

@@ -62,7 +62,8 @@ def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = done.stdout.splitlines()
     assert lines[0] == "onnx, fp32, compared on 50 images of val:"
     assert [line.split()[0] for line in lines[1:]] == [
-        "checkpoint", "top-1", "same", "largest", "size", "ms", "ms", "made/m.onnx", "serve",
+        "checkpoint", "top-1", "same", "largest", "size", "ms", "ms", "probabilities",
+        "made/m.onnx", "serve",
     ]  # fmt: skip
     assert "scripts/serve_onnx.py made/m.onnx --port" in lines[-1]
     assert lines[3].split()[-2:] == ["100.00", "%"]
@@ -260,14 +261,21 @@ def test_images_that_are_sent_are_answered_with_the_same_labels(
         assert it.stdout is not None
         place = it.stdout.readline().split()[-1]
 
-        def post(content: bytes) -> tuple[int, dict[str, Any]]:
+        def post(content: bytes, *, form: bool = False) -> tuple[int, dict[str, Any]]:
+            sent = urllib.request.Request(place, content)
+            if form:  # as curl -F file=@a.png sends it
+                sent.add_header("Content-Type", "multipart/form-data; boundary=--x")
+                about = b'Content-Disposition: form-data; name="file"; filename="a.png"'
+                sent.data = b"----x\r\n" + about + b"\r\n\r\n" + content + b"\r\n----x--\r\n"
             try:
-                with urllib.request.urlopen(place, content, 60) as answer:
+                with urllib.request.urlopen(sent, timeout=60) as answer:
                     return answer.status, json.load(answer)
             except urllib.error.HTTPError as error:
                 return error.code, json.load(error)
 
         status, answer = post((tmp_path / "a.png").read_bytes())
+        assert (status, answer["predictions"]) == (200, json.loads(line)["predictions"])
+        status, answer = post((tmp_path / "a.png").read_bytes(), form=True)
         assert (status, answer["predictions"]) == (200, json.loads(line)["predictions"])
         status, answer = post(b"hello")
         assert status == 400

@@ -182,7 +182,7 @@ def test_help_is_immediate(tmp_path):
         assert done.returncode == 0
         assert done.stderr == ""
         assert "trainer.epochs: " in done.stdout
-        assert "longer: vit-train resume=outputs/<run> trainer.epochs=" in done.stdout
+        assert "longer: vit-train resume=outputs/<run> trainer.epochs=<in all>" in done.stdout
         times.append(seconds)
     assert min(times) < 1
     assert not any(tmp_path.iterdir())
@@ -196,7 +196,8 @@ def test_help_of_one_setting_is_its_lines(tmp_path):
     assert {line.strip()[0] for line in others} == {"#"}
     assert {line.index("#") for line in others} == {first.index("#")}
     assert run("train", "--help", "resume", cwd=tmp_path).stdout.startswith("resume: null  ")
-    assert "no setting" in run("train", "--help", "lr", cwd=tmp_path).stderr
+    assert run("predict", "--help", "top", cwd=tmp_path).stdout.startswith("top: 5  ")
+    assert "no such setting" in run("train", "--help", "lr", cwd=tmp_path).stderr
     assert "trainer. " not in run("train", "--help", "trainer", cwd=tmp_path).stdout
 
 

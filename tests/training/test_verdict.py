@@ -48,6 +48,15 @@ def test_overfitting_is_told_from_its_epoch_on() -> None:
     assert "weights to start from" not in begun
 
 
+def test_no_shorter_run_is_told_where_the_best_answers_came_late() -> None:
+    course = losses(2.0, 1.2, 0.9, 1.0, 1.4)
+    (late,) = advice(course, 5, 1000, started=False, kept=5.0)
+    assert "right answers came later" in late
+    assert "trainer.epochs" not in late
+    (soon,) = advice(course, 5, 1000, started=False, kept=4.0)
+    assert "trainer.epochs=3" in soon
+
+
 def test_a_loss_that_still_falls_wants_a_longer_run() -> None:
     (told,) = advice(losses(2.0, 1.5, 1.2), 3, 1000, started=False)
     assert told == "the validation loss was still falling at the end (1.20); try trainer.epochs=6"

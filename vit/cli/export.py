@@ -42,7 +42,9 @@ def export(plain: dict[str, Any], overrides: Overrides) -> None:
     exported = exporting.export(config, job, samples, what, output)
     record = job.trained.calibration
     told = "" if record is None else f"  probabilities {record.told()}; it says so\n"
-    served = f"\n  serve it from the clone: python scripts/serve_onnx.py {output} --port 8000"
+    script = Path(__file__).parents[2] / "scripts" / "serve_onnx.py"
+    where = str(script) if script.is_file() else "<the clone>/scripts/serve_onnx.py"
+    served = f"\n  serve it: python {where} {output} --port 8000"
     console.say(
         f"{config.format}, {config.precision}, compared on {len(samples):,} images of {what}:\n"
         f"{table(exported)}\n{told}  {output}{served if config.format == 'onnx' else ''}"

@@ -105,7 +105,7 @@ def conclude(config: PredictConfig, on_sheet: list[Labelled], count: int, told: 
     from vit.report.drawing import png
     from vit.runtime.files import write_atomic
 
-    lines = [f"{count:,} image{'s' if count > 1 else ''} labelled", *told]
+    lines = [f"{count:,} image{'s' if count > 1 else ''} labelled"]
     if config.output is not None:
         lines.append(config.output)
     if config.sheet is not None:
@@ -113,6 +113,7 @@ def conclude(config: PredictConfig, on_sheet: list[Labelled], count: int, told: 
             write_atomic(Path(config.sheet), png(contact_sheet(on_sheet)))
             some = f" (the first {len(on_sheet)} images)" if len(on_sheet) < count else ""
             lines.append(f"{config.sheet}{some}")
+    lines += told
     if len(lines) > 1:
         print("\n  ".join(lines), file=sys.stderr if config.output is None else sys.stdout)
 

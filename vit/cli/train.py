@@ -195,6 +195,7 @@ def _print_result(
     verdict += advice(
         curve(folder, "val", "loss"), parts.epoch, len(train) / len(parts.classes),
         started=parts.config.model.weights is not None or parts.config.data.name not in OF_FILES,
+        kept=parts.state.best.epoch if parts.state.best else 0.0,
     )  # fmt: skip
     if best := parts.state.best:
         before = ", from before it went on: none since was better" * kept_before

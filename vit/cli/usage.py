@@ -63,9 +63,9 @@ FIRST_RUN = "vit-train data=folder data.root=~/flowers model=small trainer.epoch
 NEXT = (
     (
         "faster",
-        "fewer trainer.epochs, a smaller data.image_size, data.cache=jpeg (streamed photos), a GPU",
+        "fewer trainer.epochs, model=micro, a larger model.patch_size, a GPU",
     ),
-    ("longer", "vit-train resume=outputs/<run> trainer.epochs=<more>"),
+    ("longer", "vit-train resume=outputs/<run> trainer.epochs=<in all>"),
 )
 """What one wants to know after a first run."""
 ABOUT = {
@@ -111,10 +111,12 @@ def usage(command: str, groups: Mapping[str, Mapping[str, Path]], topic: str = "
         if is_train
     }
     known = [*settings, *(line for group in listed.values() for line in group)]
-    if topic and is_train:
-        lines = listed.get(topic) or _setting(known, topic)
+    if topic:
+        wanted = topic.partition("=")[0]
+        lines = listed.get(wanted) or _setting(known, wanted)
         if not lines:
-            raise ConfigError(f"--help {topic}: no setting; the groups are {', '.join(listed)}")
+            groups_are = f"; the groups are {', '.join(listed)}" if listed else ""
+            raise ConfigError(f"--help {topic}: there is no such setting{groups_are}")
         return "\n".join(lines).rstrip() + "\n"
     takes = "[key=value ...] [--config-dir FOLDER] [-m]"
     lines = [

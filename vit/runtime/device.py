@@ -32,7 +32,7 @@ def select_device(name: str, local_rank: int | None = None, key: str = "device")
     best = "cuda" if there["cuda"] else "cpu"
     if name != "auto" and not there[name]:
         raise ConfigError(
-            f"{key}={name}, but torch sees no {name.upper()} device; try {key}={best}"
+            f"{key}={name}, but torch sees no {name.upper()} device{_why(name)}; try {key}={best}"
         )
     if (kind := best if name == "auto" else name) != "cuda":
         return torch.device(kind)
@@ -41,6 +41,16 @@ def select_device(name: str, local_rank: int | None = None, key: str = "device")
     # (https://github.com/pytorch/pytorch/issues/196678): flash attention takes its place.
     torch.backends.cuda.enable_cudnn_sdp(torch.cuda.get_device_capability(device) < (9, 0))
     return device
+
+
+def _why(name: str) -> str:
+    """What to look at where there should be a device."""
+    if name != "cuda":
+        return ""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f": torch {torch.__version__} is built for the CPU alone (pytorch.org has others)"
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    return f": it is built for {built}, and finds no GPU or driver (does nvidia-smi list one?)"
 
 
 def best_precision(device: torch.device) -> Native:

@@ -42,7 +42,8 @@ def announce(parts: Components, data: DataSet, start: list[str]) -> None:
     commit = console.commit()
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     model, shape = parts.state.model, parts.state.model.config
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if device.type == "cpu" else ""
     processes = f"{parts.world.size} x " if parts.world.size > 1 else ""
     epochs = parts.epochs_text(parts.plan.steps)
     lines = [

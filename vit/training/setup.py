@@ -117,7 +117,10 @@ def set_up(
     if saved is not None:
         _compare(final, saved, fingerprint, len(data.splits["train"]))
         if run.read_summary().get("state") == "finished" and saved["step"] >= final.plan.steps:
-            console.say(f"{run.path} is finished; more with trainer.epochs=<more>")
+            console.say(
+                f"{run.path} is finished after {final.plan.steps:,} steps; more with "
+                f"trainer.epochs=<in all> (or trainer.steps=<in all>)"
+            )
             return None
 
     state, start = _state(final, data.classes, weights, saved, world, device)

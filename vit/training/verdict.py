@@ -15,6 +15,8 @@ RISE = 1.1
 """A validation loss that ends so many times above its lowest is said to have risen."""
 LATE, FALL = 0.95, 0.98
 """One that after this share of the run is below so many times its lowest of before still falls."""
+LONGER = 1.5
+"""A best score so many times later than the lowest loss says that a shorter run would be worse."""
 EARLY = 0.9
 """A lowest validation loss before this share of the run was not where the run ended."""
 
@@ -50,7 +52,12 @@ def judged_labels(score: float, labels: np.ndarray) -> str:
 
 
 def advice(
-    validations: Sequence[tuple[float, float]], epochs: float, per_class: float, *, started: bool
+    validations: Sequence[tuple[float, float]],
+    epochs: float,
+    per_class: float,
+    *,
+    started: bool,
+    kept: float = 0.0,
 ) -> list[str]:
     """What the course of the validation loss says, and what to try.
 
@@ -59,6 +66,7 @@ def advice(
         epochs: length of the run.
         per_class: training images of a class, on average.
         started: the run started from weights, or there are none for such images.
+        kept: epoch of the best score, whose weights are kept.
     """
     finite = [(epoch, loss) for epoch, loss in validations if np.isfinite(loss)]
     if len(finite) < 2:
@@ -69,10 +77,13 @@ def advice(
     if not started and per_class < FEW:
         tries.append("weights to start from (experiment=finetune model.weights=<file or timm/...>)")
     if last > RISE * lowest and best < EARLY * epochs:
-        tries += ["augment=strong", "more images", f"trainer.epochs={max(1, round(best))}"]
+        tries += ["augment=strong", "more images"]
+        if kept <= LONGER * best:
+            tries.append(f"trainer.epochs={max(1, round(best))}")
+        but = " (right answers came later: it grew too sure of wrong ones)" * (kept > LONGER * best)
         return [
             f"it overfitted from epoch {round(best, 1):g} on: validation loss {lowest:.2f} there, "
-            f"{last:.2f} at the end; try {', or '.join(tries)}"
+            f"{last:.2f} at the end{but}; try {', or '.join(tries)}"
         ]
     before = min((loss for epoch, loss in finite if epoch < LATE * epochs), default=math.inf)
     if lowest < FALL * before:
