@@ -20,6 +20,7 @@ USES: list[tuple[str, list[str], str]] = [
     ("train", ["resume=outputs/a", "trainer.epochs=3"], "outputs/a/summary.json"),
     ("eval", ["checkpoint=outputs/a"], "outputs/a/eval/test/report/index.html"),
     ("predict", ["checkpoint=outputs/a", "images=image.png", "output=a.csv"], "a.csv"),
+    ("embed", ["outputs/a", "image.png", "output=e.npy"], "e.npy"),
     ("explain", ["checkpoint=outputs/a", "images=image.png"], "outputs/a/explain"),
     ("export", ["checkpoint=outputs/a", "format=safetensors"], "outputs/a/export"),
     ("export", ["checkpoint=outputs/a", "format=timm"], "outputs/a/export/timm"),

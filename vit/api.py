@@ -27,9 +27,10 @@ from vit.errors import MOST_NAMES, ConfigError, DataError, first_line
 from vit.evaluation.evaluate import evaluate
 from vit.inference import pictures
 from vit.inference.calibration import Limits
+from vit.inference.embedding import embed
 from vit.inference.load import Trained, load_trained
 from vit.inference.pictures import Explained
-from vit.inference.predict import GivenImage, classify, features, open_images
+from vit.inference.predict import GivenImage, classify, open_images
 from vit.runtime import console
 from vit.runtime.device import select_device
 
@@ -130,13 +131,8 @@ class Run(Trained):
         Raises:
             DataError, ConfigError: as in `predict`.
         """
-        precision, found = self.evaluation["precision"], []
         with self._opened(images) as loader:
-            for seen, _, _, mask in loader:
-                embedded = features(self.model, seen, mask, precision)
-                self.check(embedded)
-                found.append(embedded.cpu().numpy())
-        return np.concatenate(found)
+            return embed(self, loader)[0]
 
     def attention(
         self, images: Pictures, method: str = "rollout", label: str | None = None

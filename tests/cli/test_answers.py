@@ -12,7 +12,7 @@ from commands import run
 from vit.cli.answers import errors_to_exit_code
 from vit.config.yaml_files import config_dir, load_yaml
 
-COMMANDS = ["train", "eval", "predict", "explain", "export", "runs"]
+COMMANDS = ["train", "eval", "predict", "embed", "explain", "export", "runs"]
 
 
 def answered(command: str, error: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -222,7 +222,7 @@ def test_what_uses_a_model_picks_no_group(program, given, words, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("program", ["train", "eval", "predict", "explain"])
+@pytest.mark.parametrize("program", ["train", "eval", "predict", "embed", "explain"])
 def test_help_imports_neither_torch_nor_hydra(program):
     code = f"""
 import sys

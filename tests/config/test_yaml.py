@@ -9,7 +9,7 @@ from composing import KEYS, composed, problems, put
 from vit.cli.argv import prepare, split
 from vit.cli.overrides import Overrides
 from vit.cli.usage import EXAMPLES, FIRST, FIRST_RUN, groups_in, usage
-from vit.config.commands import EvalConfig, ExplainConfig, ExportConfig, PredictConfig
+from vit.config.commands import EmbedConfig, EvalConfig, ExplainConfig, ExportConfig, PredictConfig
 from vit.config.rules import registry_names
 from vit.config.validate import flatten, legal_keys, to_config, to_plain
 from vit.config.yaml_files import config_dir, dump_yaml, load_yaml
@@ -24,6 +24,7 @@ GROUPS = groups_in(config_dir())
 USES = {
     "eval": EvalConfig,
     "predict": PredictConfig,
+    "embed": EmbedConfig,
     "explain": ExplainConfig,
     "export": ExportConfig,
 }

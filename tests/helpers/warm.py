@@ -18,7 +18,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-COMMANDS = ("train", "eval", "predict", "explain", "export", "data", "runs")
+COMMANDS = ("train", "eval", "predict", "embed", "explain", "export", "data", "runs")
 
 
 class Warm:

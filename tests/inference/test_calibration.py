@@ -59,9 +59,18 @@ def test_what_helps_no_other_image_is_not_used() -> None:
 
 
 def test_where_every_image_is_right_there_is_none() -> None:
-    record = fitted(np.eye(5, dtype=np.float32), np.arange(5))
+    record = fitted(np.tile(np.eye(5, dtype=np.float32), (2, 1)), np.arange(10) % 5)
     assert record.temperature is None
     assert record.told() == "as trained: no finite temperature is the best on validation"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_few_images_are_too_few(count: int) -> None:
+    logits, labels = drawn(count, seed=count)
+    record = fitted(logits, labels)
+    assert record.temperature is None
+    assert record.why == f"{count} validation images are too few to fit a temperature on"
+    assert len(record.sets) == len(record.unknown) == 50
 
 
 def test_a_digest_is_of_names_shapes_and_values() -> None:

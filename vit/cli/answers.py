@@ -158,6 +158,7 @@ _LESS_MEMORY = {
     "trainer.eval_batch_size, or trainer.precision=bf16",
     "predict": "a smaller batch_size=<images at once>, or device=cpu",
     "eval": "device=cpu, or a smaller data.image_size",
+    "embed": "a smaller batch_size=<images at once>, or device=cpu",
     "explain": "device=cpu, or layers=false",
     "export": "a smaller data.image_size",
 }

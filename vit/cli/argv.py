@@ -21,6 +21,7 @@ PATH_KEYS = frozenset(
     {
         "data.root", "data.images", "data.cache_dir", "outputs", "resume", "checkpoint", "images",
         "output", "model.weights", "distill.teacher", "distill.weights", "name", "sheet", "class",
+        "knn", "page",
         "data.image_column", "data.label_column", "data.split_column", "data.weight_column",
         "data.group_column", "data.group", "data.label_separator",
     }

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,8 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
                 f"{[*parsed.several, 'sweep'][0]} asks for several runs; write a loop, or start a "
                 f"sweep with vit-train -m"
             )
-        # Hydra composes for one thread at a time.
-        with _COMPOSING, initialize_config_dir(str(config_dir()), version_base="1.3"):
+        # Hydra composes for one thread at a time, and not within an application of its own.
+        with _COMPOSING, _apart(), initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = compose(command, parsed.lines)
             plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     except VitError:
@@ -91,6 +91,19 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Ov
         raise ConfigError(words[0]) from None
     plain.pop("search", None)
     return plain, parsed
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Hydra is as if it had not begun; afterwards as it was."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().hydra = None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 def is_sweep(flags: Mapping[str, str], overrides: Overrides) -> bool:

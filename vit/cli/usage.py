@@ -36,6 +36,16 @@ EXAMPLES = {
         ("vit-predict outputs/<run> photos output=all.jsonl", "as JSON lines"),
         ("vit-predict outputs/<run> photos sheet=sheet.png", "as a picture too"),
     ),
+    "embed": (
+        ("vit-embed outputs/<run> photos output=photos.npy", "embeddings of a folder"),
+        ("vit-embed model.weights=dinov2.pth images=photos output=photos.parquet", "of weights"),
+        ("vit-embed outputs/<run> photos knn=~/labelled page=near.html", "what each looks like"),
+        ("vit-embed model.weights=dinov2.pth knn=~/labelled", "how well they tell classes apart"),
+        (
+            "vit-embed outputs/<run> knn=labels.csv page=near.html",
+            "a table, each image among the others",
+        ),
+    ),
     "explain": (
         ("vit-explain outputs/<run> rose.jpg", "where the model looks"),
         ("vit-explain outputs/<run> photos limit=50", "the first 50 of a folder"),
@@ -72,6 +82,7 @@ ABOUT = {
     "train": "Train a Vision Transformer.",
     "eval": "Evaluate a trained Vision Transformer: scores, predictions, a report.",
     "predict": "Label images with a trained Vision Transformer.",
+    "embed": "Embed images, and find their neighbours among labelled ones.",
     "explain": "Show where in an image a trained Vision Transformer looks.",
     "export": "Write a trained Vision Transformer for other programs, and check what was written.",
     "data": "Look at a data set as a training would see it: splits, sizes, damage, duplicates.",

@@ -77,6 +77,42 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class EmbedDataConfig:
+    """How `vit-embed` reads images."""
+
+    image_size: Side | Annotated[list[Side], Length(2)] | None
+    workers: Whole | Literal["auto"]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels; None: those of the model."""
+        return None if self.image_size is None else height_width(self.image_size)
+
+
+@dataclass(frozen=True)
+class EmbedModelConfig:
+    """Weights to embed with."""
+
+    weights: Place | None
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """All settings of `vit-embed`."""
+
+    checkpoint: Place | None
+    model: EmbedModelConfig
+    images: Places | None
+    output: Annotated[str, ending(".npy", ".parquet")] | None
+    knn: Place | None
+    neighbours: Count
+    page: Annotated[str, ending(".html")] | None
+    batch_size: Count | None
+    data: EmbedDataConfig
+    device: Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
 class ExplainConfig:
     """All settings of `vit-explain`."""
 
@@ -117,6 +153,6 @@ class ExportConfig:
 
 SCHEMAS: dict[str, type] = {
     "train": RunConfig, "eval": EvalConfig, "predict": PredictConfig, "explain": ExplainConfig,
-    "export": ExportConfig,
+    "export": ExportConfig, "embed": EmbedConfig,
 }  # fmt: skip
 """The settings of each command."""

@@ -73,8 +73,10 @@ def _sorted(parts: list[np.ndarray]) -> list[float]:
 
 def _temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float | None, str]:
     """The temperature; or None, and why it is not used."""
-    count, value = len(labels), fit_temperature(logits, labels)
-    if value is None:
+    count = len(labels)
+    if count < 2 * FOLDS:
+        return None, f"{count} validation images are too few to fit a temperature on"
+    if (value := fit_temperature(logits, labels)) is None:
         return None, "no finite temperature is the best on validation"
     fold, losses = np.arange(count) % FOLDS, np.empty(count)
     for part in range(FOLDS):

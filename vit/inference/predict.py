@@ -252,11 +252,21 @@ def open_images(
     Raises:
         ConfigError: how the run read its images is not of this version.
     """
+    samples = unlabelled(images, CacheSpec.of(trained.read_config()))
+    return open_samples(trained, samples, workers, batch_size)
+
+
+def open_samples(
+    trained: Trained,
+    samples: Samples,
+    workers: int | Literal["auto"] = 0,
+    batch_size: int | None = None,
+) -> EvalLoader:
+    """As `open_images`, of images of any source."""
     config = replace(trained.read_config(), workers=workers)
     reader = Reader.of(config, trained.model.config.patch_size, trained.device)
-    reader = replace(reader, pool=reader.pool.for_images(len(images)), bad_images=1.0)
-    size = batch_size or trained.evaluation["batch_size"]
-    return EvalLoader(unlabelled(images, CacheSpec.of(config)), size, reader)
+    reader = replace(reader, pool=reader.pool.for_images(len(samples)), bad_images=1.0)
+    return EvalLoader(samples, batch_size or trained.evaluation["batch_size"], reader)
 
 
 @torch.no_grad()
