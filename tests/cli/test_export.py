@@ -62,13 +62,29 @@ def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = done.stdout.splitlines()
     assert lines[0] == "onnx, fp32, compared on 50 images of val:"
     assert [line.split()[0] for line in lines[1:]] == [
-        "checkpoint", "top-1", "same", "largest", "size", "ms", "ms", "probabilities",
+        "checkpoint", "top-1", "same", "largest", "size", "ms", "ms", "on", "probabilities",
         "made/m.onnx", "serve",
     ]  # fmt: skip
     assert "scripts/serve_onnx.py made/m.onnx --port" in lines[-1]
     assert lines[3].split()[-2:] == ["100.00", "%"]
     assert [path.name for path in (folder / "made").iterdir()] == ["m.onnx"]
     return folder / "made" / "m.onnx"
+
+
+def test_openvino_runs_the_file_where_it_is_installed(finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    args = ("output=m.onnx", "limit=20", "batch_size=3")
+    done = run("export", str(finished), *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[1] == ["checkpoint", "export", "openvino"]
+    (same,) = (row for row in rows if row[:2] == ["same", "label"])
+    assert same[2:] == ["100.00", "%", "100.00", "%"]
+    (difference,) = (row for row in rows if row[0] == "largest")
+    assert max(map(float, difference[-2:])) < 1e-4
+    timed = [row for row in rows if row[0] == "ms"]
+    assert [row[3] for row in timed] == ["1", "3"]
+    assert all(float(cell) > 0 for row in timed for cell in row[-3:])
 
 
 def test_an_export_goes_into_the_run_folder(finished: Path, tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def settings(**changes):
     plain = {
         "checkpoint": "run", "format": "safetensors", "precision": "fp32", "merge": 0,
         "output": None, "split": None, "images": None, "limit": None, "data": data,
+            "calibration": "auto", "batch_size": 64,
     }  # fmt: skip
     return ExportConfig(**{**plain, **changes})
 

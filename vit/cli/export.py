@@ -81,24 +81,30 @@ def table(exported: Exported) -> str:
     """The figures of the checkpoint and of its export, side by side."""
     import torch
 
+    from vit.runtime.device import describe
+
     parity = exported.parity
     count = len(parity.labels)
     threads = torch.get_num_threads()
     one = parity.thresholds is None
     right_name, same = ("top-1", "same label") if one else ("every label right", "same labels")
+    others = exported.others.values()
+    all_of = [parity, *others]
     rows = [
-        ("", "checkpoint", "export"),
-        (right_name, *(f"{100 * right / count:.2f} %" for right in parity.right)),
-        (same, "", f"{100 * (1 - parity.changed / count):.2f} %"),
-        ("largest difference of a logit", "", f"{parity.difference:.2g}"),
+        ("", "checkpoint", "export", *exported.others),
+        (right_name, *(f"{100 * right / count:.2f} %" for right in parity.right),
+         *(f"{100 * own.right[1] / count:.2f} %" for own in others)),
+        (same, "", *(f"{100 * (1 - own.changed / count):.2f} %" for own in all_of)),
+        ("largest difference of a logit", "", *(f"{own.difference:.2g}" for own in all_of)),
         ("size", *(f"{size / 1e6:,.2f} MB" for size in exported.sizes)),
         *(
             (f"ms per image, {images} at once", *(f"{time:.3g}" for time in times))
             for images, times in exported.times.items()
         ),
-    ]
-    lines = [f"  {name:<31}{first:>12}{second:>12}" for name, first, second in rows]
-    return "\n".join(lines) + f"   ({threads} thread{'s' if threads > 1 else ''} of this CPU)"
+    ]  # fmt: skip
+    lines = ["  " + f"{name:<31}" + "".join(f"{cell:>12}" for cell in row) for name, *row in rows]
+    cpu = describe(torch.device("cpu"))
+    return "\n".join([*lines, f"  on {threads} thread{'s' * (threads > 1)} of {cpu}"])
 
 
 if __name__ == "__main__":

@@ -140,6 +140,7 @@ class ExportConfig:
     split: Literal["val", "test"] | None
     images: Place | None
     limit: Count | None
+    batch_size: Count
     data: EvalDataConfig
 
     def evaluation(self) -> EvalConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from vit.config.commands import ExportConfig
 from vit.data.types import Samples
 from vit.errors import ConfigError, DataError, ExportError
 from vit.export.formats import format_of
-from vit.export.parity import AT_ONCE, BOUNDS, MERGING, Parity, compare, milliseconds
+from vit.export.parity import BOUNDS, MERGING, Parity, compare, milliseconds
 from vit.export.source import Answer, Content, WithPreprocessing, on_pixels
 from vit.inference.evaluator import Evaluator
+from vit.runtime import console
 from vit.runtime.files import move_over, staging, write_atomic
 
 _REMEDIES = {
@@ -29,11 +30,15 @@ _REMEDIES = {
 class Exported:
     """What was written, beside its checkpoint: the parity of their answers, sizes in bytes, and
     milliseconds per image of both, by the number of images at once.
+
+    Attributes:
+        others: parity of other programs that run the file, by their names; their times come behind.
     """
 
     parity: Parity
     sizes: tuple[int, int]
     times: dict[int, list[float]]
+    others: dict[str, Parity] = field(default_factory=dict)
 
 
 def find_images(config: ExportConfig, job: Evaluator) -> tuple[Samples, str]:
@@ -107,8 +112,17 @@ def export(
                 f"({len(samples):,} of {what}); {_REMEDIES[config.precision]}"
             )
         both = [on_pixels(WithPreprocessing(job.model, job.trained.preprocessing)), answer]
-        batches = {count: np.resize(pixels, (count, *pixels.shape[1:])) for count in (1, AT_ONCE)}
-        times = {count: milliseconds(both, batch) for count, batch in batches.items()}
+        runners: dict[str, Answer] = getattr(writer, "others", lambda path: {})(staged)
+        others = {
+            name: compare(job.model, run, loader, job.trained.thresholds)[0]
+            for name, run in runners.items()
+        }
+        for name, found in others.items():
+            if broken := found.broken(BOUNDS[config.precision]):
+                console.warn(f"{name} does not answer as the checkpoint does: {broken}")
+        counts = dict.fromkeys((1, config.batch_size))
+        batches = {count: np.resize(pixels, (count, *pixels.shape[1:])) for count in counts}
+        times = {n: milliseconds([*both, *runners.values()], own) for n, own in batches.items()}
         move_over(staged, output)
     sizes = job.trained.path.stat().st_size, sum(map(len, files.values()))
-    return Exported(parity, sizes, times)
+    return Exported(parity, sizes, times, others)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
@@ -51,6 +52,18 @@ def run(path: Path) -> Answer:
     name = session.get_inputs()[0].name
 
     return lambda images: session.run(None, {name: images})[0]
+
+
+def others(path: Path) -> dict[str, Answer]:
+    """Other programs that run the file as it is, where they are installed: OpenVINO, on the CPU."""
+    if find_spec("openvino") is None:
+        return {}
+    import openvino
+
+    core = openvino.Core()
+    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(path, "CPU", threads)
+    return {"openvino": lambda images: compiled([images])[0]}
 
 
 def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
