@@ -256,7 +256,9 @@ def serve(model: Classifier, host: str, port: int, top: int) -> None:
             self.wfile.write(body)
 
     with ThreadingHTTPServer((host, port), Handler) as server:
-        print(f"curl --data-binary @photo.jpg http://{host}:{server.server_port}", flush=True)
+        place = f"http://{host}:{server.server_port}"
+        print(f"serving until Ctrl-C; curl -F file=@photo.jpg {place} or", flush=True)
+        print(f"curl --data-binary @photo.jpg {place}", flush=True)
         server.serve_forever()
 
 

@@ -275,6 +275,7 @@ def test_images_that_are_sent_are_answered_with_the_same_labels(
     command = [sys.executable, str(ROOT / "scripts" / "serve_onnx.py"), str(exported), "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
         assert it.stdout is not None
+        assert it.stdout.readline().startswith("serving until Ctrl-C; curl -F ")
         place = it.stdout.readline().split()[-1]
 
         def post(content: bytes, *, form: bool = False) -> tuple[int, dict[str, Any]]:

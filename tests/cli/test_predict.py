@@ -61,7 +61,7 @@ def test_labels_are_those_of_vit_eval(finished: Path, digits: Path) -> None:
         assert done.returncode == 0, done.stderr
     *said, told = done.stdout.splitlines()
     assert said == ["30 images labelled", "  made/labels.jsonl", "  made/sheet.PNG"]
-    assert told.startswith("  probabilities ")
+    assert told.startswith("  probabilities with temperature ")
     assert done.stderr == ""
     with open(digits / "scores" / "predictions.csv", newline="") as file:
         judged = list(csv.DictReader(file))

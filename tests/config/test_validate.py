@@ -90,7 +90,7 @@ def test_a_section_is_no_value(section):
         ("trainer.epochs", "many", "must be a number or auto or null"),
         ("trainer.precision", "fp8", "must be one of auto, bf16, fp16, fp32, tf32"),
         ("trainer.precision", "16-mixed", "(did you mean fp16?)"),
-        ("trainer.device", "gpu", "(did you mean cuda?)"),
+        ("trainer.device", "cuda:0", "(did you mean cuda?)"),
         ("data.val_fraction", 1, "must lie in [0, 1)"),
         ("data.workers", -1, "must be 0 or more or auto"),
         ("data.image_size", 3, "must lie in [4, 4096]"),
@@ -319,6 +319,7 @@ def test_text_that_is_no_config_is_refused_with_its_file(text):
 def test_evaluation_settings_are_checked_too():
     plain = {"checkpoint": "a", "split": "test", "images": None, "device": "auto", "output": None,
              "tta": "none", "merge": 0, "report": True, "corruptions": False,
+             "calibration": "auto",
              "data": {"root": None, "image_size": None, "workers": "auto", "on_bad_image": None,
                       "bad_image_limit": None}}  # fmt: skip
     assert checked(EvalConfig, plain).data.workers == "auto"

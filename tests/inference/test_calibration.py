@@ -134,6 +134,7 @@ def test_limits_are_order_statistics_and_need_their_images() -> None:
     for asked, words in (
         (("95%", None), "set=95%: 18 validation images are too few"),
         ((None, "5%"), "try a larger unknown="),
+        (("80%", "5%"), "try a larger unknown="),
     ):
         with pytest.raises(ConfigError, match=words):
             Limits.of(few, *asked, place)
@@ -254,6 +255,7 @@ def test_sets_and_refusals_are_the_same_everywhere(run_folder: Path, tmp_path: P
     asked = ("set=90%", "unknown=50%")
     done = run("predict", str(run_folder), "in", "top=2", *asked, "output=p.csv", cwd=folder)
     assert done.returncode == 0, done.stderr
+    told = done.stdout
     with open(folder / "p.csv", newline="") as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     done = run(
@@ -283,6 +285,9 @@ def test_sets_and_refusals_are_the_same_everywhere(run_folder: Path, tmp_path: P
         assert more == {"set": own, "unknown": refused}
         assert [label for label, _ in served] == answer.labels
     assert {answer.unknown for answer in said} == {True, False}
+    known = [len(answer.set or []) for answer in said if not answer.unknown]
+    assert f"sets for 90%: {np.mean(known):.1f} labels on average" in told
+    assert f"unknown, without a label: {12 - len(known)} of 12" in told
     assert max(len(answer.set or []) for answer in said) > 1
     with pytest.raises(ConfigError, match="set=95 must be a share in whole percent"):
         trained.predict(folder / "in", set="95")

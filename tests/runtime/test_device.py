@@ -67,3 +67,20 @@ def test_apples_gpu_is_for_one_process_that_asks_for_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no MPS device; try"):
         select_device("mps")
+
+
+@pytest.mark.parametrize(
+    ("name", "built", "told"),
+    [
+        ("cuda", "13.0", "it is built for CUDA 13.0, and finds no GPU or driver (does nvidia-smi "),
+        ("gpu", "13.0", "no CUDA device: it is built for CUDA 13.0"),
+        ("cuda", None, "is built for the CPU alone"),
+    ],
+)
+def test_a_missing_gpu_is_explained(name, built, told, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    with pytest.raises(ConfigError) as raised:
+        select_device(name, key="trainer.device")
+    assert told in str(raised.value)
+    assert str(raised.value).endswith("; try trainer.device=cpu")

@@ -93,10 +93,10 @@ def test_a_test_that_is_not_finite(tmp_path, monkeypatch):
     """Of weights that validation found no fault with."""
     real = trainer.Trainer._predict
 
-    def blinded(self, model, loader):
+    def blinded(self, model, loader, **how):
         if loader is self.parts.test:
             model.head.weight.data.fill_(math.inf)
-        return real(self, model, loader)
+        return real(self, model, loader, **how)
 
     monkeypatch.setattr(trainer.Trainer, "_predict", blinded)
     failed(tmp_path, "trainer.steps=3", words="test_loss is not finite")

@@ -62,20 +62,23 @@ def predict(plain: dict[str, Any], overrides: Overrides) -> None:
     loader = open_images(trained, paths, config.data.workers, config.batch_size)
     images = classify(trained, loader, top, limits)
     on_sheet: list[Labelled] = []
+    sizes: list[int] = []
     # A bar would stand between the labels.
     quiet = {"disable": True} if config.output is None and sys.stdout.isatty() else {}
     first = next(images, None)
     if first is not None:
         bar = console.progress(chain([first], images), desc="predicting", total=len(paths), **quiet)
         with bar:
-            deliver(config.output, noting(bar, on_sheet), top)
+            deliver(config.output, noting(bar, on_sheet, sizes), top)
     complaints = damaged(loader.corrupt.named(), len(paths))
     if first is None:
         raise DataError([*complaints, "no image is left to be labelled"])
     for line in complaints:
         console.warn(line)
     record = trained.calibration
-    told = [] if record is None else [f"probabilities {record.told()}"]
+    told = limits_told(config, sizes)
+    if record is not None and record.temperature is not None:
+        told.append(f"probabilities {record.told()}")
     conclude(config, on_sheet, len(paths) - len(loader.corrupt.reasons), told)
 
 
@@ -91,12 +94,29 @@ def deliver(output: str | None, images: Iterable[Labelled], top: int) -> None:
     sys.stdout.buffer.flush()
 
 
-def noting(images: Iterable[Labelled], on_sheet: list[Labelled]) -> Iterator[Labelled]:
-    """The images, of which the first are noted for the sheet."""
+def noting(
+    images: Iterable[Labelled], on_sheet: list[Labelled], sizes: list[int]
+) -> Iterator[Labelled]:
+    """The images, of which the first are noted for the sheet, and of all the size of their set, or
+    0: they are unknown.
+    """
     for image in images:
         if len(on_sheet) < ON_SHEET:
             on_sheet.append(image)
+        if image.set is not None or image.unknown is not None:
+            sizes.append(0 if image.unknown else len(image.set or image.labels))
         yield image
+
+
+def limits_told(config: PredictConfig, sizes: list[int]) -> list[str]:
+    """What sets and refusals come to."""
+    known = [size for size in sizes if size]
+    told = []
+    if config.set is not None and known:
+        told.append(f"sets for {config.set}: {sum(known) / len(known):.1f} labels on average")
+    if config.unknown is not None:
+        told.append(f"unknown, without a label: {len(sizes) - len(known):,} of {len(sizes):,}")
+    return told
 
 
 def conclude(config: PredictConfig, on_sheet: list[Labelled], count: int, told: list[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from vit.config.rules import Count, Fraction, Length, Percent, Registered, Whole, ending, not_empty
-from vit.config.schema import Place, Places, RunConfig, Side, height_width
+from vit.config.schema import Device, Place, Places, RunConfig, Side, height_width
 
 SET, UNKNOWN = Percent(50, 99), Percent(1, 50)
 """Rules of the cases in which a set holds the truth, and of known images that count as unknown."""
@@ -43,7 +43,7 @@ class EvalConfig:
     calibration: Literal["auto", "none", "save"]
     report: bool
     data: EvalDataConfig
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Device
     output: Place | None
 
     @property
@@ -73,7 +73,7 @@ class PredictConfig:
     sheet: Annotated[str, ending(".png")] | None
     batch_size: Count | None
     data: PredictDataConfig
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Device
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class EmbedConfig:
     page: Annotated[str, ending(".html")] | None
     batch_size: Count | None
     data: EmbedDataConfig
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Device
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class ExplainConfig:
     class_: Place | None
     layers: bool
     calibration: Literal["auto", "none"]
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Device
     output: Place | None
 
 

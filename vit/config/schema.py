@@ -27,6 +27,7 @@ Side = Annotated[int, Range(4, 4096)]
 RGB = Annotated[list[float], Range(-1e6, 1e6)]
 Name = Annotated[str, names_folder]
 Place = Annotated[str, not_empty]
+Device = Literal["auto", "cpu", "cuda", "mps", "gpu"]
 Places = Place | list[Place]
 Every = Annotated[int | str, DurationRule(low=1)]
 Span = Annotated[int | str, DurationRule()]
@@ -166,7 +167,7 @@ class TrainerConfig:
     eval_batch_size: Count
     accumulate: Count | Literal["auto"]
     precision: Literal["auto", "bf16", "fp16", "fp32", "tf32"]
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Device
     compile: bool
     shard: Literal["none", "fsdp"]
     freeze: Annotated[str, freezes]

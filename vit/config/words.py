@@ -43,7 +43,7 @@ WORDS = {
 later line is for commands that lack the setting of an earlier one.
 """
 VALUES = {
-    "gpu": "cuda", "half": "fp16", "float16": "fp16", "16-mixed": "fp16", "bfloat16": "bf16",
+    "half": "fp16", "float16": "fp16", "16-mixed": "fp16", "bfloat16": "bf16",
     "bf16-mixed": "bf16", "float32": "fp32",
 }  # fmt: skip
 """Values, and what they are called here."""

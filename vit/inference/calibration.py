@@ -145,7 +145,7 @@ class Limits:
         if (set and found.most is None) or (unknown and found.least is None):
             raise ConfigError(
                 f"{told}: {record.images:,} validation images are too few to say; try "
-                f"{'a smaller set=' if set else 'a larger unknown='}"
+                f"{'a smaller set=' if set and found.most is None else 'a larger unknown='}"
             )
         return found
 

@@ -20,13 +20,14 @@ def select_device(name: str, local_rank: int | None = None, key: str = "device")
     """`auto` takes a CUDA GPU where there is one; Apple's, for one process alone, is asked for.
 
     Args:
-        name: `auto`, `cpu`, `cuda` or `mps`.
+        name: `auto`, `cpu`, `cuda` (also called `gpu`) or `mps`.
         local_rank: number of the GPU, where several processes share the machine.
         key: the setting that asks.
 
     Raises:
         ConfigError: a GPU was asked for and there is none of its kind.
     """
+    name = "cuda" if name == "gpu" else name
     has_mps = local_rank is None and torch.backends.mps.is_available()
     there = {"cpu": True, "mps": has_mps, "cuda": torch.cuda.is_available()}
     best = "cuda" if there["cuda"] else "cpu"
