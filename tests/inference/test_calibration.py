@@ -364,6 +364,10 @@ def test_a_record_that_is_none_is_refused(run_folder: Path, tmp_path: Path) -> N
     checkpoint.save(tmp_path / "c.pt", {**content, "calibration": bad})
     with pytest.raises(checkpoint.BadCheckpointError, match=r"calibration.temperature must"):
         checkpoint.load(tmp_path / "c.pt")
+    short = {**content["calibration"], "sets": [0.5]}
+    checkpoint.save(tmp_path / "c.pt", {**content, "calibration": short})
+    with pytest.raises(checkpoint.BadCheckpointError, match=r"calibration.sets must have 50"):
+        checkpoint.load(tmp_path / "c.pt")
     checkpoint.save(tmp_path / "c.pt", {**content, "calibration": None})
     keep(tmp_path / "c.pt", Calibration(images=7, temperature=2.0))
     assert checkpoint.load(tmp_path / "c.pt")["calibration"] == asdict(

@@ -31,7 +31,13 @@ def _tensors(value: Any) -> str | None:
     return None if other is None else f"holds {other}, which is no tensor"
 
 
+def _fifty_or_none(value: Any) -> str | None:
+    """A limit for each of fifty percents, or nothing at all."""
+    return None if len(value) in (0, 50) else "must have 50 entries, or none"
+
+
 Weights = Annotated[dict[str, Any], _tensors]
+Limits = Annotated[list[float | None], _fifty_or_none]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +150,8 @@ class Calibration:
     images: Whole = 0
     temperature: Annotated[float, Range(0.01, 100)] | None = None
     why: str = ""
-    sets: list[float | None] = field(default_factory=list)
-    unknown: list[float | None] = field(default_factory=list)
+    sets: Limits = field(default_factory=list)
+    unknown: Limits = field(default_factory=list)
 
     def told(self) -> str:
         """What is done to probabilities, in words."""
