@@ -348,7 +348,7 @@ def test_all_values_of_a_sweep_are_looked_at_before_its_first_run(tmp_path):
 
 def test_a_device_is_told_by_the_setting_that_asked(tmp_path):
     done = run("train", "trainer.device=gpu", cwd=tmp_path)
-    assert "(did you mean cuda?)" in done.stderr
+    assert "trainer.device=cuda, but torch sees no CUDA device" in done.stderr
 
 
 def test_what_holds_runs_or_is_misspelt_is_no_checkpoint(tmp_path):

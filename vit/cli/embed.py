@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vit.cli import front
 from vit.cli.overrides import Overrides
 from vit.config.checks import Check, Complaint
@@ -24,6 +22,7 @@ from vit.runtime.files import prepare_file, to_csv_line, write_atomic
 from vit.runtime.signals import import_torch
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from vit.data.loader import EvalLoader
@@ -226,6 +225,8 @@ def _scores(
     """How often neighbours and a linear probe are right, of a split of its own, or of each image by
     the others.
     """
+    import numpy as np
+
     from vit.report.neighbours import PARTS, probe
 
     truth = (tests or bank).labels
@@ -273,6 +274,8 @@ def _write(output: Path, asked: Embedded, said: dict[str, list[Any]]) -> Iterato
         return
     import io
 
+    import numpy as np
+
     buffer = io.BytesIO()
     np.save(buffer, asked.values)
     write_atomic(output, buffer.getbuffer())
@@ -298,6 +301,8 @@ def _page(
     has_labels: bool,
 ) -> str:  # fmt: skip
     """Images, each beside its neighbours."""
+    import numpy as np
+
     from vit.report.gallery import within
     from vit.report.render import rendered
 
