@@ -76,7 +76,7 @@ def test_hostile_names_are_text(make: Make, tmp_path: Path) -> None:
 
 
 SORT_BY_SCORE = """
-  const heads = [...document.querySelectorAll("th[scope=col]")];
+  const heads = [...document.querySelectorAll("th[scope=col] > button")];
   const column = heads.findIndex(head => head.textContent === "val top-1");
   const scores = () => [...document.querySelectorAll("table tbody")][0].rows;
   const texts = () => [...scores()].map(row => parseFloat(row.cells[column].textContent));

@@ -133,7 +133,7 @@ def test_the_page_shows_where_they_differ(runs: tuple[Path, Path], compared: Pat
         ]
         for i in shown:
             assert f'title="{names[i]}"' in parts[name]
-            encoded = data["thumbnails"][str(i)].partition("base64,")[2]
+            encoded = data["images"][str(i)]["picture"].partition("base64,")[2]
             pixels = np.asarray(Image.open(io.BytesIO(b64decode(encoded))))
             assert (pixels == samples.images[samples.index[i]].transpose(1, 2, 0)).all()
     assert "Comparison" not in (compared / "0" / "report" / "index.html").read_text()

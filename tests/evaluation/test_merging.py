@@ -60,7 +60,7 @@ def test_a_run_is_evaluated_with_merged_patches(run_folder: Path) -> None:
         assert f"<td>{scores['loss']:.4f}</td>" in row[1]
     plain_page = (evaluations / "test" / "report" / "index.html").read_text()
     assert "merged away" not in plain_page
-    overlays = [len(re.findall("data-overlay=", text)) for text in (page, plain_page)]
+    overlays = [len(re.findall('"heat": ', text)) for text in (page, plain_page)]
     assert min(overlays) > 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from vit.report import metrics
 from vit.report.comparison import Comparison
-from vit.report.gallery import choose, within
+from vit.report.gallery import choose, side_within, within
 from vit.report.page import BUDGET, Report
 
 HOSTILE = "<script>alert(1)</script>"
@@ -32,15 +32,20 @@ def made_up(
     top = np.argpartition(-logits, 1, axis=1)[:, :2] if classes > 2 else np.zeros((n, 2), int)
     top[:, 0] = predicted
     names = [name(k) for k in range(classes)]
+    issues = metrics.label_errors(labels, metrics.probabilities(logits))
     return Report(
         title="made up", facts=[f"{n} images"], classes=names,
         names=[f"{names[k]}/{i}.jpg" for i, k in enumerate(labels)],
-        labels=labels, predicted=predicted, confidence=judged.confidence,
+        labels=labels, predicted=predicted, probabilities=metrics.probabilities(logits),
+        losses=judged.loss, margin=judged.margin, confidence=judged.confidence, temperature=None,
         scores=metrics.all_scores(top, labels, judged.loss, judged), compared={},
         versus=None, corruptions={},
         reliability={"as it is": metrics.calibration(judged.confidence, predicted == labels)},
-        calibration="None.", curves={}, epoch=None, settings={"a.key": None},
-        command="vit-eval", chosen=choose(labels, predicted, judged.loss, judged.margin, classes),
+        calibration="None.", curves={}, epoch=None, epochs=None, settings={"a.key": None},
+        command="vit-eval", issues=issues,
+        order=choose(
+            labels, predicted, judged.loss, judged.margin, classes, [i for i, _ in issues]
+        ),
     )  # fmt: skip
 
 
@@ -54,5 +59,6 @@ def against(report: Report, name: str) -> Comparison:
 def pictures_of(report: Report, side: int = 8) -> dict[int, str]:
     """Noise for all images of a report."""
     rng = np.random.default_rng(0)
-    noise = ((i, rng.integers(0, 256, (side, side, 3), np.uint8)) for i in report.shown())
-    return within(noise, BUDGET)
+    shown = report.shown()
+    noise = ((i, rng.integers(0, 256, (side, side, 3), np.uint8)) for i in shown)
+    return within(noise, BUDGET, side_within(BUDGET, len(shown)))

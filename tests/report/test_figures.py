@@ -11,8 +11,8 @@ from PIL import Image
 
 from vit.report import metrics
 from vit.report.chart import chart, nice_ticks, thinned
-from vit.report.figures import reliability
-from vit.report.gallery import data_uri, within
+from vit.report.figures import alike_together, reliability
+from vit.report.gallery import data_uri, side_within, within
 
 
 def test_thumbnails_are_small_and_small_images_exact() -> None:
@@ -26,6 +26,27 @@ def test_thumbnails_are_small_and_small_images_exact() -> None:
     images = [(i, np.zeros((8, 8, 3), np.uint8)) for i in range(9)]
     one = len(data_uri(images[0][1]))
     assert list(within(iter(images), 4 * one + 1)) == [0, 1, 2, 3]
+
+
+def test_few_pictures_are_large_and_many_are_small() -> None:
+    sides = [side_within(12_000_000, count) for count in (1, 100, 400, 1000, 100_000)]
+    assert sides == sorted(sides, reverse=True)
+    assert (sides[0], sides[-1]) == (384, 96)
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(noise).resize((384, 384)))  # as detailed as a photo
+    assert 1000 * len(data_uri(smooth, side_within(12_000_000, 1000))) < 12_000_000
+
+
+def test_confused_classes_stand_together() -> None:
+    counts = 90 * np.eye(6, dtype=int) + 1
+    for a, b in ((0, 4), (1, 5), (2, 3)):
+        counts[a, b] = counts[b, a] = 40
+    order = alike_together(counts)
+    assert sorted(order) == list(range(6))
+    for a, b in ((0, 4), (1, 5), (2, 3)):
+        assert abs(order.index(a) - order.index(b)) == 1
+    assert alike_together(np.zeros((2, 2), int)) == [0, 1]
+    assert sorted(alike_together(np.zeros((5, 5), int))) == list(range(5))
 
 
 def test_ticks_are_round_and_hold_the_range() -> None:

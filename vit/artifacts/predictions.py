@@ -17,16 +17,16 @@ from vit.runtime.files import to_csv_line, write_atomic
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
 """Characters that HTML may not hold, as codes."""
-METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
+METRICS, PREDICTIONS, LABEL_ERRORS = "metrics.json", "predictions.csv", "label_errors.csv"
 PAGE = "report/index.html"
 SEPARATOR = ";"
 """Between several labels of an image."""
-EVALUATION = (METRICS, PREDICTIONS, PAGE, "temperature.json")
+EVALUATION = (METRICS, PREDICTIONS, LABEL_ERRORS, PAGE, "temperature.json")
 """The files of an evaluation, in its folder; the last one is of earlier versions."""
 
 
-def write_predictions(folder: Path, rows: Iterable[Sequence[str | float]]) -> None:
-    """Write `predictions.csv`: rows of texts and probabilities, the head first.
+def write_rows(file: Path, rows: Iterable[Sequence[str | float]]) -> None:
+    """Write a table as CSV: rows of texts and probabilities, the head first.
 
     Raises:
         DiskFullError: no space.
@@ -34,7 +34,7 @@ def write_predictions(folder: Path, rows: Iterable[Sequence[str | float]]) -> No
     content = bytearray()
     for row in rows:
         content += to_csv_line([f"{x:.6f}" if isinstance(x, float) else x for x in row])
-    write_atomic(folder / PREDICTIONS, memoryview(content))
+    write_atomic(file, memoryview(content))
 
 
 def write_page(folder: Path, html: str) -> None:

@@ -21,17 +21,21 @@ from vit.artifacts.runs import (
     effects,
     groups,
 )
-from vit.artifacts.runs_table import effects_table, groups_table, head, row
+from vit.artifacts.runs_table import effects_table, first_place, groups_table, head, row
 from vit.report.chart import chart
 from vit.report.render import rendered
 
 _AXES = 8
-_TOP, _BOTTOM = 40.0, 290.0
+_SIZE = 760, 330
+_LEFT, _RIGHT, _TOP, _BOTTOM = 8.0, 752.0, 56.0, 294.0
+_COLOURS = 8
+"""Lines that each have a colour of their own; of more the colour is between that of the best and
+that of the worst."""
 
 
 def runs_page(title: str, runs: list[Run], place: Path) -> str:
-    """The page: of the runs on the same images a sortable table, means over seeds, the effects of
-    settings, parallel coordinates, curves.
+    """The page: of the runs on the same images the best, a sortable table, curves, means over
+    seeds, the effects of settings, parallel coordinates.
 
     The runs are as `read_runs` gives them; their names are hostile text and are escaped. Links are
     relative to the folder `place`.
@@ -53,10 +57,11 @@ def _part(runs: list[Run]) -> dict[str, Any]:
     """What the page says of runs that are scored on the same images."""
     keys, found, mattered = differing(runs), groups(runs), effects(runs)
     return {
+        "first": first_place(runs),
         "best": found[0].spread(),
         "head": head(runs, keys),
         "score": called(runs),
-        "rows": [(run.path, row(run, keys)) for run in runs],
+        "rows": [(run.path, run.path, row(run, keys)) for run in runs],
         "groups": groups_table(found) if len(found) < len(runs) else None,
         "effects": effects_table(mattered, called(runs)) if mattered else None,
         "coordinates": _coordinates(runs, [effect.key for effect in mattered[:_AXES]]),
@@ -64,10 +69,19 @@ def _part(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _hues(scores: Sequence[float]) -> list[int]:
-    """From red (0, the lowest score) to green (140, the highest)."""
-    low, high = min(scores), max(scores)
-    return [round(140 * (s - low) / (high - low)) if high > low else 140 for s in scores]
+def _drawn(lines: Sequence[tuple[Run, str, float, str]]) -> list[dict[str, Any]]:
+    """Lines, each of a run, with what it is called, its score and its points: the best first."""
+    ranked = sorted(lines, key=lambda line: -line[2])
+    return [
+        {"run": run.path, "name": name, "points": points, "colour": _colour(rank, len(ranked))}
+        for rank, (run, name, _, points) in enumerate(ranked)
+    ]
+
+
+def _colour(rank: int, count: int) -> str:
+    if count <= _COLOURS:
+        return f"var(--c{rank})"
+    return f"color-mix(in oklab, var(--c1) {100 * rank / (count - 1):.0f}%, var(--c0))"
 
 
 def _coordinates(runs: list[Run], keys: list[str]) -> dict[str, Any] | None:
@@ -75,20 +89,23 @@ def _coordinates(runs: list[Run], keys: list[str]) -> dict[str, Any] | None:
     scored = [(run, score) for run in runs if run.config and (score := run.score()) is not None]
     if not keys:
         return None
-    scores = [score for _, score in scored]
     columns = {key: [run.config.get(key) for run, _ in scored] for key in keys}
-    columns[f"val {called(runs)}"] = [*scores]
-    places = [round(60 + i * 860 / len(keys)) for i in range(len(columns))]
+    columns[f"val {called(runs)}"] = [score for _, score in scored]
+    places = [_LEFT + i * (_RIGHT - _LEFT) / len(keys) for i in range(len(columns))]
     ticks, heights = zip(*map(_axis, columns.values()), strict=True)
     points = [
-        " ".join(f"{x},{y:.1f}" for x, y in zip(places, across, strict=True))
+        " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(places, across, strict=True))
         for across in zip(*heights, strict=True)
     ]
-    names = [f"{run.name}: {score:.2f}" for run, score in scored]
-    return {
-        "axes": list(zip(columns, places, ticks, strict=True)),
-        "lines": list(zip(names, _hues(scores), points, strict=True)),
-    }
+    axes = [
+        {"name": name, "x": round(x, 1), "ticks": found, "last": x == places[-1]}
+        for name, x, found in zip(columns, places, ticks, strict=True)
+    ]
+    lines = [
+        (run, f"{run.name}: {score:.2f}", score, line)
+        for (run, score), line in zip(scored, points, strict=True)
+    ]
+    return {"axes": axes, "lines": _drawn(lines)}
 
 
 def _axis(values: list[Any]) -> tuple[list[tuple[str, float]], list[float]]:
@@ -103,7 +120,7 @@ def _axis(values: list[Any]) -> tuple[list[tuple[str, float]], list[float]]:
     shown = sorted(set(numbers))
     shown = shown if len(shown) <= 6 else [low, high]
     ends = scale(low), scale(high)
-    ticks = [(f"{number:.6g}", _height(scale(number), *ends)) for number in shown]
+    ticks = [(f"{number:.4g}", _height(scale(number), *ends)) for number in shown]
     return ticks, [_height(scale(value), *ends) for value in values]
 
 
@@ -114,9 +131,12 @@ def _height(value: float, low: float, high: float) -> float:
 
 def _curves(runs: list[Run]) -> dict[str, Any] | None:
     """Validation curves of all runs, as `chart` has them; None where there is none."""
-    found = {run.name: p for run in runs if len(p := curve(run.path, "val", run.main)) > 1}
-    drawn = chart(found, size=(1000, 380))
+    found = [(run, p) for run in runs if len(p := curve(run.path, "val", run.main)) > 1]
+    drawn = chart({str(run.path): points for run, points in found}, size=_SIZE)
     if drawn is None:
         return None
-    hues = _hues([max(y for _, y in points) for points in found.values()])
-    return {**drawn, "lines": list(zip(found, hues, drawn["lines"].values(), strict=True))}
+    lines = [
+        (run, run.name, max(y for _, y in points), drawn["lines"][str(run.path)])
+        for run, points in found
+    ]
+    return {**drawn, "lines": _drawn(lines)}

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from vit.artifacts.predictions import (
     EVALUATION,
+    LABEL_ERRORS,
     METRICS,
     PAGE,
+    PREDICTIONS,
     write_page,
-    write_predictions,
+    write_rows,
 )
 from vit.artifacts.run_dir import RunDir, results_of
 from vit.cli import front
@@ -76,7 +78,9 @@ def deliver(config: EvalConfig, done: Evaluation, typed: str) -> None:
     folder = output_folder(config, trained.path, label + versus)
     with together(folder, EVALUATION) as staged:
         write_atomic(staged / METRICS, to_json(metrics, 2))
-        write_predictions(staged, done.rows())
+        write_rows(staged / PREDICTIONS, done.rows())
+        if done.label_errors:
+            write_rows(staged / LABEL_ERRORS, done.label_error_rows())
         if config.report:
             compared, shown = compare(config, trained, what, metrics), facts(trained, metrics)
             with console.OnlyWarned()("the report"):

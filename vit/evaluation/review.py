@@ -25,10 +25,19 @@ from vit.inference.load import Trained
 from vit.inference.predict import Predictions
 from vit.report import metrics as scoring
 from vit.report.comparison import Comparison
-from vit.report.drawing import overlay
-from vit.report.gallery import choose, choose_labels, within
+from vit.report.drawing import heat_map
+from vit.report.gallery import choose, choose_labels, side_within, within
 from vit.report.multilabel import LabelScores
-from vit.report.page import BUDGET, SCORES, LabelReport, Report, report_page
+from vit.report.page import (
+    BUDGET,
+    LOSSES,
+    SCORES,
+    TRAINING,
+    VALIDATION,
+    LabelReport,
+    Report,
+    report_page,
+)
 from vit.runtime import console
 
 _SETS, _UNKNOWN = (90, 95, 99), (1, 5, 10)
@@ -36,6 +45,8 @@ _SETS, _UNKNOWN = (90, 95, 99), (1, 5, 10)
 _ROWS = 2048
 _AT_ONCE = 2**27
 """Attention weights of a batch of images, at most."""
+_EXPLAINED = 200
+"""Images of a report that have a heat map."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,32 @@ class Evaluation:
         ):
             yield names[i], classes[label], classes[best], chance
 
+    @cached_property
+    def probabilities_told(self) -> np.ndarray:
+        """What users are told, (N, K)."""
+        assert self.predictions.logits is not None
+        return scoring.probabilities(self.predictions.logits, self.calibration.temperature or 1.0)
+
+    @cached_property
+    def label_errors(self) -> list[tuple[int, int]]:
+        """Likely wrong labels, and what is likelier; of images that the model was trained on none
+        can be told.
+        """
+        if self.about["trained_on"]:
+            return []
+        return scoring.label_errors(self.predictions.labels, self.probabilities_told)
+
+    def label_error_rows(self) -> Iterator[Sequence[str | float]]:
+        """Of label_errors.csv, the head first."""
+        yield "image", "label", "probability", "rather", "probability_rather"
+        classes, chances = self.trained.classes, self.probabilities_told
+        for i, instead in self.label_errors:
+            label = int(self.predictions.labels[i])
+            yield (
+                self.loader.names[self.predictions.index[i]], classes[label],
+                float(chances[i, label]), classes[instead], float(chances[i, instead]),
+            )  # fmt: skip
+
     def report(self) -> Report:
         """What the page shows of it, but for the images."""
         predictions, judged = self.predictions, self.judged
@@ -168,11 +205,20 @@ class Evaluation:
         return Report(
             **self.for_report(),
             predicted=predicted,
-            confidence=self.told.confidence,
+            probabilities=self.probabilities_told,
+            margin=self.told.margin,
+            confidence=judged.confidence,
+            temperature=self.calibration.temperature,
             reliability={f"{k} (ECE {b.error():.4f})": b for k, b in reliability.items()},
             calibration=_about(self),
-            chosen=choose(
-                labels, predicted, predictions.losses, self.told.margin, len(self.trained.classes)
+            issues=self.label_errors,
+            order=choose(
+                labels,
+                predicted,
+                predictions.losses,
+                self.told.margin,
+                len(self.trained.classes),
+                [i for i, _ in self.label_errors],
             ),
         )
 
@@ -184,6 +230,7 @@ class Evaluation:
             "classes": self.trained.classes,
             "names": [self.loader.names[i] for i in self.predictions.index],
             "labels": self.predictions.labels,
+            "losses": self.predictions.losses,
             "scores": self.scores,
             "versus": self.comparison,
             "corruptions": {
@@ -217,6 +264,11 @@ class LabelEvaluation(Evaluation):
         """For metrics.json: nothing, as above."""
         return {}
 
+    @cached_property
+    def label_errors(self) -> list[tuple[int, int]]:
+        """None: confident learning is of one label."""
+        return []
+
     def per_class(self) -> dict[str, np.ndarray]:
         """Scores of each label by name, (K,): `ap` with its interval, those at the threshold."""
         low, high = self.found.precision_range
@@ -242,10 +294,14 @@ class LabelEvaluation(Evaluation):
         return LabelReport(
             **self.for_report(),
             predicted=found.given,
-            confidence=found.probabilities,
+            probabilities=found.probabilities,
+            margin=np.abs(found.probabilities - found.thresholds).min(axis=1),
+            confidence=np.empty(0),
+            temperature=None,
             reliability={},
             calibration="",
-            chosen=choose_labels(found),
+            issues=(),
+            order=choose_labels(found),
             found=found,
         )
 
@@ -284,13 +340,14 @@ def page(
 ) -> str:
     """The report as HTML; `facts`, `compared` and `command` are those of `Report`."""
     report = replace(done.report(), facts=facts, compared=compared, command=command)
-    chosen = report.chosen
-    batches = _batches(done, report.shown(), 64)
-    pictures = (pair for rows, seen, _, _ in batches for pair in zip(rows, seen, strict=True))
-    thumbnails = within(pictures, BUDGET)
-    closer = [i for i in dict.fromkeys([*chosen.worst, *chosen.uncertain]) if i in thumbnails]
-    overlays = within(_explained(done, closer), BUDGET // 4)
-    return report_page(report, thumbnails, overlays)
+    shown = report.shown()
+    seen = (
+        pair for rows, seen, _, _ in _batches(done, shown, 64)
+        for pair in zip(rows, seen, strict=True)
+    )  # fmt: skip
+    pictures = within(seen, BUDGET, side_within(BUDGET, len(shown)))
+    heats = within(_explained(done, list(pictures)[:_EXPLAINED]), BUDGET // 4)
+    return report_page(report, pictures, heats)
 
 
 def _about(done: Evaluation) -> str:
@@ -333,16 +390,21 @@ def _curves(trained: Trained) -> dict[str, Any]:
     """The learning curves of the run, and which epoch the weights are from."""
     run = RunDir.of(trained.path)
     if run is None:
-        return {"curves": {}, "epoch": None}
+        return {"curves": {}, "epoch": None, "epochs": None}
     task = trained.task
     named = {f"{SCORES[key][0]} (%)": key for key in dict.fromkeys((task.score, task.right_key))}
-    names = {"training": "train", "validation": "val"}
+    names = {TRAINING: "train", VALIDATION: "val"}
     curves = {
         caption: {name: curve(run.path, event, key) for name, event in names.items()}
-        for caption, key in (("loss (nats)", "loss"), *named.items())
+        for caption, key in ((LOSSES, "loss"), *named.items())
     }
     is_best = trained.path.resolve() == run.best.resolve()
-    return {"curves": curves, "epoch": run.read_summary().get("best_epoch") if is_best else None}
+    summary = run.read_summary()
+    ends = [points[-1][0] for points in curves[LOSSES].values() if points]
+    return {
+        "curves": curves, "epochs": max(ends, default=None),
+        "epoch": summary.get("best_epoch") if is_best else None,
+    }  # fmt: skip
 
 
 def _batches(
@@ -357,14 +419,13 @@ def _batches(
 
 
 def _explained(done: Evaluation, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows, and their pictures with the rollout over them; none where it would take too much."""
+    """Rows, and their rollout as a heat map; none where it would take too much."""
     model = done.trained.model
     tokens = model.coordinates[..., 0].numel() + model.prefix
     if tokens > MOST_TOKENS:
         return
     weights = model.config.depth * model.config.heads * tokens**2
     at_once = max(1, min(64, _AT_ONCE // weights))
-    for numbers, pictures, images, mask in _batches(done, rows, at_once):
+    for numbers, _, images, mask in _batches(done, rows, at_once):
         heats = heat_of_each(rollout(model, images, mask), mask)
-        for number, picture, heat in zip(numbers, pictures, heats, strict=True):
-            yield number, overlay(picture, heat)
+        yield from zip(numbers, map(heat_map, heats), strict=True)

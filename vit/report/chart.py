@@ -21,7 +21,7 @@ def chart(
     lines = {name: thinned(points) for name, points in lines.items() if len(points) > 1}
     if not lines:
         return None
-    left, right, top, bottom = 44.0, size[0] - 10.0, 12.0, size[1] - 38.0
+    left, right, top, bottom = 48.0, size[0] - 12.0, 12.0, size[1] - 44.0
     last = max(points[-1][0] for points in lines.values())
     values = [y for points in lines.values() for _, y in points]
     y_ticks, x_ticks = nice_ticks(min(values), max(values)), nice_ticks(0, last)

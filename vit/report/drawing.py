@@ -15,9 +15,13 @@ from vit.errors import printable
 
 LABELLED = 30
 """Up to so many classes a confusion matrix has names and numbers."""
-_COLOURS = "plasma"
-"""A map of matplotlib: even steps for every kind of colour vision; its yellow peaks in purple rings
-stand out on white, on black and on photos."""
+COLOURS = "inferno"
+"""A map of matplotlib: even steps for every kind of colour vision, from black over red to yellow,
+none of which a gray photo has."""
+_DIM = 0.65
+"""How bright a photo is below a heat map."""
+_LEAST, _MOST = 0.1, 0.85
+"""How far a heat map covers the photo where it is coldest and hottest."""
 _TILE = 112
 _GAP = 4
 _TEXT = 13
@@ -25,22 +29,38 @@ _CELL = 44
 _LONGEST = 14
 
 
-def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
-    """Colour an image, uint8 (H, W, 3), where it is hot; where it is cold it stays as it is.
-
-    Args:
-        heat: values in [0, 1], (rows, columns), stretched bilinearly over the image.
-        strength: how far the hottest place goes from its pixel to the colour, in [0, 1].
+def heat_map(heat: np.ndarray) -> np.ndarray:
+    """Heat in [0, 1], (rows, columns), as colours over a dimmed photo: uint8 (rows, columns, 4),
+    RGB and how far it covers the photo.
     """
     from matplotlib import colormaps
 
+    warm = np.asarray(heat, np.float64).clip(0, 1)
+    rgba: np.ndarray = colormaps[COLOURS](warm, bytes=True)
+    rgba[..., 3] = np.rint(255 * (_LEAST + (_MOST - _LEAST) * np.sqrt(warm)))
+    return rgba
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """An image, uint8 (H, W, 3), gray and dimmed under `heat_map` of `heat` (rows, columns), which
+    is stretched bilinearly over it.
+    """
     height, width, _ = image.shape
     cells = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32))
-    smooth = np.asarray(cells.resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
-    colours = 255 * np.asarray(colormaps[_COLOURS](smooth))[..., :3]
-    alpha = strength * smooth[..., None]
-    blend = np.asarray((1 - alpha) * image + alpha * colours)
+    smooth = np.asarray(cells.resize((width, height), Image.Resampling.BILINEAR))
+    colours = heat_map(smooth)
+    share = colours[..., 3:] / 255
+    gray = _DIM * np.asarray(Image.fromarray(image).convert("L"), np.float64)[..., None]
+    blend = np.asarray((1 - share) * gray + share * colours[..., :3])
     return blend.round().astype(np.uint8)
+
+
+def scale_stops(count: int = 9) -> list[str]:
+    """The colours of heat maps from the least to the most, as CSS has them."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps[COLOURS](x)) for x in np.linspace(0, 1, count)]
 
 
 def grid(

@@ -1,4 +1,4 @@
-"""Geometry of a report's reliability diagrams, in SVG."""
+"""Geometry of a report's reliability diagrams, in SVG, and the order of its confusion matrix."""
 
 from __future__ import annotations
 
@@ -47,3 +47,21 @@ def reliability(bins: Bins) -> dict[str, Any]:
     largest = f"{100 * most / max(total, 1):.0f} %"
     return {"bars": bars, "ticks": ticks, "left": left, "right": right, "top": top,
             "bottom": bottom, "largest": largest}  # fmt: skip
+
+
+def alike_together(counts: np.ndarray) -> list[int]:
+    """An order of the classes of a confusion matrix (K, K) in which those that are confused stand
+    together: the leaves of a tree that joins the most confused first (average linkage; Bar-Joseph,
+    Gifford & Jaakkola 2001).
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(counts) < 3:
+        return list(range(len(counts)))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    apart = 2 - shares - shares.T
+    np.fill_diagonal(apart, 0)
+    tree = linkage(squareform(apart, checks=False), "average", optimal_ordering=True)
+    order: list[int] = leaves_list(tree).tolist()
+    return order if order[0] < order[-1] else order[::-1]

@@ -86,6 +86,17 @@ def probability_scores(
     return ProbabilityScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
+def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """softmax of logits (N, K) divided by `temperature`: float32 (N, K)."""
+    found = np.empty(logits.shape, np.float32)
+    first = 0
+    for scaled, _ in _rows(logits, np.zeros(len(logits), np.int64), 1 / temperature):
+        weights = np.exp(scaled)
+        found[first : first + len(scaled)] = weights / weights.sum(axis=1, keepdims=True)
+        first += len(scaled)
+    return found
+
+
 def mcnemar(first: int, second: int) -> tuple[float, str]:
     """Whether two models are equally often right (McNemar 1947), by the number of images that the
     first alone was right on, and the second alone.
@@ -162,6 +173,57 @@ def all_scores(
         scores[key] = Score(float(100 * right.sum() / count), 100 * low, 100 * high)
     ranges = _bootstrap(labels, predicted, losses, judged)
     return scores | {key: Score(value, *ranges[key]) for key, value in values.items()}
+
+
+def guessing(labels: np.ndarray) -> dict[str, float]:
+    """What one who knows how frequent the classes (N,) or labels (N, K) are, and sees no image,
+    would get, by keys of `all_scores` or `LabelScores.values`.
+
+    The best guess of each score: the most frequent class for top-1, F1 and the like, the shares
+    themselves for NLL and Brier score.
+    """
+    if labels.ndim == 2:
+        shares = labels.mean(axis=0)
+        unsure = shares[(shares > 0) & (shares < 1)]
+        entropy = -(unsure * np.log(unsure) + (1 - unsure) * np.log1p(-unsure)).sum()
+        return {
+            "map": float(100 * shares[shares > 0].mean()) if shares.any() else 0.0,
+            "map_micro": float(100 * labels.mean()),
+            "loss": float(entropy / labels.shape[1]),
+        }
+    shares = np.sort(np.bincount(labels) / len(labels))[::-1]
+    shares = shares[shares > 0]
+    return {
+        "top1": float(100 * shares[0]),
+        "top5": float(100 * shares[:5].sum()),
+        "macro_f1": float(2 * shares[0] / (1 + shares[0]) / len(shares)),
+        "loss": float(-(shares * np.log(shares)).sum()),
+        "brier": float(1 - np.square(shares).sum()),
+    }
+
+
+def label_errors(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[int, int]]:
+    """Images whose label is likely wrong, and the class that they rather are, the surest first.
+
+    Confident learning (Northcutt, Jiang & Chuang 2021, arXiv 1911.00068, section 3.1): the model is
+    confident of a class where its probability is at least the mean over the images that have that
+    label. Likely errors are those that it is most confident to be of another class; they are ranked
+    by the probability of the label less that of the other class.
+
+    Args:
+        labels: classes (N,).
+        probabilities: (N, K), of a model that was not trained on these images.
+    """
+    least = np.full(probabilities.shape[1], np.inf)
+    for label in np.unique(labels).tolist():
+        least[label] = probabilities[labels == label, label].mean(dtype=np.float64)
+    confident = np.where(probabilities >= least, probabilities, -1.0)
+    instead = confident.argmax(axis=1)
+    rows = np.arange(len(labels))
+    found = np.flatnonzero((confident[rows, instead] >= 0) & (instead != labels))
+    margin = probabilities[found, labels[found]] - probabilities[found, instead[found]]
+    found = found[np.argsort(margin, kind="stable")]
+    return list(zip(found.tolist(), instead[found].tolist(), strict=True))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 
 from vit.report.chart import Points, chart
 from vit.report.comparison import Comparison
-from vit.report.figures import reliability
-from vit.report.gallery import FULL_MATRIX, Chosen
-from vit.report.metrics import Bins, Score, confusion, per_class
+from vit.report.course import Course
+from vit.report.drawing import scale_stops
+from vit.report.figures import alike_together, reliability
+from vit.report.gallery import FULL_MATRIX, PAIRS
+from vit.report.headline import right, sureness, weakest, weakest_labels
+from vit.report.metrics import Bins, Score, confusion, guessing, per_class
 from vit.report.multilabel import LabelScores
 from vit.report.render import rendered
 
@@ -34,6 +38,9 @@ SCORES = {
 }
 """By key of metrics.json: name, unit, what it says."""
 _LABEL_LOSS = ("loss", "nats", "mean binary cross-entropy of a label; best 0")
+LOSSES, TRAINING, VALIDATION = "loss (nats)", "training", "validation"
+"""What curves of losses are called, and the lines of each."""
+_TOP = 5
 _SPELT = {
     "gaussian_noise": "Gaussian noise",
     "gaussian_blur": "Gaussian blur",
@@ -50,19 +57,23 @@ class Report:
     Attributes:
         title, facts: its heading, and short texts below it.
         classes, names: K names of classes, and those of the images (N,).
-        labels, predicted, confidence: classes (N,), and the probability of the predicted one (N,);
-            of several labels per image all (N, K).
+        labels, predicted: classes (N,); of several labels per image 0 or 1, (N, K).
+        probabilities: as users are told them, (N, K).
+        losses, margin: of each image in nats, and how certain its answer is, (N,).
         scores: by keys of SCORES.
         compared: plain scores of evaluations to be seen side by side, by what they are called;
             of two, the second is compared with the first.
         versus: the model and a second one on the same images; None without one.
         corruptions: top-1 in percent of images made worse, by name and severity; may be empty.
+        confidence: of the answers without a temperature, (N,); empty for several labels.
+        temperature: that of `probabilities`; None: there is none.
         reliability: by caption.
         calibration: what was done about calibration, a sentence.
         curves: learning curves by what they show and name, (epoch, value); empty without a run.
-        epoch: that of the weights.
+        epoch, epochs: that of the weights, and how many the run had.
         settings, command: of the run, by key, and what made the page.
-        chosen: the images that are shown.
+        issues: likely label errors and what they rather are, the surest first.
+        order: the images that a page has, the most telling first.
     """
 
     title: str
@@ -71,48 +82,105 @@ class Report:
     names: Sequence[str]
     labels: np.ndarray
     predicted: np.ndarray
-    confidence: np.ndarray
+    probabilities: np.ndarray
+    losses: np.ndarray
+    margin: np.ndarray
     scores: Mapping[str, Score]
     compared: Mapping[str, Mapping[str, float]]
     versus: Comparison | None
     corruptions: Mapping[str, Mapping[int, float]]
+    confidence: np.ndarray
+    temperature: float | None
     reliability: Mapping[str, Bins]
     calibration: str
     curves: Mapping[str, Mapping[str, Points]]
     epoch: float | None
+    epochs: float | None
     settings: Mapping[str, Any]
     command: str
-    chosen: Chosen
+    issues: Sequence[tuple[int, int]]
+    order: Sequence[int]
+
+    @property
+    def several(self) -> bool:
+        """An image has any number of labels."""
+        return self.labels.ndim == 2
+
+    @cached_property
+    def baselines(self) -> dict[str, float]:
+        """What guessing would get, of some of the scores."""
+        return guessing(self.labels)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """The confusion matrix (K, K)."""
+        return confusion(self.labels, self.predicted, len(self.classes))
 
     def shown(self) -> list[int]:
         """The images that are to be shown, the most important first."""
         different = () if self.versus is None else self.versus.shown()
-        return list(dict.fromkeys([*chain(*different), *self.chosen.in_order()]))
+        return list(dict.fromkeys([*chain(*different), *self.order]))
 
-    def caption(self, number: int) -> dict[str, Any]:
-        """What stands below an image."""
+    def entry(self, number: int) -> dict[str, Any]:
+        """What the page knows of an image: names of classes are their numbers, shares percents."""
+        chances = self.probabilities[number]
+        label, said = self.classes_of(self.labels, number), self.classes_of(self.predicted, number)
+        best = np.argsort(-chances, kind="stable")[:_TOP].tolist()
         return {
             "name": str(self.names[number]),
-            "label": self.classes[self.labels[number]],
-            "predicted": self.classes[self.predicted[number]],
-            "right": bool(self.labels[number] == self.predicted[number]),
-            "percent": round(100 * float(self.confidence[number]), 1),
+            "label": label,
+            "said": said,
+            "top": [(k, round(100 * float(chances[k]), 1)) for k in dict.fromkeys([*best, *label])],
+            "sure": round(100 * float(chances.max()), 1),
+            "loss": round(float(self.losses[number]), 4),
+            "margin": round(float(self.margin[number]), 4),
         }
+
+    def classes_of(self, labels: np.ndarray, number: int) -> list[int]:
+        """The classes of an image."""
+        own = labels[number]
+        found: list[int] = np.flatnonzero(own).tolist() if self.several else [int(own)]
+        return found
+
+    def headline(self) -> list[str]:
+        """The page in sentences."""
+        correct = self.labels == self.predicted
+        told = self.probabilities.max(axis=1)
+        return [
+            f"{right(self.labels, self.predicted, self.classes)} "
+            f"{weakest(self.counts, self.classes)}",
+            sureness(self.confidence, told, correct, self.temperature),
+            *self.course(),
+        ]
+
+    def course(self) -> list[str]:
+        """What the curves say."""
+        found = Course.of(self.curves.get(LOSSES, {}).get(VALIDATION, ()), self.epochs or 0)
+        return [] if found is None else [found.sentence]
 
     def own(self) -> tuple[str, dict[str, Any]]:
         """The template, and what it shows besides what all reports do."""
         classes = self.classes
         table = per_class(self.labels, self.predicted, len(classes))
-        counts = confusion(self.labels, self.predicted, len(classes))
+        whole = len(classes) <= FULL_MATRIX
         return "report.html", {
+            "what": "class",
             "scores": {key: SCORES[key] for key in SCORES if key in self.scores},
             "rows": zip(classes, *(column.tolist() for column in table.values()), strict=True),
-            "matrix": counts.tolist() if len(classes) <= FULL_MATRIX else None,
-            "pairs": [(*cell, int(counts[cell])) for cell in self.chosen.cells],
+            "matrix": self.counts.tolist() if whole else None,
+            "order": alike_together(self.counts) if whole else (),
+            "pairs": [] if whole else self._pairs(),
             "support": table["support"].tolist(),
             "full_matrix": FULL_MATRIX,
             "reliability": {text: reliability(bins) for text, bins in self.reliability.items()},
         }
+
+    def _pairs(self) -> list[tuple[int, int, int]]:
+        """The largest numbers beside the diagonal of the confusion matrix: row, column, number."""
+        wrong = self.counts * (1 - np.eye(len(self.classes), dtype=np.int64))
+        most = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
+        pairs = zip(*np.unravel_index(most, wrong.shape), wrong.flat[most], strict=True)
+        return [(int(i), int(j), int(count)) for i, j, count in pairs if count]
 
 
 @dataclass(frozen=True)
@@ -125,16 +193,17 @@ class LabelReport(Report):
 
     found: LabelScores
 
-    def caption(self, number: int) -> dict[str, Any]:
-        """See Report; the labels that the image has or is given, and whether that is wrong."""
-        labels, given = self.labels[number], self.predicted[number]
-        marks = [
-            (name, "" if has and gets else "missed" if has else "wrongly")
-            for name, has, gets in zip(self.classes, labels, given, strict=True)
-            if has or gets
+    def headline(self) -> list[str]:
+        """See Report."""
+        found, count = self.found, len(self.labels)
+        return [
+            f"Right in all labels of {int(found.right.sum()):,} of {count:,} images; mAP "
+            f"{self.scores['map'].value:.1f}, by guessing {self.baselines['map']:.1f}.",
+            weakest_labels(
+                found.precisions, found.missed.sum(axis=0), found.wrong.sum(axis=0), self.classes
+            ),
+            *self.course(),
         ]
-        text = ", ".join(" ".join(filter(None, mark)) for mark in marks) or "no label"
-        return {"name": str(self.names[number]), "marks": marks, "text": text}
 
     def own(self) -> tuple[str, dict[str, Any]]:
         """See Report; a row of each label."""
@@ -146,27 +215,31 @@ class LabelReport(Report):
         )  # fmt: skip
         rows = zip(self.classes, *(column.tolist() for column in columns), strict=True)
         scores = {key: SCORES[key] for key in self.scores}
-        return "labels.html", {"rows": rows, "scores": {**scores, "loss": _LABEL_LOSS}}
+        return "labels.html", {
+            "what": "label", "rows": rows, "scores": {**scores, "loss": _LABEL_LOSS},
+        }  # fmt: skip
 
 
-def report_page(report: Report, thumbnails: Mapping[int, str], overlays: Mapping[int, str]) -> str:
+def report_page(report: Report, pictures: Mapping[int, str], heats: Mapping[int, str]) -> str:
     """The page. Images, and where the model looked, are data URIs by number; others do not show."""
     template, own = report.own()
     name = SCORES[next(iter(report.scores))][0]
     return rendered(
         template,
+        title=report.title,
         report=report,
+        headline=report.headline(),
         shown=_shown,
+        named=lambda classes, numbers: ", ".join(classes[k] for k in numbers) or "no label",
         compared=_comparison(report.compared),
-        sides=_sides(report, report.versus, thumbnails) if report.versus else (),
+        sides=_sides(report, report.versus, pictures) if report.versus else (),
         corruptions=_corruptions(report.corruptions) if report.corruptions else None,
         first=name.capitalize() if name.islower() else name,
         clean=next(iter(report.scores.values())).value,
         charts={text: chart(lines, report.epoch) for text, lines in report.curves.items()},
-        worst=_figures(report, report.chosen.worst, thumbnails),
-        uncertain=_figures(report, report.chosen.uncertain, thumbnails),
-        overlays=overlays,
-        data=_data(report, thumbnails, overlays),
+        issues=report.issues,
+        scale=", ".join(scale_stops()),
+        data=_data(report, pictures, heats),
         **own,
     )
 
@@ -192,10 +265,13 @@ def _comparison(compared: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     return table
 
 
-def _sides(report: Report, versus: Comparison, thumbnails: Mapping[int, str]) -> Iterable[Any]:
+def _sides(report: Report, versus: Comparison, pictures: Mapping[int, str]) -> Iterable[Any]:
     """Of both models the name, how many images it alone is right on, and those that are shown."""
     by_other = (replace(report, predicted=versus.predicted[1]), report)
-    shown = (_figures(*pair, thumbnails) for pair in zip(by_other, versus.shown(), strict=True))
+    shown = (
+        [(i, wrong.entry(i)) for i in numbers if i in pictures]
+        for wrong, numbers in zip(by_other, versus.shown(), strict=True)
+    )
     return zip(versus.names, versus.counts[1:3], shown, strict=True)
 
 
@@ -205,26 +281,14 @@ def _corruptions(scores: Mapping[str, Mapping[int, float]]) -> dict[str, list[fl
     return {**table, "mean": np.mean(list(table.values()), axis=0).tolist()}
 
 
-def _figures(
-    report: Report, numbers: Sequence[int], thumbnails: Mapping[int, str]
-) -> list[dict[str, Any]]:
-    """The images of these numbers, as far as they are shown."""
-    return [{"number": i, **report.caption(i)} for i in numbers if i in thumbnails]
-
-
-def _data(
-    report: Report, thumbnails: Mapping[int, str], overlays: Mapping[int, str]
-) -> dict[str, Any]:
+def _data(report: Report, pictures: Mapping[int, str], heats: Mapping[int, str]) -> dict[str, Any]:
     """What the page's script reads."""
-    cells = {
-        f"{label},{guess}": [i for i in numbers if i in thumbnails]
-        for (label, guess), numbers in report.chosen.cells.items()
+    images: dict[int, dict[str, Any]] = {
+        i: {**report.entry(i), "picture": pictures[i]} for i in report.shown() if i in pictures
     }
-    in_cells = {i for numbers in cells.values() for i in numbers}
-    return {
-        "classes": list(report.classes),
-        "thumbnails": thumbnails,
-        "overlays": overlays,
-        "cells": cells,
-        "captions": {i: report.caption(i) for i in sorted(in_cells)},
-    }
+    for i, heat in heats.items():
+        images[i]["heat"] = heat
+    for rank, (i, instead) in enumerate(report.issues):
+        if i in images:
+            images[i] |= {"issue": rank, "instead": instead}
+    return {"classes": list(report.classes), "several": report.several, "images": images}

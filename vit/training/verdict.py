@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from vit.errors import printable
+from vit.report.course import Course
 from vit.report.interval import wilson
 from vit.training.header import FEW
 
-RISE = 1.1
-"""A validation loss that ends so many times above its lowest is said to have risen."""
-LATE, FALL = 0.95, 0.98
-"""One that after this share of the run is below so many times its lowest of before still falls."""
 LONGER = 1.5
 """A best score so many times later than the lowest loss says that a shorter run would be worse."""
-EARLY = 0.9
-"""A lowest validation loss before this share of the run was not where the run ended."""
 
 
 def judged(
@@ -68,27 +62,25 @@ def advice(
         started: the run started from weights, or there are none for such images.
         kept: epoch of the best score, whose weights are kept.
     """
-    finite = [(epoch, loss) for epoch, loss in validations if np.isfinite(loss)]
-    if len(finite) < 2:
+    course = Course.of(validations, epochs)
+    if course is None:
         return []
-    best, lowest = min(finite, key=lambda validation: validation[1])
-    last = finite[-1][1]
+    best = course.best
     tries = []
     if not started and per_class < FEW:
         tries.append("weights to start from (experiment=finetune model.weights=<file or timm/...>)")
-    if last > RISE * lowest and best < EARLY * epochs:
+    if course.overfitted:
         tries += ["augment=strong", "more images"]
         if kept <= LONGER * best:
             tries.append(f"trainer.epochs={max(1, round(best))}")
         but = " (right answers came later: it grew too sure of wrong ones)" * (kept > LONGER * best)
         return [
-            f"it overfitted from epoch {round(best, 1):g} on: validation loss {lowest:.2f} there, "
-            f"{last:.2f} at the end{but}; try {', or '.join(tries)}"
+            f"it overfitted from epoch {round(best, 1):g} on: validation loss {course.lowest:.2f} "
+            f"there, {course.last:.2f} at the end{but}; try {', or '.join(tries)}"
         ]
-    before = min((loss for epoch, loss in finite if epoch < LATE * epochs), default=math.inf)
-    if lowest < FALL * before:
+    if course.falling:
         return [
-            f"the validation loss was still falling at the end ({last:.2f}); try "
+            f"the validation loss was still falling at the end ({course.last:.2f}); try "
             f"{', or '.join([*tries, f'trainer.epochs={2 * round(epochs)}'])}"
         ]
     return [f"try {', or '.join(tries)}"] if tries else []

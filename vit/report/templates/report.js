@@ -1,59 +1,140 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
+const $ = id => document.getElementById(id);
+const data = JSON.parse($("data").textContent);
+const images = Object.entries(data.images).map(([number, image]) => ({ ...image, number }));
 const make = (tag, text = "", name = "") => {
   const element = document.createElement(tag);
   element.textContent = text;
   if (name) element.className = name;
   return element;
 };
+const same = (a, b) => a.length === b.length && a.every((x, i) => x === b[i]);
+const isRight = image => same(image.label, image.said);
+const named = classes => classes.map(k => data.classes[k]).join(", ") || "no label";
 
-// Each image stands once in the page, however often it is shown; small ones are enlarged as squares.
-const fill = (image, source) => {
-  image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth <= 48));
-  image.src = source;
+// Small images are enlarged as squares.
+const fill = (element, source) => {
+  element.addEventListener("load", () => element.classList.toggle("small", element.naturalWidth <= 64));
+  element.src = source;
 };
-document.querySelectorAll("img[data-image]").forEach(image => fill(image, data.thumbnails[image.dataset.image]));
-document.querySelectorAll("img[data-overlay]").forEach(image => fill(image, data.overlays[image.dataset.overlay]));
+document.querySelectorAll("img[data-image]").forEach(element => fill(element, data.images[element.dataset.image].picture));
 
-const words = new Intl.Collator(undefined, { numeric: true });
-document.querySelectorAll("th > button").forEach(button => button.addEventListener("click", () => {
-  const head = button.parentNode, row = head.parentNode, body = head.closest("table").tBodies[0];
-  const column = [...row.cells].indexOf(head);
-  const isText = head.classList.contains("text");
-  const before = head.getAttribute("aria-sort");
-  const rising = before ? before === "descending" : isText;
-  const value = line => line.cells[column].textContent.trim();
-  const compare = isText ? (a, b) => words.compare(value(a), value(b)) : (a, b) => Number(value(a)) - Number(value(b));
-  for (const other of row.cells) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-  body.append(...[...body.rows].sort((a, b) => rising ? compare(a, b) : compare(b, a)));
+const answer = image => {
+  const words = [make("b", named(image.label))];
+  if (data.several) {
+    const missed = image.label.filter(k => !image.said.includes(k)), wrongly = image.said.filter(k => !image.label.includes(k));
+    if (missed.length) words.push(", missed ", make("b", named(missed), "bad"));
+    if (wrongly.length) words.push(", wrongly given ", make("b", named(wrongly), "bad"));
+  } else if (!isRight(image)) words.push(", taken for ", make("b", named(image.said), "bad"));
+  if (!data.several) words.push(` ${image.top[0][1]} %`);
+  return words;
+};
+
+// Which images show, in which order.
+let cell = null, shown = [], limit = 48;
+const filters = {
+  all: () => true,
+  right: isRight,
+  wrong: image => !isRight(image),
+  issue: image => image.issue !== undefined,
+};
+const inCell = (image, [a, b]) => data.several
+  ? (b === 0) === image.label.includes(a) && (b === 1) === image.said.includes(a)
+  : image.label[0] === a && image.said[0] === b;
+const orders = {
+  loss: (a, b) => b.loss - a.loss,
+  margin: (a, b) => a.margin - b.margin,
+  sure: (a, b) => b.margin - a.margin,
+  name: (a, b) => words.compare(a.name, b.name),
+};
+const tile = image => {
+  const figure = make("figure"), button = make("button", "", "picture"), element = make("img"), caption = make("figcaption");
+  button.type = "button";
+  button.setAttribute("aria-label", image.name);
+  element.alt = "";
+  fill(element, image.picture);
+  button.append(element);
+  button.addEventListener("click", () => view(shown.indexOf(image), shown));
+  const name = make("span", image.name, "name");
+  name.title = image.name;
+  caption.append(...answer(image), name);
+  if (image.issue !== undefined && image.instead !== image.said[0]) caption.append(make("span", `rather ${data.classes[image.instead]}?`));
+  figure.append(button, caption);
+  return figure;
+};
+const show = (more = false) => {
+  if (!more) limit = 48;
+  const which = filters[$("which").value], chosen = $("class").value;
+  const [least, most] = $("least") ? [Number($("least").value), Number($("most").value)] : [0, 100];
+  shown = images.filter(image => (cell ? inCell(image, cell) : which(image))
+    && (!chosen || image.label.includes(Number(chosen)) || image.said.includes(Number(chosen)))
+    && image.sure >= least && image.sure <= most);
+  shown.sort(!cell && $("which").value === "issue" ? (a, b) => a.issue - b.issue : orders[$("order").value]);
+  $("tiles").replaceChildren(...shown.slice(0, limit).map(tile));
+  $("more").hidden = shown.length <= limit;
+  $("cell").hidden = !cell;
+  const all = cell && document.querySelector(`[data-cell="${cell}"]`);
+  const total = all ? Number(all.dataset.count) : shown.length;
+  $("count").textContent = `${shown.length}${total > shown.length ? ` of ${total}` : ""} image${total === 1 ? "" : "s"}`;
+  if (all) $("cell").textContent = `${all.getAttribute("aria-label").replace(/: \d+$/, "")} ✕`;
+  document.querySelectorAll("[data-cell]").forEach(other => other.setAttribute("aria-pressed", other === all));
+};
+for (const id of ["which", "order", "class", "least", "most"]) $(id)?.addEventListener("change", () => {
+  if (id === "which") cell = null;
+  show();
+});
+$("more").addEventListener("click", () => { limit *= 4; show(true); });
+$("cell").addEventListener("click", () => { cell = null; show(); });
+document.querySelectorAll("[data-cell]").forEach(button => button.addEventListener("click", () => {
+  cell = button.dataset.cell.split(",").map(Number);
+  show();
+  $("images").scrollIntoView();
+}));
+$("shares")?.addEventListener("click", () => {
+  const pressed = $("shares").getAttribute("aria-pressed") !== "true";
+  $("shares").setAttribute("aria-pressed", pressed);
+  document.querySelectorAll(".matrix [data-cell]").forEach(button => { button.textContent = pressed ? button.dataset.percent : button.dataset.count; });
+});
+
+// One image, large.
+const [photo, map] = document.querySelectorAll(".photo img");
+let at = 0, viewed = [];
+const heat = () => document.querySelector(".photo").style.setProperty("--heat", map.hidden ? 0 : $("opacity").value / 100);
+const view = (place, among = viewed) => {
+  if (!among[place]) return;
+  [at, viewed] = [place, among];
+  const image = viewed[at];
+  fill(photo, image.picture);
+  photo.alt = image.name;
+  map.hidden = $("looked").hidden = !image.heat;
+  if (image.heat) map.src = image.heat;
+  heat();
+  $("viewer-name").textContent = image.name;
+  $("answer").replaceChildren(...answer(image));
+  if (image.issue !== undefined) $("answer").append(`; number ${image.issue + 1} of the likely label errors, rather ${data.classes[image.instead]}`);
+  $("top").replaceChildren(...image.top.map(([k, percent]) => {
+    const row = make("tr", "", image.label.includes(k) ? "true" : ""), share = make("td", `${percent} %`, "bar");
+    share.style.setProperty("--share", percent / 100);
+    row.append(make("td", data.classes[k] + (image.label.includes(k) ? " (true)" : "")), share);
+    return row;
+  }));
+  $("place").textContent = `${at + 1} of ${viewed.length}`;
+  $("before").disabled = at === 0;
+  $("after").disabled = at === viewed.length - 1;
+  if (!$("viewer").open) $("viewer").showModal();
+};
+$("opacity").addEventListener("input", heat);
+$("before").addEventListener("click", () => view(at - 1));
+$("after").addEventListener("click", () => view(at + 1));
+$("close").addEventListener("click", () => $("viewer").close());
+$("viewer").addEventListener("keydown", event => {
+  if (event.target.type === "range") return;
+  if (event.key === "ArrowLeft") view(at - 1);
+  if (event.key === "ArrowRight") view(at + 1);
+});
+document.querySelectorAll("[data-open]").forEach(button => button.addEventListener("click", () => {
+  const beside = [...button.closest(".tiles").querySelectorAll("[data-open]")].map(other => images.find(image => image.number === other.dataset.open));
+  view(beside.findIndex(image => image.number === button.dataset.open), beside);
 }));
 
-const opened = document.getElementById("opened");
-const open = button => {
-  const key = button.dataset.cell, [label, predicted] = key.split(",").map(k => data.classes[k]);
-  const numbers = data.cells[key] || [], count = Number(button.dataset.count);
-  document.querySelectorAll("button[data-cell]").forEach(other => other.setAttribute("aria-pressed", other === button));
-  const title = button.dataset.title ?? (label === predicted ? `${label}, recognised` : `${label}, taken for ${predicted}`);
-  const shown = numbers.length < count ? `${numbers.length} of ${count} images` : `${count} image${count === 1 ? "" : "s"}`;
-  const order = button.dataset.order ?? (label === predicted ? "the least certain first" : "the highest loss first");
-  const images = make("div", "", "images");
-  for (const number of numbers) {
-    const figure = make("figure"), image = make("img"), caption = make("figcaption"), about = data.captions[number];
-    image.alt = about.name;
-    fill(image, data.thumbnails[number]);
-    const name = make("span", about.name, "name");
-    name.title = about.name;
-    caption.append(about.text ?? `${about.percent} %`, name);
-    figure.append(image, caption);
-    images.append(figure);
-  }
-  opened.replaceChildren(make("h3", title), make("p", numbers.length > 1 ? `${shown}, ${order}.` : `${shown}.`, "soft"), images);
-};
-const cells = [...document.querySelectorAll("button[data-cell]")];
-cells.forEach(button => button.addEventListener("click", () => {
-  open(button);
-  opened.scrollIntoView({ block: "nearest" });
-}));
-const first = cells.filter(button => button.dataset.wrong).sort((a, b) => b.dataset.count - a.dataset.count)[0];
-if (first) open(first);
+if (!images.some(filters.wrong)) $("which").value = "all";
+show();

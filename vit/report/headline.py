@@ -1,0 +1,120 @@
+"""An evaluation in sentences: how often it is right, what it confuses, how far it can be trusted.
+
+Legend: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit.errors import shortened
+from vit.report.interval import wilson
+from vit.report.metrics import guessing
+
+ABOUT = 0.85, 0.95
+"""Confidences that are about 90 %."""
+FEW = 10
+"""Of less images no share is told."""
+_NAMED = 2
+
+
+def right(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> str:
+    """How often labels (N,) were predicted (N,), and what always naming one class would get."""
+    count, hits = len(labels), int((labels == predicted).sum())
+    low, high = (100 * bound for bound in wilson(hits, count))
+    often = int(np.bincount(labels).argmax())
+    guess = guessing(labels)["top1"]
+    verdict = ", so it is not shown to be better" if low <= guess else ""
+    return (
+        f"Right {hits:,} times of {count:,} ({low:.0f} to {high:.0f} %). Always "
+        f"'{classes[often]}' would be right {guess:.0f} %{verdict}."
+    )
+
+
+def weakest(counts: np.ndarray, classes: Sequence[str]) -> str:
+    """The classes that are never recognised, else the one that most often is not, and what they go
+    to, of a confusion matrix (K, K) with true classes as rows.
+    """
+    support, found = counts.sum(axis=1), counts.diagonal()
+    if (found == support).all():
+        return "It is wrong on none of them."
+    never = np.flatnonzero((found == 0) & (support > 0))
+    if len(never):
+        shown = never[np.argsort(-support[never], kind="stable")][:_NAMED].tolist()
+        to = [_goes_to(counts[k], k, classes) for k in shown]
+        if len(never) == 1:
+            return f"It never recognises {classes[shown[0]]}: {to[0]}."
+        told = ", ".join(f"{classes[k]} ({goes})" for k, goes in zip(shown, to, strict=True))
+        more = f" and {len(never) - len(shown):,} more" if len(never) > len(shown) else ""
+        return f"It never recognises {len(never):,} of {len(classes):,} classes: {told}{more}."
+    shares = np.where(support > 0, found / np.maximum(support, 1), np.inf)
+    worst = int(shares.argmin())
+    return (
+        f"Worst is {classes[worst]}, recognised {found[worst]:,} times of {support[worst]:,}: "
+        f"{_goes_to(counts[worst], worst, classes)}."
+    )
+
+
+def _goes_to(row: np.ndarray, label: int, classes: Sequence[str]) -> str:
+    others = [k for k in np.argsort(-row, kind="stable").tolist() if k != label and row[k]]
+    told = [f"{row[k]:,} went to {classes[k]}" for k in others[:_NAMED]]
+    more = int(sum(row[k] for k in others[_NAMED:]))
+    return ", ".join([*told, *([f"{more:,} to others"] if more else [])])
+
+
+def weakest_labels(
+    precisions: np.ndarray, missed: np.ndarray, wrong: np.ndarray, classes: Sequence[str]
+) -> str:
+    """The labels of the lowest average precision (K,), and how often they were missed and wrongly
+    given, each (K,).
+    """
+    order = [k for k in np.argsort(precisions, kind="stable").tolist() if precisions[k] < 1]
+    told = [
+        f"{classes[k]} (AP {precisions[k]:.2f}, {missed[k]:,} missed, {wrong[k]:,} wrongly given)"
+        for k in order[:_NAMED]
+    ]
+    return f"Worst found: {shortened(told)}." if told else "Every label is told from the others."
+
+
+def sureness(
+    trained: np.ndarray, told: np.ndarray, correct: np.ndarray, temperature: float | None
+) -> str:
+    """Whether confidences (N,) are as high as answers are right, (N,).
+
+    Args:
+        trained, told: without and with the temperature; the same where there is none.
+        correct: which answers are right.
+        temperature: that; None: there is none.
+    """
+    count = len(correct)
+    gaps = [100 * float(sure.mean() - correct.mean()) for sure in (trained, told)]
+    # what chance alone does where every confidence is the true share
+    noise = 196 * math.sqrt(float((trained * (1 - trained)).sum())) / count
+    if abs(gaps[0]) <= noise:
+        text = f"As sure as it is right, as far as {count:,} images tell ({_points(gaps[0])})"
+    else:
+        text = f"Too {'sure' if gaps[0] > 0 else 'modest'} by {abs(gaps[0]):.0f} points"
+    if temperature is not None:
+        text += f"; with temperature {temperature:.2f} {_points(gaps[1])}"
+    low, high = ABOUT
+    around = (told >= low) & (told < high)
+    what = "about 90 %"
+    if around.sum() < FEW:
+        around, what = told >= low, f"{100 * low:.0f} % or more"
+    if around.sum() < FEW:
+        return (
+            f"{text}. It is {100 * low:.0f} % sure of {int(around.sum())} answers: too few to tell."
+        )
+    hits, of = int(correct[around].sum()), int(around.sum())
+    first, last = (100 * bound for bound in wilson(hits, of))
+    return (
+        f"{text}. Where it is {what} sure, it is right {hits:,} times of {of:,} "
+        f"({first:.0f} to {last:.0f} %)."
+    )
+
+
+def _points(gap: float) -> str:
+    return f"within {max(1, math.ceil(abs(gap)))} point{'s' * (abs(gap) > 1)}"
