@@ -49,7 +49,7 @@ def test_pictures_are_written_and_open(finished: Path, tmp_path: Path) -> None:
             assert image.mode == "RGB"
             assert np.asarray(image).std() > 10
     figure, layers = sizes[names[1]], sizes[names[0]]
-    assert 4 * 224 <= figure[0] < 4 * 240  # the image and three methods
+    assert 4 * 224 <= figure[0] < 4 * 250  # the image, three methods and the scale
     assert 224 < figure[1] < 300
     assert 2 * 224 < layers[0] < 3 * 224  # two heads, two layers
     assert 2 * 224 < layers[1] < 3 * 224
@@ -65,7 +65,7 @@ def test_by_default_pictures_go_into_the_run(finished: Path, tmp_path: Path) -> 
     folder = finished / "explain"
     assert sorted(path.name for path in folder.iterdir()) == ["001-x.png", "index.png"]
     with Image.open(folder / "001-x.png") as image:
-        assert 2 * 224 <= image.width < 2 * 240
+        assert 2 * 224 <= image.width < 2 * 270
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
@@ -137,7 +137,9 @@ def test_maps_are_those_of_the_methods_and_the_picture_is_what_the_model_sees(
         assert list(one.heats) == list(expected)
         for name, values in expected.items():
             np.testing.assert_allclose(one.heats[name], heat(values)[i], atol=1e-4)
-        np.testing.assert_allclose(one.layers, heat(layers)[i], atol=1e-4)
+        most = layers[i].amax(dim=(1, 2, 3))
+        np.testing.assert_allclose(one.layers, layers[i] / most[:, None, None, None], atol=1e-4)
+        np.testing.assert_allclose(one.most, most * layers[i][0, 0].numel(), rtol=1e-4)
         with Image.open(paths[i]) as file:
             gray = np.asarray(file.convert("L"))
         assert one.image.shape == (224, 224, 3)

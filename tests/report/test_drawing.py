@@ -107,15 +107,31 @@ def test_labels_stand_above_and_beside():
     assert ink(side[116:]) == ink(side) > 0
 
 
-def test_long_labels_are_cut_and_made_one_line():
+def test_long_labels_are_cut_and_those_beside_may_have_lines():
     tiles = [[noise(8, 8)] * 2]
-    long = "a class\nof a very long name, " * 9
+    long = "a class of a very long name, " * 9
     labelled = grid(tiles, ["", long], [long])
     assert labelled.shape[1] < 250 + 8 + 2 * 116
     head = labelled[:20, -2 * 116 :]
     assert ink(head[:, 116:]) > 100
     assert ink(head[:, :112]) == 0
-    assert np.array_equal(labelled, grid(tiles, ["", long.replace("\n", "  ")], [long]))
+    assert np.array_equal(labelled, grid(tiles, ["", long.replace(" ", "\n")], [long]))
+    one, two = (grid(tiles, [], [text])[:, : -2 * 116] for text in ("name", "name\nname"))
+    assert one.shape == two.shape
+    assert ink(two) == 2 * ink(one)
+
+
+def test_a_scale_runs_from_the_most_down_to_the_least():
+    tiles, blank = [[noise(8, 8)]] * 2, grid([[noise(8, 8)]] * 2)
+    sheet = grid(tiles, scales=[("0", "most"), ("0", "1")])
+    assert np.array_equal(sheet[:, : blank.shape[1]], blank)
+    beside = sheet[4:116, blank.shape[1] :]
+    bar = beside[:, 4:10].astype(int)
+    assert (np.diff(bar.sum(axis=(1, 2))) <= 0).all()
+    assert (bar[0] == heat_map(np.ones((1, 1)))[0, 0, :3]).all()
+    assert (bar[-1] == heat_map(np.zeros((1, 1)))[0, 0, :3]).all()
+    assert ink(beside[:20, 20:]) > 20
+    assert ink(beside[40:80, 20:]) == 0
 
 
 def test_png_holds_the_pixels():

@@ -60,13 +60,14 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
                 write_atomic(folder / f"{name}-layers.png", png(explained.layers_figure()))
             if number <= IN_INDEX:
                 rows.append(explained.small_tiles())
-                labels.append(f"{number}: {explained.caption}")
+                labels.append(f"{Path(explained.name).name}\n{explained.caption}")
     complaints = damaged(loader.corrupt.named(), len(paths))
     if not rows:
         raise DataError([*complaints, "no image is left to be explained"])
     for line in complaints:
         console.warn(line)
-    write_atomic(folder / "index.png", png(grid(rows, ["image", *explained.heats], labels)))
+    index = grid(rows, ["image", *explained.heats], labels, [("least", "most")] * len(rows))
+    write_atomic(folder / "index.png", png(index))
     more = f" (of {len(found):,} found; more with limit={len(found)})" if paths != found else ""
     only = f", which shows the first {IN_INDEX}" if number > IN_INDEX else ""
     console.say(

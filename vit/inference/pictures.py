@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vit.artifacts.predictions import Labelled
 from vit.data.loader import EvalLoader
+from vit.data.padding import unpadded
 from vit.data.reading.reader import decode_all
 from vit.data.reading.transform import Transform
 from vit.data.reading.workers import WorkerPool
@@ -44,6 +46,7 @@ METHODS: dict[str, Method] = {
 """From a model, images, the class of each and their mask to maps (B, rows, columns); see
 `explain`."""
 
+_SCALE = "least", "most"
 _THUMBNAIL = 128
 _FIGURE = 224
 """The longer side of a drawn image, at least."""
@@ -57,8 +60,10 @@ class Explained:
         name: of the image.
         image: what the model saw, enlarged for drawing where it is small: uint8 (H, W, 3).
         caption: the most probable class with its probability, and the class that was asked for.
-        heats: of each method, in [0, 1], (rows, columns).
-        layers: of every head in every layer likewise, (layers, heads, rows, columns).
+        heats: of each method, in [0, 1] from its least to its most, (rows, columns).
+        layers: of every head in every layer, (layers, heads, rows, columns): 0 is nothing, 1 the
+            most of any head of the layer.
+        most: what that is, as a multiple of what each patch would get of an even look, (layers,).
     """
 
     name: str
@@ -66,6 +71,7 @@ class Explained:
     caption: str
     heats: dict[str, np.ndarray]
     layers: np.ndarray
+    most: np.ndarray
 
     def tiles(self) -> list[np.ndarray]:
         """The image, and what each method shows on it."""
@@ -76,8 +82,13 @@ class Explained:
         return [np.asarray(Image.fromarray(tile).reduce(2)) for tile in self.tiles()]
 
     def figure(self) -> np.ndarray:
-        """The tiles side by side under the caption: uint8 (H, W, 3)."""
-        return titled(grid([self.tiles()], labels_top=["image", *self.heats]), self.caption)
+        """The tiles side by side under name and caption: uint8 (H, W, 3)."""
+        sheet = grid([self.tiles()], ["image", *self.heats], scales=[_SCALE])
+        return self.titled(sheet)
+
+    def titled(self, sheet: np.ndarray) -> np.ndarray:
+        """A sheet under its name and its caption."""
+        return titled(titled(sheet, self.caption), Path(self.name).name)
 
     def _repr_png_(self) -> bytes:
         """How notebooks show it."""
@@ -88,9 +99,12 @@ class Explained:
         rows = [[overlay(self.image, heats) for heats in layer] for layer in self.layers]
         layers, heads = self.layers.shape[:2]
         sheet = grid(
-            rows, [f"head {h + 1}" for h in range(heads)], [f"layer {n + 1}" for n in range(layers)]
+            rows,
+            [f"head {h + 1}" for h in range(heads)],
+            [f"layer {n + 1}" for n in range(layers)],
+            [("0", f"{most:.1f} x even") for most in self.most.tolist()],
         )
-        return titled(sheet, self.caption)
+        return self.titled(sheet)
 
 
 def explain(
@@ -113,7 +127,9 @@ def explain(
         classes = best if wanted is None else torch.full_like(best, wanted)
         maps = {name: METHODS[name](trained.model, images, classes, mask) for name in methods}
         heats = {name: heat_of_each(values, mask) for name, values in maps.items()}
-        layers = heat_of_each(class_attention(trained.model, images, mask), mask)
+        layers = [
+            x.cpu().numpy() for x in unpadded(class_attention(trained.model, images, mask), mask)
+        ]
         pictures = pictures_of_each(loader.normalise.undo(images), mask)
         factor = max(1, -(-_FIGURE // max(images.shape[-2:])))  # each pixel becomes a square
         for i, (position, number) in enumerate(zip(index, best.tolist(), strict=True)):
@@ -121,12 +137,14 @@ def explain(
             if wanted is not None:
                 share = chances[i, wanted]
                 caption += f"; relevance for {_caption(trained.classes[wanted], share)}"
+            most = layers[i].max(axis=(1, 2, 3))
             yield Explained(
                 name=loader.names[position],
                 image=pictures[i].repeat(factor, 0).repeat(factor, 1),
                 caption=caption,
                 heats={name: values[i] for name, values in heats.items()},
-                layers=layers[i],
+                layers=layers[i] / np.maximum(most, 1e-12)[:, None, None, None],
+                most=most * layers[i][0, 0].size,
             )
 
 

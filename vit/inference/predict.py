@@ -275,7 +275,8 @@ def answers(
 ) -> Iterator[tuple[Tensor, Tensor | None, np.ndarray, Tensor]]:
     """Normalised images (E, C, height, width), their mask, positions and float32 logits (E, K).
 
-    What is damaged is missing, and in `loader.corrupt`.
+    Computed in fp32, whatever the run was trained in: the same answers as those of an export. What
+    is damaged is missing, and in `loader.corrupt`.
 
     Raises:
         DataError: a worker failed.
@@ -283,7 +284,7 @@ def answers(
     """
     for images, _, index, mask in loader:
         if len(index):
-            logits = _logits(trained.model, images, mask, trained.evaluation["precision"])
+            logits = _logits(trained.model, images, mask, "fp32")
             trained.check(logits)
             yield images, mask, index, logits
 

@@ -25,6 +25,8 @@ _LEAST, _MOST = 0.1, 0.85
 _TILE = 112
 _GAP = 4
 _TEXT = 13
+_LINE = 17
+_BAR = 12
 _CELL = 44
 _LONGEST = 14
 
@@ -67,23 +69,34 @@ def grid(
     rows: Sequence[Sequence[np.ndarray]],
     labels_top: Sequence[str] = (),
     labels_left: Sequence[str] = (),
+    scales: Sequence[tuple[str, str]] = (),
 ) -> np.ndarray:
     """A sheet of images, each in the middle of a tile, with a label per column and per row.
 
     All are uint8 (H, W, 3); there is at least one. A tile is as large as the largest image, and at
     least 112 px at its longer side: small images are enlarged by a whole number, each pixel a
-    square. Labels that are longer than a tile are cut.
+    square. Labels that are longer than a tile are cut; those on the left may have several lines.
+
+    Args:
+        scales: of each row what the least and the most of its heat maps are: a colour bar shows
+            them on the right.
     """
     high, wide = (max(image.shape[axis] for row in rows for image in row) for axis in (0, 1))
     factor = max(1, -(-_TILE // max(high, wide)))
     high, wide = factor * high, factor * wide
     font = typeface(_TEXT)
     above = [_cut(label, wide, font) for label in labels_top]
-    beside = [_cut(label, 2 * _TILE, font) for label in labels_left]
+    beside = [[_cut(line, 2 * _TILE, font) for line in label.split("\n")] for label in labels_left]
     top = _TEXT + 2 * _GAP if above else _GAP
-    left = int(max((font.getlength(label) for label in beside), default=-_GAP)) + 2 * _GAP
+    left = (
+        int(max((font.getlength(x) for lines in beside for x in lines), default=-_GAP)) + 2 * _GAP
+    )
     columns = max(len(row) for row in rows)
-    size = (left + columns * (wide + _GAP), top + len(rows) * (high + _GAP))
+    right = left + columns * (wide + _GAP)
+    words = max(
+        (font.getlength(text) for pair in scales for text in pair), default=-_BAR - 3 * _GAP
+    )
+    size = (right + int(words) + _BAR + 3 * _GAP, top + len(rows) * (high + _GAP))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
@@ -95,9 +108,16 @@ def grid(
     for j, label in enumerate(above):
         centre = left + j * (wide + _GAP) + wide / 2
         draw.text((centre, top / 2), label, "black", font, anchor="mm")
-    for i, label in enumerate(beside):
-        middle = top + i * (high + _GAP) + high / 2
-        draw.text((left - _GAP, middle), label, "black", font, anchor="rm")
+    for i, lines in enumerate(beside):
+        middle = top + i * (high + _GAP) + high / 2 - (len(lines) - 1) * _LINE / 2
+        for n, line in enumerate(lines):
+            draw.text((left - _GAP, middle + n * _LINE), line, "black", font, anchor="rm")
+    for i, (least, most) in enumerate(scales):
+        first = top + i * (high + _GAP)
+        bar = heat_map(np.linspace(1, 0, high)[:, None])[..., :3].repeat(_BAR, axis=1)
+        sheet.paste(Image.fromarray(bar), (right + _GAP, first))
+        draw.text((right + _BAR + 2 * _GAP, first), most, "black", font, anchor="lt")
+        draw.text((right + _BAR + 2 * _GAP, first + high), least, "black", font, anchor="lb")
     return np.array(sheet)
 
 
