@@ -31,6 +31,7 @@ def test_pictures_are_written_and_open(finished: Path, tmp_path: Path) -> None:
     write(tmp_path / "in" / "photos" / "bad.png", b"hello")
     before = set(tmp_path.rglob("*"))
     args = [f"checkpoint={finished}", "images=in/photos", "limit=3", "class=7", "layers=true"]
+    args.append("explorer=0")
     done = run("explain", *args, "output=in/out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 images explained (of 4 found; more with limit=4)\n  in/out/")
@@ -63,7 +64,8 @@ def test_by_default_pictures_go_into_the_run(finished: Path, tmp_path: Path) -> 
     done = run("explain", f"checkpoint={finished}", *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = finished / "explain"
-    assert sorted(path.name for path in folder.iterdir()) == ["001-x.png", "index.png"]
+    names = ["001-x.png", "index.html", "index.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     with Image.open(folder / "001-x.png") as image:
         assert 2 * 224 <= image.width < 2 * 270
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

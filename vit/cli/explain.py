@@ -1,10 +1,11 @@
-"""`vit-explain`: where in an image a trained model looks, from paths alone."""
+"""`vit-explain`: where in an image a trained model looks, as pictures and as a page."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit.artifacts.run_dir import results_of
 from vit.cli import front
@@ -18,6 +19,9 @@ from vit.runtime import console
 from vit.runtime.console import damaged
 from vit.runtime.files import prepare_file, write_atomic
 from vit.runtime.signals import import_torch
+
+if TYPE_CHECKING:
+    from vit.inference.load import Trained
 
 IN_INDEX = 100
 """Images that the index shows at most."""
@@ -70,10 +74,42 @@ def explain(plain: dict[str, Any], overrides: Overrides) -> None:
     write_atomic(folder / "index.png", png(index))
     more = f" (of {len(found):,} found; more with limit={len(found)})" if paths != found else ""
     only = f", which shows the first {IN_INDEX}" if number > IN_INDEX else ""
-    console.say(
-        f"{number} image{'s' if number > 1 else ''} explained{more}\n"
-        f"  {folder / 'index.png'}{only}, and a file for each image"
-    )
+    lines = [
+        f"{number} image{'s' if number > 1 else ''} explained{more}",
+        f"{folder / 'index.png'}{only}, and a file for each image",
+    ]
+    if config.explorer:
+        lines.append(_explorer(trained, paths[: config.explorer], folder))
+    console.say("\n  ".join(lines))
+
+
+def _explorer(trained: Trained, paths: Sequence[str], folder: Path) -> str:
+    """Write the page with every weight of some images, and say so."""
+    from vit.inference.explain import MOST_TOKENS
+    from vit.inference.explore import explore, formula, token_names
+    from vit.inference.predict import open_images
+    from vit.report.explorer import LIMIT, explorer_page
+
+    model = trained.model
+    tokens = model.prefix + model.coordinates[..., 0].numel()
+    if tokens > MOST_TOKENS:
+        return f"no page of every weight: {tokens:,} tokens are more than {MOST_TOKENS:,}"
+    config = model.config
+    facts = [
+        f"{trained.path}, step {trained.step:,}",
+        f"{config.depth} layers of {config.heads} heads, {config.attention} attention",
+        f"{tokens} tokens, {model.prefix} of them no patches", f"{config.pool} pooling",
+        f"{config.positions} positions",
+    ]  # fmt: skip
+    page, held = explorer_page(
+        f"What {trained.name} looks at", facts, formula(model), token_names(model),
+        explore(trained, open_images(trained, paths, batch_size=1)),
+    )  # fmt: skip
+    write_atomic(folder / "index.html", page.encode("utf-8", "backslashreplace"))
+    some = ""
+    if held < len(paths):
+        some = f", of {held} of {len(paths)} images: a page takes {LIMIT / 1e6:.0f} MB"
+    return f"every weight, for a browser: {folder / 'index.html'}{some}"
 
 
 def class_number(name: str | None, classes: list[str], key: str = "class") -> int | None:

@@ -122,6 +122,7 @@ class ExplainConfig:
     methods: Annotated[list[Method], not_empty]
     class_: Place | None
     layers: bool
+    explorer: Whole
     calibration: Literal["auto", "none"]
     device: Device
     output: Place | None

@@ -45,17 +45,27 @@ def softmax(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 
     A row without such a key is not a number. `mask` as in `attend`.
     """
-    if mask is not None:
-        is_choice = mask.dtype == torch.bool
-        logits = logits.masked_fill(~mask, -math.inf) if is_choice else logits + mask
-    return logits.softmax(dim=-1)
+    return masked(logits, mask).softmax(dim=-1)
+
+
+def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits (B, H, Q, T), minus infinity for the keys that `mask`, as in `attend`, leaves out."""
+    if mask is None:
+        return logits
+    is_choice = mask.dtype == torch.bool
+    return logits.masked_fill(~mask, -math.inf) if is_choice else logits + mask
 
 
 class Dot(nn.Module):
     """softmax(q k^T): dot-product attention (Luong et al. 2015, eq. 8).
 
     The other products are this one on other queries or keys, or with another scale.
+
+    Attributes:
+        formula: the weights as people write them.
     """
+
+    formula = "softmax(q · k)"
 
     def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__()
@@ -69,10 +79,14 @@ class Dot(nn.Module):
         """(B, H, Q, K), (B, H, T, K), (B, H, T, V) -> (B, H, Q, V); `mask` as in `attend`."""
         return attend(*self.prepare(q, k), v, self.scale, mask)
 
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        """What the softmax is taken of, (B, H, Q, T)."""
+        q, k = self.prepare(q, k)
+        return (q * self.scale) @ k.transpose(-2, -1)
+
     def weights(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
         """The weights that `forward` uses, (B, H, Q, T)."""
-        q, k = self.prepare(q, k)
-        return softmax((q * self.scale) @ k.transpose(-2, -1), mask)
+        return softmax(self.logits(q, k), mask)
 
     def mix(self, weights: Tensor, v: Tensor) -> Tensor:
         """What `forward` makes of values by these weights: (B, H, Q, T), (B, H, T, V)."""
@@ -81,6 +95,8 @@ class Dot(nn.Module):
 
 class ScaledDot(Dot):
     """softmax(q k^T / sqrt(K)) (Vaswani et al. 2017, eq. 1)."""
+
+    formula = "softmax(q · k / √K)"
 
     def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__(heads, width)
@@ -92,6 +108,8 @@ class Cosine(Dot):
 
     It starts at t = 0.1; the parameter is log(1 / t).
     """
+
+    formula = "softmax(cos(q, k) / t)"
 
     def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__(heads, width)
@@ -110,6 +128,8 @@ class Additive(Dot):
     The paper's two matrices are the projections to q and k. Memory grows with Q * T * K.
     """
 
+    formula = "softmax(u · tanh(q + k))"
+
     def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__(heads, width)
         self.vector = nn.Parameter(torch.randn(heads, width) * width**-0.5)
@@ -118,10 +138,11 @@ class Additive(Dot):
         """See Dot."""
         return self.weights(q, k, mask) @ v
 
-    def weights(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
         """See Dot."""
         sums = q[:, :, :, None] + k[:, :, None]  # B H Q T K
-        return softmax((sums.tanh() @ self.vector[:, None, :, None])[..., 0], mask)
+        logits: Tensor = (sums.tanh() @ self.vector[:, None, :, None])[..., 0]
+        return logits
 
 
 class Differential(Dot):
@@ -130,6 +151,8 @@ class Differential(Dot):
     softmax(q1 k1^T / sqrt(K/2)) - lambda softmax(q2 k2^T / sqrt(K/2)), a learned lambda, and a norm
     of each head's mixed values. Some weights are below 0; rows sum to 1 - lambda.
     """
+
+    formula = "softmax(q₁ · k₁ / √(K/2)) − λ softmax(q₂ · k₂ / √(K/2))"
 
     def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__(heads, width)
