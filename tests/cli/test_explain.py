@@ -159,6 +159,23 @@ def test_a_sheet_of_many_and_of_one(tmp_path: Path) -> None:
     paths = [str(save(tmp_path / f"{i}.png", noise(40, 30, seed=i))) for i in range(7)]
     sheet = contact_sheet([Labelled(path, [(HOSTILE, 0.5), ("b", 0.1)]) for path in paths])
     assert sheet.dtype == np.uint8
-    assert 3 * 128 < sheet.shape[0] < 3 * 170
-    assert 3 * 128 < sheet.shape[1] < 3 * 170
-    assert contact_sheet([Labelled(paths[0], [("a", 1.0)])]).shape[1] < 170
+    assert 3 * 172 < sheet.shape[1] < 3 * 180
+    one = contact_sheet([Labelled(paths[0], [("a", 1.0)])])
+    three = contact_sheet([Labelled(paths[0], [("a", 0.8), ("b", 0.1), ("c", 0.1)])])
+    assert three.shape == (one.shape[0] + 2 * 17, *one.shape[1:])
+
+
+def test_unsure_and_unknown_images_stand_out_on_the_sheet(tmp_path: Path) -> None:
+    path = str(save(tmp_path / "a.png", noise(40, 30)))
+    sure, unsure, unknown = (
+        contact_sheet([image])[-6, 20].tolist()
+        for image in (
+            Labelled(path, [("a", 0.5), ("b", 0.4)], set=["a", "b"]),
+            Labelled(path, [("a", 0.4), ("b", 0.3)]),
+            Labelled(path, [], unknown=True),
+        )
+    )
+    assert max(sure) - min(sure) < 10  # gray
+    assert sure != unsure != unknown != sure
+    assert unsure[0] > unsure[2] + 40
+    assert unknown[0] > unknown[1] + 30

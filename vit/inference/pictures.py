@@ -33,7 +33,7 @@ from vit.inference.explain import (
 from vit.inference.load import Trained
 from vit.inference.predict import answers, unlabelled
 from vit.model.vit import VisionTransformer
-from vit.report.drawing import grid, overlay, png
+from vit.report.drawing import card, grid, overlay, png
 
 Method = Callable[[VisionTransformer, Tensor, Tensor, Tensor | None], Tensor]
 METHODS: dict[str, Method] = {
@@ -48,6 +48,12 @@ METHODS: dict[str, Method] = {
 
 _SCALE = "least", "most"
 _THUMBNAIL = 128
+_CARD = 168
+_MOST_LABELS = 5
+_SURE, _UNSURE, _UNKNOWN = "#f4f6f8", "#fbe7bd", "#f3c9bf"
+"""Grounds of the cards: the most probable label has at least, or less than, half of the
+probability; there is none.
+"""
 _FIGURE = 224
 """The longer side of a drawn image, at least."""
 
@@ -154,28 +160,40 @@ def titled(image: np.ndarray, title: str) -> np.ndarray:
 
 
 def contact_sheet(images: Sequence[Labelled]) -> np.ndarray:
-    """Thumbnails of image files, one at least, with label and probability: uint8 (H, W, 3)."""
+    """Thumbnails of image files, one at least, with name, labels and probabilities, (H, W, 3).
+
+    What the model is not sure of and what it does not know stand on grounds of their own.
+    """
     samples = unlabelled([image.name for image in images])
     # The model has seen them, however large they are.
     transform = Transform(_THUMBNAIL, _THUMBNAIL, 3, max_pixels=sys.maxsize)
     pixels, _ = decode_all(samples, transform, WorkerPool(0, 60))
+    told = [_told(image) for image in images]
+    most = max(len(lines) for lines, _ in told)
     tiles = [
-        titled(thumbnail.transpose(1, 2, 0), _caption_of(image))
-        for thumbnail, image in zip(pixels, images, strict=True)
-    ]
+        card(
+            thumbnail.transpose(1, 2, 0), _CARD,
+            [Path(image.name).name, *lines, *[""] * (most - len(lines))], tone,
+        )
+        for thumbnail, image, (lines, tone) in zip(pixels, images, told, strict=True)
+    ]  # fmt: skip
     columns = math.ceil(math.sqrt(len(tiles)))
     return grid([tiles[i : i + columns] for i in range(0, len(tiles), columns)])
 
 
-def _caption_of(image: Labelled) -> str:
-    """The label, or all that it is given of several, or its whole set."""
+def _told(image: Labelled) -> tuple[list[str], str]:
+    """The labels, or all that it is given of several, or its whole set; and the ground of it."""
     if image.unknown:
-        return "unknown"
+        return ["unknown"], _UNKNOWN
     if image.given is not None:
-        return printable(", ".join(image.given)) or "no label"
-    others = (image.set or [])[1:]
-    more = f" or {', '.join(map(printable, others))}" if others else ""
-    return _caption(*image.labels[0]) + more
+        return [printable(", ".join(image.given)) or "no label"], _SURE
+    shown = image.labels[:_MOST_LABELS]
+    lines = [_caption(*label) for label in shown]
+    named = {name for name, _ in shown}
+    others = [printable(name) for name in image.set or [] if name not in named]
+    if others:
+        lines.append(f"or {', '.join(others)}")
+    return lines, _SURE if image.labels[0][1] >= 0.5 else _UNSURE
 
 
 def _caption(label: str, probability: float) -> str:

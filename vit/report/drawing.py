@@ -121,6 +121,21 @@ def grid(
     return np.array(sheet)
 
 
+def card(image: np.ndarray, width: int, lines: Sequence[str], tone: str) -> np.ndarray:
+    """An image, uint8 (H, W, 3), at most `width` wide, over lines of text on a ground of a colour:
+    uint8 (height, `width`, 3). Lines that are longer are cut; the first is smaller than the others.
+    """
+    sheet = Image.new("RGB", (width, image.shape[0] + _LINE * len(lines) + _GAP), tone)
+    sheet.paste(Image.fromarray(image), ((width - image.shape[1]) // 2, 0))
+    pen = ImageDraw.Draw(sheet)
+    for n, line in enumerate(lines):
+        font = typeface(_TEXT - 2 * (n == 0))
+        place = (_GAP, image.shape[0] + _LINE * n + _LINE // 2 + 2)
+        text = _cut(line, width - 2 * _GAP, font)
+        pen.text(place, text, "#586475" if n == 0 else "#1c2430", font, anchor="lm")
+    return np.array(sheet)
+
+
 def typeface(size: int) -> ImageFont.FreeTypeFont:
     """The font of labels, `size` px high: it knows the letters of most alphabets."""
     from matplotlib import get_data_path
