@@ -52,7 +52,7 @@ def test_confidence_is_compared_with_what_came_true() -> None:
     correct = np.arange(1000) < 810
     sure = np.full(1000, 0.9)
     assert sureness(sure, np.full(1000, 0.8), correct, 1.4) == (
-        "Too sure by 9 points; with temperature 1.40 within 1 point. It is 85 % sure of 0 answers: "
+        "Too sure by 9 points; with temperature 1.40 within 1 point. It is 85 % sure of 0 answers, "
         "too few to tell."
     )
     assert sureness(sure, sure, np.arange(1000) < 905, None) == (
@@ -60,6 +60,8 @@ def test_confidence_is_compared_with_what_came_true() -> None:
         "90 % sure, it is right 905 times of 1,000 (89 to 92 %)."
     )
     assert sureness(sure - 0.3, sure - 0.3, correct, None).startswith("Too modest by 21 points. ")
+    worse = sureness(sure - 0.2, sure - 0.5, correct, 4.0)
+    assert worse.startswith("Too modest by 11 points; with temperature 4.00 too modest by 41. ")
 
 
 @pytest.mark.parametrize(

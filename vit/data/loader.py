@@ -20,17 +20,21 @@ from vit.config.schema import AugmentConfig
 from vit.data.augment import batch as augment
 from vit.data.augment import policies
 from vit.data.padding import split_padding, zero_padding
+from vit.data.reading.cache import CachedImages
+from vit.data.reading.decode import sizes_of
 from vit.data.reading.reader import CorruptImages, Reader
 from vit.data.reading.store import BatchRequest
 from vit.data.reading.transfer import Transfer
 from vit.data.reading.transform import Transform
-from vit.data.reading.workers import Corrupt
+from vit.data.reading.workers import Corrupt, WorkerPool
 from vit.data.sampler import Sampler, class_weights
 from vit.data.task import ONE_LABEL, task_of
-from vit.data.types import Batch, Samples
+from vit.data.types import Batch, FileImages, Samples
 from vit.errors import DataError
 from vit.runtime.dist import ALONE, World
 
+_LARGER = 1.25
+"""So much larger is worth reading files again."""
 Change = Callable[[Tensor, np.ndarray], Tensor]
 """uint8 images (E, C, height, width) and their positions in the split (E,) -> such images."""
 Shown = tuple[Tensor, Tensor, np.ndarray, Tensor | None]
@@ -296,6 +300,7 @@ class EvalLoader(Loader):
         total = -(-len(samples) // batch_size)
         ours = len(range(world.rank, total, world.size))
         super().__init__(samples, reader, reader.transform, batch_size, ours)
+        self.samples = samples
         self.world = world
         self.batch_size = batch_size
         self.change: Change | None = None
@@ -325,6 +330,31 @@ class EvalLoader(Loader):
         other = copy.copy(self)
         other.change = change
         return other
+
+    def enlarged(self, side: int) -> EvalLoader:
+        """The same parts of the same images for people to look at: up to `side` px, as far as their
+        files have so many. What is in no file stays as the model sees it.
+        """
+        images = self.samples.images
+        if isinstance(images, CachedImages):
+            images = images.images
+        if not isinstance(images, FileImages):
+            return self
+        samples = replace(self.samples, images=images)
+        seen, sizes = self.reader.transform, sizes_of(samples)
+        there = float(np.median(sizes.min(axis=1))) if len(sizes) else 0
+        factor = min(side, there) / max(seen.height, seen.width)
+        if seen.patch is not None:  # which stays whole
+            factor = int(factor)
+        if factor < _LARGER:
+            return self
+        transform = replace(
+            seen, height=round(factor * seen.height), width=round(factor * seen.width),
+            patch=None if seen.patch is None else int(factor) * seen.patch,
+        )  # fmt: skip
+        pool = WorkerPool(0, self.reader.pool.timeout)
+        reader = replace(self.reader, transform=transform, held=False, pool=pool)
+        return EvalLoader(samples, self.batch_size, reader)
 
     def batch(self, k: int) -> Shown:
         """Our batch in round `k`.

@@ -341,11 +341,10 @@ def page(
     """The report as HTML; `facts`, `compared` and `command` are those of `Report`."""
     report = replace(done.report(), facts=facts, compared=compared, command=command)
     shown = report.shown()
-    seen = (
-        pair for rows, seen, _, _ in _batches(done, shown, 64)
-        for pair in zip(rows, seen, strict=True)
-    )  # fmt: skip
-    pictures = within(seen, BUDGET, side_within(BUDGET, len(shown)))
+    side = side_within(BUDGET, len(shown))
+    batches = _batches(done, done.loader.enlarged(side), shown, 64)
+    seen = (pair for rows, seen, _, _ in batches for pair in zip(rows, seen, strict=True))
+    pictures = within(seen, BUDGET, side)
     heats = within(_explained(done, list(pictures)[:_EXPLAINED]), BUDGET // 4)
     return report_page(report, pictures, heats)
 
@@ -408,13 +407,13 @@ def _curves(trained: Trained) -> dict[str, Any]:
 
 
 def _batches(
-    done: Evaluation, rows: Sequence[int], size: int
+    done: Evaluation, loader: EvalLoader, rows: Sequence[int], size: int
 ) -> Iterator[tuple[list[int], list[np.ndarray], Tensor, Tensor | None]]:
     """Rows, pictures uint8 (H, W, 3), normalised images and their mask, of some predictions."""
     for first in range(0, len(rows), size):
         wanted = {int(done.predictions.index[i]): i for i in rows[first : first + size]}
-        images, _, index, mask = done.loader.take(np.array(list(wanted)))
-        pictures = pictures_of_each(done.loader.normalise.undo(images), mask)
+        images, _, index, mask = loader.take(np.array(list(wanted)))
+        pictures = pictures_of_each(loader.normalise.undo(images), mask)
         yield [wanted[place] for place in index.tolist()], pictures, images, mask
 
 
@@ -426,6 +425,6 @@ def _explained(done: Evaluation, rows: Sequence[int]) -> Iterator[tuple[int, np.
         return
     weights = model.config.depth * model.config.heads * tokens**2
     at_once = max(1, min(64, _AT_ONCE // weights))
-    for numbers, _, images, mask in _batches(done, rows, at_once):
+    for numbers, _, images, mask in _batches(done, done.loader, rows, at_once):
         heats = heat_of_each(rollout(model, images, mask), mask)
         yield from zip(numbers, map(heat_map, heats), strict=True)

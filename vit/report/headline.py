@@ -19,6 +19,8 @@ ABOUT = 0.85, 0.95
 FEW = 10
 """Of less images no share is told."""
 _NAMED = 2
+_CLOSE = 2
+"""Points."""
 
 
 def right(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> str:
@@ -89,16 +91,18 @@ def sureness(
         correct: which answers are right.
         temperature: that; None: there is none.
     """
-    count = len(correct)
-    gaps = [100 * float(sure.mean() - correct.mean()) for sure in (trained, told)]
-    # what chance alone does where every confidence is the true share
-    noise = 196 * math.sqrt(float((trained * (1 - trained)).sum())) / count
-    if abs(gaps[0]) <= noise:
-        text = f"As sure as it is right, as far as {count:,} images tell ({_points(gaps[0])})"
+    gap, noise = _gap(trained, correct)
+    if abs(gap) <= noise:
+        text = f"As sure as it is right, as far as {len(correct):,} images tell ({_within(gap)})"
     else:
-        text = f"Too {'sure' if gaps[0] > 0 else 'modest'} by {abs(gaps[0]):.0f} points"
+        text = f"Too {'sure' if gap > 0 else 'modest'} by {abs(gap):.0f} points"
     if temperature is not None:
-        text += f"; with temperature {temperature:.2f} {_points(gaps[1])}"
+        gap, noise = _gap(told, correct)
+        is_close = abs(gap) <= max(noise, _CLOSE)
+        how = (
+            _within(gap) if is_close else f"too {'sure' if gap > 0 else 'modest'} by {abs(gap):.0f}"
+        )
+        text += f"; with temperature {temperature:.2f} {how}"
     low, high = ABOUT
     around = (told >= low) & (told < high)
     what = "about 90 %"
@@ -106,7 +110,7 @@ def sureness(
         around, what = told >= low, f"{100 * low:.0f} % or more"
     if around.sum() < FEW:
         return (
-            f"{text}. It is {100 * low:.0f} % sure of {int(around.sum())} answers: too few to tell."
+            f"{text}. It is {100 * low:.0f} % sure of {int(around.sum())} answers, too few to tell."
         )
     hits, of = int(correct[around].sum()), int(around.sum())
     first, last = (100 * bound for bound in wilson(hits, of))
@@ -116,5 +120,13 @@ def sureness(
     )
 
 
-def _points(gap: float) -> str:
+def _gap(sure: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
+    """How much the mean confidence is above the share that is right, in points, and how much it
+    would be by chance (95 %) if every confidence were the true share.
+    """
+    noise = 196 * math.sqrt(float((sure * (1 - sure)).sum())) / len(sure)
+    return 100 * float(sure.mean() - correct.mean()), noise
+
+
+def _within(gap: float) -> str:
     return f"within {max(1, math.ceil(abs(gap)))} point{'s' * (abs(gap) > 1)}"

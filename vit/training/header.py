@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import textwrap
 from collections.abc import Collection
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from vit.config.checks import FITTED_TO_DATA, OF_FILES
 from vit.config.schema import RunConfig
 from vit.config.validate import flatten, to_plain
-from vit.data.reading.decode import opened
+from vit.data.reading.decode import sizes_of
 from vit.data.task import ONE_LABEL, task_of
-from vit.data.types import DataSet, FileImages, Samples
+from vit.data.types import DataSet, FileImages
 from vit.errors import shortened
 from vit.model.vit import VisionTransformer
 from vit.runtime import console
@@ -27,8 +25,6 @@ from vit.training.state import flops_per_image, parameter_count
 
 FEW = 300
 """With fewer training images a class, on average, one is told of weights to start from."""
-_LOOKED_AT = 50
-"""Files whose sizes are read."""
 _USUAL = 224
 """Side of images that weights are fine-tuned at."""
 _UNEVEN = 10
@@ -162,17 +158,6 @@ def _about(config: RunConfig, data: DataSet) -> list[str]:
             f"held out may change when images come or go"
         )
     return lines
-
-
-def sizes_of(samples: Samples) -> np.ndarray:
-    """Height and width of some of the files, whose headers are read, in pixels: int64 (n, 2)."""
-    if not isinstance(samples.images, FileImages):
-        return np.empty((0, 2), np.int64)
-    sizes = []
-    for i in samples.index.tolist()[:: -(-len(samples) // _LOOKED_AT)]:
-        with contextlib.suppress(Exception), Image.open(opened(samples.images.path(i))) as image:
-            sizes.append(image.size[::-1])
-    return np.array(sizes, np.int64).reshape(-1, 2)
 
 
 def _described(sizes: np.ndarray, total: int) -> str:

@@ -26,6 +26,7 @@ from vit.config.schema import RunConfig
 from vit.config.validate import flatten, to_config, to_plain
 from vit.config.yaml_files import dump_yaml
 from vit.data.loader import EvalLoader, TrainLoader
+from vit.data.reading.decode import sizes_of
 from vit.data.reading.reader import Reader, refuse_damage, verify
 from vit.data.sampler import positive_weights
 from vit.data.sources.registry import load_data_set
@@ -45,7 +46,7 @@ from vit.runtime.seeding import reseed
 from vit.runtime.signals import StopRequest
 from vit.training.components import Components, ShouldPrune
 from vit.training.distill import load_teacher
-from vit.training.header import announce, chosen, doubts, sizes_of, slow_size
+from vit.training.header import announce, chosen, doubts, slow_size
 from vit.training.host_memory import within_memory
 from vit.training.loss import Loss
 from vit.training.pretrained import Pretrained, describe

@@ -4,6 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from pictures import (
     BLUE,
     CPU,
@@ -326,3 +327,39 @@ def test_a_turned_jpeg_is_decoded_small_too(tmp_path):
 
     assert decode(path, 3, quarter).shape == (200, 100, 3)
     assert told == [(800, 400)]  # upright: height, width
+
+
+# For people to look at
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.8])
+def test_a_larger_view_shows_the_same_part_in_more_detail(tmp_path, crop):
+    for label in ("a", "b"):
+        small = noise(9, 6, seed=ord(label))
+        save(tmp_path / label / "1.png", small.resize((90, 60), Image.Resampling.BICUBIC))
+    loader = opened(folder_config(tmp_path, 16, center_crop=crop))
+    seen = loader.normalise.undo(loader.take(np.array([1, 0]))[0])
+    for side, expected in ((40, 40), (400, 60)):  # no larger than the files
+        large = loader.enlarged(side)
+        images, labels, index, _ = large.take(np.array([1, 0]))
+        assert images.shape == (2, 3, expected, expected)
+        assert index.tolist() == [1, 0]
+        assert labels.tolist() == [1, 0]
+        pixels = large.normalise.undo(images)
+        shrunk = torch.nn.functional.interpolate(pixels, (16, 16), mode="bilinear", antialias=True)
+        assert (shrunk - seen).abs().mean() < 0.02
+    assert loader.enlarged(18) is loader
+
+
+def test_a_larger_view_of_images_of_their_own_shape_has_whole_patches(tmp_path):
+    save(tmp_path / "a" / "1.png", noise(120, 60))
+    save(tmp_path / "b" / "2.png", noise(60, 120))
+    loader = opened(folder_config(tmp_path, 16, aspect="native"))
+    images, _, _, mask = loader.enlarged(50).take(np.array([0, 1]))
+    assert images.shape == (2, 3, 48, 48)
+    assert torch.equal(mask, loader.take(np.array([0, 1]))[3])
+
+
+def test_images_that_are_no_files_stay_as_they_are():
+    loader = opened(data_config("digits"))
+    assert loader.enlarged(400) is loader

@@ -12,13 +12,13 @@ from pictures import data_config, encoded, noise, pixels_of, save, write
 
 from vit.data.manifest import Manifest, restore
 from vit.data.reading.cache import CachedImages, CacheSpec
+from vit.data.reading.decode import sizes_of
 from vit.data.reading.workers import WorkerPool
 from vit.data.sources import table
 from vit.data.sources.parquet import read_parquet
 from vit.data.sources.registry import load_data_set
 from vit.data.sources.table_file import read_table
 from vit.errors import ConfigError, DataError
-from vit.training.header import sizes_of
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Callable
@@ -12,13 +13,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit.data.formats import FORMATS, READ
 from vit.data.reading.transform import MAX_PIXELS, REDUCTIONS
-from vit.data.types import ImageFile
+from vit.data.types import FileImages, ImageFile, Samples
 from vit.errors import first_line
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 """How their files begin."""
 LYING = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
+_LOOKED_AT = 50
+"""Files whose sizes are read."""
 MinSize = Callable[[int, int], tuple[int, int]]
 """From the height and width of an image, which it is told once, to those that would do."""
 
@@ -60,6 +63,17 @@ def decode(
             raise
         # Texts and profiles may be over Pillow's limits; the pixels do without them.
         return _with_pillow(needed, channels, min_size, max_pixels)
+
+
+def sizes_of(samples: Samples) -> np.ndarray:
+    """Height and width of some of the files, whose headers are read, in pixels: int64 (n, 2)."""
+    if not isinstance(samples.images, FileImages):
+        return np.empty((0, 2), np.int64)
+    sizes = []
+    for i in samples.index.tolist()[:: -(-len(samples) // _LOOKED_AT)]:
+        with contextlib.suppress(Exception), Image.open(opened(samples.images.path(i))) as image:
+            sizes.append(image.size[::-1])
+    return np.array(sizes, np.int64).reshape(-1, 2)
 
 
 def opened(source: ImageFile) -> str | io.BytesIO:
