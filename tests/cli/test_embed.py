@@ -118,7 +118,7 @@ def test_neighbours_label_images_and_are_scored(finished: Path, photos: Path) ->
         told = "top-1 100.00 (95 % 72.2 to 100.0), of 10 images of a split of their own"
         assert f"{name}: {told}" in done.stdout
     page = (photos / "n.html").read_text()
-    assert page.count('<section class="query">') == 4
+    assert page.count('<section class="group query">') == 4
     assert page.count("<img ") == 4 * 4
     done = run("embed", str(finished), "knn=labelled/train", "page=t.html", cwd=photos)
     assert done.returncode == 0, done.stderr

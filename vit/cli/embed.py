@@ -321,14 +321,11 @@ def _page(
 
 def _pictures(images: Embedded, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Rows and pictures uint8 (H, W, 3), as the model sees them."""
-    from vit.inference.explain import pictures_of_each
+    from vit.inference.pictures import seen_at
 
-    for first in range(0, len(rows), 64):
-        places = images.index[list(rows[first : first + 64])]
-        row_of = dict(zip(places.tolist(), rows[first : first + 64], strict=True))
-        seen, _, index, mask = images.loader.take(places)
-        pixels = pictures_of_each(images.loader.normalise.undo(seen), mask)
-        yield from ((row_of[i], picture) for i, picture in zip(index.tolist(), pixels, strict=True))
+    row_of = {int(images.index[row]): row for row in rows}
+    for places, pictures, _, _ in seen_at(images.loader, list(row_of)):
+        yield from ((row_of[at], own) for at, own in zip(places, pictures, strict=True))
 
 
 if __name__ == "__main__":

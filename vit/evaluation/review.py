@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, compress
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from vit.artifacts.predictions import joined
 from vit.artifacts.run_dir import RunDir
@@ -20,8 +19,9 @@ from vit.data.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vit.data.loader import EvalLoader
 from vit.inference.calibration import Limits
 from vit.inference.evaluator import Evaluator
-from vit.inference.explain import MOST_TOKENS, heat_of_each, pictures_of_each, rollout
+from vit.inference.explain import MOST_TOKENS, heat_of_each, rollout
 from vit.inference.load import Trained
+from vit.inference.pictures import seen_at
 from vit.inference.predict import Predictions
 from vit.report import metrics as scoring
 from vit.report.comparison import Comparison
@@ -340,12 +340,17 @@ def page(
 ) -> str:
     """The report as HTML; `facts`, `compared` and `command` are those of `Report`."""
     report = replace(done.report(), facts=facts, compared=compared, command=command)
-    shown = report.shown()
-    side = side_within(BUDGET, len(shown))
-    batches = _batches(done, done.loader.enlarged(side), shown, 64)
-    seen = (pair for rows, seen, _, _ in batches for pair in zip(rows, seen, strict=True))
+    places = {int(done.predictions.index[i]): i for i in report.shown()}
+    side = side_within(BUDGET, len(places))
+    seen = (
+        (places[at], picture)
+        for found, own, _, _ in seen_at(done.loader.enlarged(side), list(places))
+        for at, picture in zip(found, own, strict=True)
+    )
     pictures = within(seen, BUDGET, side)
-    heats = within(_explained(done, list(pictures)[:_EXPLAINED]), BUDGET // 4)
+    first = set(list(pictures)[:_EXPLAINED])
+    explained = {at: i for at, i in places.items() if i in first}
+    heats = within(_explained(done, explained), BUDGET // 4)
     return report_page(report, pictures, heats)
 
 
@@ -406,25 +411,16 @@ def _curves(trained: Trained) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _batches(
-    done: Evaluation, loader: EvalLoader, rows: Sequence[int], size: int
-) -> Iterator[tuple[list[int], list[np.ndarray], Tensor, Tensor | None]]:
-    """Rows, pictures uint8 (H, W, 3), normalised images and their mask, of some predictions."""
-    for first in range(0, len(rows), size):
-        wanted = {int(done.predictions.index[i]): i for i in rows[first : first + size]}
-        images, _, index, mask = loader.take(np.array(list(wanted)))
-        pictures = pictures_of_each(loader.normalise.undo(images), mask)
-        yield [wanted[place] for place in index.tolist()], pictures, images, mask
-
-
-def _explained(done: Evaluation, rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows, and their rollout as a heat map; none where it would take too much."""
+def _explained(done: Evaluation, rows: Mapping[int, int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows, which are by their places among the images, and their rollout as a heat map; none where
+    it would take too much.
+    """
     model = done.trained.model
     tokens = model.coordinates[..., 0].numel() + model.prefix
     if tokens > MOST_TOKENS:
         return
     weights = model.config.depth * model.config.heads * tokens**2
     at_once = max(1, min(64, _AT_ONCE // weights))
-    for numbers, _, images, mask in _batches(done, done.loader, rows, at_once):
+    for places, _, images, mask in seen_at(done.loader, list(rows), at_once):
         heats = heat_of_each(rollout(model, images, mask), mask)
-        yield from zip(numbers, map(heat_map, heats), strict=True)
+        yield from ((rows[at], heat_map(heat)) for at, heat in zip(places, heats, strict=True))

@@ -154,6 +154,21 @@ def explain(
             )
 
 
+def seen_at(
+    loader: EvalLoader, places: Sequence[int], size: int = 64
+) -> Iterator[tuple[list[int], list[np.ndarray], Tensor, Tensor | None]]:
+    """What the model sees of the images at some places of `loader`, `size` at a time.
+
+    Returns:
+        Of each part the places, less the damaged ones; their pictures, uint8 (H, W, 3); normalised
+        images and their mask.
+    """
+    for first in range(0, len(places), size):
+        images, _, index, mask = loader.take(np.array(places[first : first + size]))
+        pictures = pictures_of_each(loader.normalise.undo(images), mask)
+        yield index.tolist(), pictures, images, mask
+
+
 def titled(image: np.ndarray, title: str) -> np.ndarray:
     """An image with a line above it: uint8 (H, W, 3)."""
     return grid([[image]], labels_top=[title])
