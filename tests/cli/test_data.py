@@ -55,7 +55,7 @@ def test_it_says_what_a_training_has_and_changes_nothing(photos, tmp_path):
     assert pair in " ".join(done.stdout.split())
     assert all(len(line) < 100 for line in done.stdout.splitlines())
     page = Page((tmp_path / "page.html").read_text())
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert [tag for tag, _ in page.tags].count("script") == 1  # its own, which sorts
     assert [name for name in page.all("img", "alt") if name.startswith(f"{HOSTILE}/")]
     assert all(src.startswith("data:image/") for src in page.all("img", "src"))
 

@@ -183,8 +183,8 @@ def test_pictures_have_no_padding(folder: Path, whole: RunDir) -> None:
     for number, (rows, columns) in enumerate([(4, 6), (4, 3), (4, 4), (4, 1), (1, 6)]):
         height, width = 8 * rows * scale, 8 * columns * scale
         with Image.open(folder / "shown" / f"{number + 1:03}-{number:02}.png") as picture:
-            assert picture.width == 4 * (width + 4) + 12, number
-            assert height < picture.height < height + 60
+            assert 0 < picture.width - 4 * (width + 4) < 110, number  # a scale and its words
+            assert height < picture.height < height + 80
         with Image.open(folder / "shown" / f"{number + 1:03}-{number:02}-layers.png") as layers:
             assert layers.height > 2 * height
     assert (folder / "shown" / "index.png").is_file()
