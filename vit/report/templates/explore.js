@@ -151,6 +151,11 @@ const choose = async number => {
   $("name").textContent = `${image.name}: ${image.answer} ${image.percent} %`;
   draw();
 };
+document.querySelectorAll("#photo, .strip img").forEach(element => {
+  const enlarge = () => element.classList.toggle("small", element.naturalWidth <= 64);
+  element.addEventListener("load", enlarge);
+  enlarge();
+});
 const option = (select, value, text) => select.add(new Option(text, value));
 const [layers, heads] = data.images[0].shape;
 for (let i = 0; i < layers; i++) option($("layer"), i, `attention, layer ${i + 1}`);
