@@ -206,7 +206,7 @@ LOOK = """
   $("#tokens").children[1].click();
   found.token = $("#chosen").textContent;
   pick("#layer", -1);
-  found.whole = [$("#whole").hidden, $("#whole").src.slice(0, 14), $("#attention").hidden];
+  found.whole = [$("#whole").hidden, $("#whole").src.slice(0, 14), $("#numbers").hidden];
   pick("#layer", 0);
   all("[data-number]")[2].click();
   await later();

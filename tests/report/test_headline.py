@@ -52,16 +52,18 @@ def test_confidence_is_compared_with_what_came_true() -> None:
     correct = np.arange(1000) < 810
     sure = np.full(1000, 0.9)
     assert sureness(sure, np.full(1000, 0.8), correct, 1.4) == (
-        "Too sure by 9 points; with temperature 1.40 within 1 point. It is 85 % sure of 0 answers, "
-        "too few to tell."
+        "Its probabilities are too high by 9 points; with temperature 1.40 within 1 point. It is, "
+        "with it, 85 % or more sure of 0 answers, too few to tell."
     )
     assert sureness(sure, sure, np.arange(1000) < 905, None) == (
         "As sure as it is right, as far as 1,000 images tell (within 1 point). Where it is about "
         "90 % sure, it is right 905 times of 1,000 (89 to 92 %)."
     )
-    assert sureness(sure - 0.3, sure - 0.3, correct, None).startswith("Too modest by 21 points. ")
+    low = sureness(sure - 0.3, sure - 0.3, correct, None)
+    assert low.startswith("Its probabilities are too low by 21 points. ")
     worse = sureness(sure - 0.2, sure - 0.5, correct, 4.0)
-    assert worse.startswith("Too modest by 11 points; with temperature 4.00 too modest by 41. ")
+    words = "Its probabilities are too low by 11 points; with temperature 4.00 too low by 41. "
+    assert worse.startswith(words)
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,8 @@ def _explorer(trained: Trained, paths: Sequence[str], folder: Path) -> str:
     facts = [
         f"{trained.path}, step {trained.step:,}",
         f"{config.depth} layers of {config.heads} heads, {config.attention} attention",
-        f"{tokens} tokens, {model.prefix} of them no patches", f"{config.pool} pooling",
-        f"{config.positions} positions",
+        f"{tokens - model.prefix} patches and {model.prefix} other tokens",
+        f"{config.pool} pooling, {config.positions} positions",
     ]  # fmt: skip
     page, held = explorer_page(
         f"What {trained.name} looks at", facts, formula(model), token_names(model),

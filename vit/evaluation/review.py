@@ -176,10 +176,11 @@ class Evaluation:
 
     @cached_property
     def label_errors(self) -> list[tuple[int, int]]:
-        """Likely wrong labels, and what is likelier; of images that the model was trained on none
-        can be told.
+        """Likely wrong labels, and what is likelier. None where it cannot be told: the model was
+        trained on these images, or is not shown to be better than guessing.
         """
-        if self.about["trained_on"]:
+        guess = scoring.guessing(self.predictions.labels)["top1"]
+        if self.about["trained_on"] or self.scores["top1"].low <= guess:
             return []
         return scoring.label_errors(self.predictions.labels, self.probabilities_told)
 

@@ -62,10 +62,10 @@ class Dot(nn.Module):
     The other products are this one on other queries or keys, or with another scale.
 
     Attributes:
-        formula: the weights as people write them.
+        formula: the logits as people write them; of `differential` the weights.
     """
 
-    formula = "softmax(q · k)"
+    formula = "q · k"
 
     def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Dot(nn.Module):
 class ScaledDot(Dot):
     """softmax(q k^T / sqrt(K)) (Vaswani et al. 2017, eq. 1)."""
 
-    formula = "softmax(q · k / √K)"
+    formula = "q · k / √K"
 
     def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__(heads, width)
@@ -109,7 +109,7 @@ class Cosine(Dot):
     It starts at t = 0.1; the parameter is log(1 / t).
     """
 
-    formula = "softmax(cos(q, k) / t)"
+    formula = "cos(q, k) / t"
 
     def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__(heads, width)
@@ -128,7 +128,7 @@ class Additive(Dot):
     The paper's two matrices are the projections to q and k. Memory grows with Q * T * K.
     """
 
-    formula = "softmax(u · tanh(q + k))"
+    formula = "u · tanh(q + k)"
 
     def __init__(self, heads: int, width: int, place: int = 0) -> None:
         super().__init__(heads, width)

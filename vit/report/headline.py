@@ -62,8 +62,9 @@ def weakest(counts: np.ndarray, classes: Sequence[str]) -> str:
 
 def _goes_to(row: np.ndarray, label: int, classes: Sequence[str]) -> str:
     others = [k for k in np.argsort(-row, kind="stable").tolist() if k != label and row[k]]
-    told = [f"{row[k]:,} went to {classes[k]}" for k in others[:_NAMED]]
-    more = int(sum(row[k] for k in others[_NAMED:]))
+    named = others if len(others) <= _NAMED + 1 else others[:_NAMED]
+    told = [f"{row[k]:,} went to {classes[k]}" for k in named]
+    more = int(sum(row[k] for k in others[len(named) :]))
     return ", ".join([*told, *([f"{more:,} to others"] if more else [])])
 
 
@@ -95,27 +96,24 @@ def sureness(
     if abs(gap) <= noise:
         text = f"As sure as it is right, as far as {len(correct):,} images tell ({_within(gap)})"
     else:
-        text = f"Too {'sure' if gap > 0 else 'modest'} by {abs(gap):.0f} points"
+        text = f"Its probabilities are too {_way(gap)} by {abs(gap):.0f} points"
     if temperature is not None:
         gap, noise = _gap(told, correct)
         is_close = abs(gap) <= max(noise, _CLOSE)
-        how = (
-            _within(gap) if is_close else f"too {'sure' if gap > 0 else 'modest'} by {abs(gap):.0f}"
-        )
+        how = _within(gap) if is_close else f"too {_way(gap)} by {abs(gap):.0f}"
         text += f"; with temperature {temperature:.2f} {how}"
     low, high = ABOUT
+    with_it = ", with it," if temperature is not None else ""
     around = (told >= low) & (told < high)
     what = "about 90 %"
     if around.sum() < FEW:
         around, what = told >= low, f"{100 * low:.0f} % or more"
-    if around.sum() < FEW:
-        return (
-            f"{text}. It is {100 * low:.0f} % sure of {int(around.sum())} answers, too few to tell."
-        )
     hits, of = int(correct[around].sum()), int(around.sum())
+    if of < FEW:
+        return f"{text}. It is{with_it} {what} sure of {of} answers, too few to tell."
     first, last = (100 * bound for bound in wilson(hits, of))
     return (
-        f"{text}. Where it is {what} sure, it is right {hits:,} times of {of:,} "
+        f"{text}. Where it is{with_it} {what} sure, it is right {hits:,} times of {of:,} "
         f"({first:.0f} to {last:.0f} %)."
     )
 
@@ -126,6 +124,10 @@ def _gap(sure: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
     """
     noise = 196 * math.sqrt(float((sure * (1 - sure)).sum())) / len(sure)
     return 100 * float(sure.mean() - correct.mean()), noise
+
+
+def _way(gap: float) -> str:
+    return "high" if gap > 0 else "low"
 
 
 def _within(gap: float) -> str:

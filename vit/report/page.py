@@ -142,6 +142,13 @@ class Report:
         found: list[int] = np.flatnonzero(own).tolist() if self.several else [int(own)]
         return found
 
+    def totals(self) -> dict[str, int]:
+        """How many images there are, in the page or not, of each kind that it can show."""
+        same = self.labels == self.predicted
+        right = int((same.all(axis=1) if self.several else same).sum())
+        count = len(self.labels)
+        return {"all": count, "right": right, "wrong": count - right, "issue": len(self.issues)}
+
     def headline(self) -> list[str]:
         """The page in sentences."""
         correct = self.labels == self.predicted
@@ -156,7 +163,12 @@ class Report:
     def course(self) -> list[str]:
         """What the curves say."""
         found = Course.of(self.curves.get(LOSSES, {}).get(VALIDATION, ()), self.epochs or 0)
-        return [] if found is None else [found.sentence]
+        if found is None:
+            return []
+        later = ""
+        if found.overfitted and self.epoch is not None and self.epoch > found.best:
+            later = f" These weights are from epoch {self.epoch:.3g}, where the score was best."
+        return [found.sentence + later]
 
     def own(self) -> tuple[str, dict[str, Any]]:
         """The template, and what it shows besides what all reports do."""
@@ -291,4 +303,7 @@ def _data(report: Report, pictures: Mapping[int, str], heats: Mapping[int, str])
     for rank, (i, instead) in enumerate(report.issues):
         if i in images:
             images[i] |= {"issue": rank, "instead": instead}
-    return {"classes": list(report.classes), "several": report.several, "images": images}
+    return {
+        "classes": list(report.classes), "several": report.several, "images": images,
+        "total": report.totals(),
+    }  # fmt: skip

@@ -6,6 +6,10 @@ const make = (tag, text = "", name = "") => {
   if (name) element.className = name;
   return element;
 };
+const MEANING = {
+  rollout: "Where information came from, whatever was decided: attention and what passes by it, multiplied through all layers (Abnar & Zuidema 2020).",
+  relevance: "What spoke for the answer: attention weighted by how much it raises the logit (Chefer et al. 2021).",
+};
 const ANSWER = -1, MEAN = -1, TOP = 5, WHOLE = ["rollout", "relevance"];
 const state = { image: 0, layer: 0, head: MEAN, token: ANSWER, turned: false, kept: false };
 const prefix = data.prefix.length;
@@ -90,7 +94,7 @@ const formula = (n, image, found) => {
   if (rest) plain.push([`${rest} others`, digits(total - most)]);
   if (turned && token !== ANSWER) {
     table(["from", "w"], plain);
-    $("said").textContent = `Of what each of these tokens takes from all, so much is from ${named(token, columns)}; of its own row weights sum to 1, of this column they need not.`;
+    $("said").textContent = `So much of all that it takes, each of these tokens takes from ${named(token, columns)}.`;
     return;
   }
   if (head === MEAN || token === ANSWER) {
@@ -115,12 +119,13 @@ const draw = () => {
   const image = data.images[state.image], n = numbers[state.image], whole = WHOLE[-1 - state.layer];
   $("whole").hidden = !whole;
   $("heat").hidden = Boolean(whole);
-  $("attention").hidden = $("tokens").hidden = Boolean(whole);
+  for (const part of [$("tokens"), $("numbers"), $("meaning"), document.querySelector(".formula")]) part.hidden = Boolean(whole);
   $("head").disabled = $("turn").disabled = Boolean(whole);
   $("cell").hidden = whole || state.token < prefix;
   if (whole) {
     $("whole").src = image.heats[whole];
     [$("least").textContent, $("most").textContent] = ["least", "most"];
+    [$("chosen").textContent, $("said").textContent] = [`${whole[0].toUpperCase()}${whole.slice(1)}, through all layers`, MEANING[whole]];
     return;
   }
   const found = looks(n, state), patches = found.slice(prefix), columns = image.grid[1], most = paint(patches, image.grid);

@@ -45,6 +45,7 @@ const orders = {
   margin: (a, b) => a.margin - b.margin,
   sure: (a, b) => b.margin - a.margin,
   name: (a, b) => words.compare(a.name, b.name),
+  issue: (a, b) => (a.issue ?? Infinity) - (b.issue ?? Infinity),
 };
 const tile = image => {
   const figure = make("figure"), button = make("button", "", "picture"), element = make("img"), caption = make("figcaption");
@@ -68,18 +69,22 @@ const show = (more = false) => {
   shown = images.filter(image => (cell ? inCell(image, cell) : which(image))
     && (!chosen || image.label.includes(Number(chosen)) || image.said.includes(Number(chosen)))
     && image.sure >= least && image.sure <= most);
-  shown.sort(!cell && $("which").value === "issue" ? (a, b) => a.issue - b.issue : orders[$("order").value]);
+  shown.sort(orders[$("order").value]);
   $("tiles").replaceChildren(...shown.slice(0, limit).map(tile));
   $("more").hidden = shown.length <= limit;
   $("cell").hidden = !cell;
   const all = cell && document.querySelector(`[data-cell="${cell}"]`);
-  const total = all ? Number(all.dataset.count) : shown.length;
-  $("count").textContent = `${shown.length}${total > shown.length ? ` of ${total}` : ""} image${total === 1 ? "" : "s"}`;
+  const isWhole = !chosen && least <= 0 && most >= 100, total = all ? Number(all.dataset.count) : data.total[$("which").value];
+  const some = images.length < data.total.all ? " in this page" : "";
+  $("count").textContent = isWhole && total > shown.length ? `${shown.length} of ${total} images${some}` : `${shown.length} image${shown.length === 1 ? "" : "s"}${some}`;
   if (all) $("cell").textContent = `${all.getAttribute("aria-label").replace(/: \d+$/, "")} ✕`;
   document.querySelectorAll("[data-cell]").forEach(other => other.setAttribute("aria-pressed", other === all));
 };
 for (const id of ["which", "order", "class", "least", "most"]) $(id)?.addEventListener("change", () => {
-  if (id === "which") cell = null;
+  if (id === "which") {
+    cell = null;
+    if ($("which").value === "issue" || $("order").value === "issue") $("order").value = $("which").value === "issue" ? "issue" : "loss";
+  }
   show();
 });
 $("more").addEventListener("click", () => { limit *= 4; show(true); });
@@ -110,7 +115,7 @@ const view = (place, among = viewed) => {
   heat();
   $("viewer-name").textContent = image.name;
   $("answer").replaceChildren(...answer(image));
-  if (image.issue !== undefined) $("answer").append(`; number ${image.issue + 1} of the likely label errors, rather ${data.classes[image.instead]}`);
+  if (image.issue !== undefined) $("answer").append(`; number ${image.issue + 1} of the labels to check: rather ${data.classes[image.instead]}?`);
   $("top").replaceChildren(...image.top.map(([k, percent]) => {
     const row = make("tr", "", image.label.includes(k) ? "true" : ""), share = make("td", `${percent} %`, "bar");
     share.style.setProperty("--share", percent / 100);
