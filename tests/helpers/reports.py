@@ -41,7 +41,12 @@ def made_up(
         scores=metrics.all_scores(top, labels, judged.loss, judged), compared={},
         versus=None, corruptions={},
         reliability={"as it is": metrics.calibration(judged.confidence, predicted == labels)},
-        calibration="None.", curves={}, epoch=None, epochs=None, settings={"a.key": None},
+        calibration="None.", curves={},
+        limits={
+            "sets": {"95%": {"holds": 94.9, "labels": 2.06}},
+            "unknown": {"5%": {"refused": 5.5, "right": None}},
+        },
+        epoch=None, epochs=None, settings={"a.key": None},
         command="vit-eval", issues=issues,
         order=choose(
             labels, predicted, judged.loss, judged.margin, classes, [i for i, _ in issues]

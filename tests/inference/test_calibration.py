@@ -305,7 +305,8 @@ def test_the_report_says_what_sets_and_refusals_come_to(run_folder: Path, tmp_pa
         assert [own[key] for own in sets.values()] == sorted(own[key] for own in sets.values())
     assert 0 <= unknown["1%"]["refused"] <= unknown["10%"]["refused"] < 25
     page = (tmp_path / "e" / "report" / "index.html").read_text()
-    assert f"at 95% {sets['95%']['holds']:.1f} %, with {sets['95%']['labels']:.2f} labels" in page
+    holds, labels = sets["95%"]["holds"], sets["95%"]["labels"]
+    assert f"95%</th><td>{holds:.1f} %</td><td>{labels:.2f}</td>" in page
 
 
 @pytest.mark.parametrize(

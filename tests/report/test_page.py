@@ -59,6 +59,11 @@ def test_the_page_shows_every_score_with_its_interval(evaluated: Path) -> None:
     assert any(f"{found['calibrated']['loss']:.4f}" in text for text in shown)
     for row in found["per_class"]:
         assert f"{row['f1']:.3f}" in shown
+    assert found["sets"]
+    for own in found["sets"].values():
+        assert {f"{own['holds']:.1f} %", f"{own['labels']:.2f}"} <= shown
+    for own in found["unknown"].values():
+        assert f"{own['refused']:.1f} %" in shown
 
 
 def test_the_matrix_is_that_of_the_predictions(evaluated: Path) -> None:

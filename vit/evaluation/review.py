@@ -233,6 +233,7 @@ class Evaluation:
             "labels": self.predictions.labels,
             "losses": self.predictions.losses,
             "scores": self.scores,
+            "limits": self.held,
             "versus": self.comparison,
             "corruptions": {
                 name: dict(zip(SEVERITIES, row, strict=True))
@@ -359,8 +360,7 @@ def _about(done: Evaluation) -> str:
     """What was done about calibration."""
     found, calibrated = done.calibration, done.calibrated
     if found.temperature is None or calibrated is None:
-        text = f"No temperature scaling, probabilities are those of training: {found.why}."
-        return " ".join([text, *_limits_told(done)])
+        return f"No temperature scaling, probabilities are those of training: {found.why}."
     text = (
         f"Temperature scaling (Guo et al. 2017) divides the logits by {found.temperature:.3f}, the "
         f"number that minimises the NLL of {found.images:,} validation images: "
@@ -370,25 +370,7 @@ def _about(done: Evaluation) -> str:
     )
     if done.what == "val":
         text += " It was fitted on the very images that are shown, so this is an optimistic figure."
-    return " ".join([text, *_limits_told(done)])
-
-
-def _limits_told(done: Evaluation) -> Iterator[str]:
-    """What sets and refusals come to here."""
-    sets, unknown = done.held["sets"], done.held["unknown"]
-    if sets:
-        each = (
-            f"at {percent} {own['holds']:.1f} %, with {own['labels']:.2f} labels each"
-            for percent, own in sets.items()
-        )
-        yield f"Sets of labels (vit-predict set=95%) hold the truth here {'; '.join(each)}."
-    if unknown:
-        each = (
-            f"at {percent} {own['refused']:.1f} %"
-            + (f" (of which {own['right']:.0f} % were right)" if own["refused"] else "")
-            for percent, own in unknown.items()
-        )
-        yield f"As unknown (vit-predict unknown=5%) are refused {'; '.join(each)}."
+    return text
 
 
 def _curves(trained: Trained) -> dict[str, Any]:

@@ -69,6 +69,9 @@ class Report:
         temperature: that of `probabilities`; None: there is none.
         reliability: by caption.
         calibration: what was done about calibration, a sentence.
+        limits: by percent, of `sets` how many hold the truth and how many labels they have, of
+            `unknown` how many images are refused and how many of these were right, in percent;
+            empty without any.
         curves: learning curves by what they show and name, (epoch, value); empty without a run.
         epoch, epochs: that of the weights, and how many the run had.
         settings, command: of the run, by key, and what made the page.
@@ -93,6 +96,7 @@ class Report:
     temperature: float | None
     reliability: Mapping[str, Bins]
     calibration: str
+    limits: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     curves: Mapping[str, Mapping[str, Points]]
     epoch: float | None
     epochs: float | None
