@@ -17,13 +17,14 @@ from browser import Page, driven, needs_browser
 from commands import SMALL, run
 from pictures import CPU, noise, save
 from small_models import images, small
+from torch import Tensor
 from torch.testing import assert_close
 
 from vit.inference.explain import attention_maps
-from vit.inference.explore import Recorded, explore, recorded_attention, token_names
+from vit.inference.explore import Recorded, explore, formula, recorded_attention, token_names
 from vit.inference.load import load_trained
 from vit.inference.predict import open_images
-from vit.model.attention import SCORES
+from vit.model.attention import SCORES, ScaledDot
 from vit.model.pooling import POOLINGS
 from vit.model.positions import POSITIONS
 from vit.report.explorer import (
@@ -85,6 +86,23 @@ def check_scores(block: Recorded, weights: torch.Tensor, *, softmax: bool) -> No
     if block.log_sums is not None:
         scores = weights.log() + block.log_sums[..., None]
         assert_close(scores.exp().sum(dim=-1).log(), block.log_sums, rtol=1e-4, atol=1e-4)
+
+
+def test_an_attention_of_ones_own_claims_no_softmax() -> None:
+    """Nor the formula of what it is derived from."""
+
+    class Halves(ScaledDot):
+        def weights(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+            return super().weights(q, k, mask) / 2
+
+    model = small()
+    assert formula(model) == "q · k / √K"
+    for block in model.blocks:
+        block.attn.score = Halves(4, 8)
+    found, _, _ = recorded_attention(model, images())
+    assert [block.log_sums for block in found] == [None] * 3
+    assert_close(found[0].weights.sum(dim=-1), torch.full((2, 4, 17), 0.5))
+    assert formula(model) == "scaled_dot"
 
 
 def unpacked(image: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from vit.data.loader import EvalLoader
 from vit.inference.explain import heat_of_each, pictures_of_each, relevance, rollout
 from vit.inference.load import Trained
 from vit.inference.predict import answers
-from vit.model.attention import Differential, Dot, masked
+from vit.model.attention import Dot, masked
 from vit.model.vit import Block, VisionTransformer
 from vit.report.explorer import VALUES, Explored
 
@@ -52,7 +52,7 @@ def recorded_attention(
         q, k, v, mask = inputs
         weights = score.weights(q, k, mask)
         sums = None
-        if not isinstance(score, Differential):
+        if type(score).weights is Dot.weights:  # a softmax of its logits
             sums = masked(score.logits(q, k), mask).logsumexp(dim=-1)
         found.append(Recorded(weights, sums, v[..., :VALUES], (weights @ v)[..., :VALUES]))
 
@@ -114,6 +114,6 @@ def token_names(model: VisionTransformer) -> list[str]:
 
 
 def formula(model: VisionTransformer) -> str:
-    """How the weights are computed, as people write it."""
-    scores = [block.attn.score for block in model.blocks if isinstance(block, Block)]
-    return str(getattr(scores[0], "formula", model.config.attention)) if scores else ""
+    """How the weights are computed, as people write it; where a plug-in does not say, its name."""
+    kinds = [type(block.attn.score) for block in model.blocks if isinstance(block, Block)]
+    return str(vars(kinds[0]).get("formula", model.config.attention)) if kinds else ""
