@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 from vit.runtime.files import to_csv_line, write_atomic
 
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
-"""Characters that HTML may not hold, as codes."""
 METRICS, PREDICTIONS, LABEL_ERRORS = "metrics.json", "predictions.csv", "label_errors.csv"
 PAGE = "report/index.html"
 SEPARATOR = ";"
@@ -45,7 +43,7 @@ def write_page(folder: Path, html: str) -> None:
     """
     path = folder / PAGE
     path.parent.mkdir()
-    write_atomic(path, html.translate(_CONTROL).encode("utf-8", "backslashreplace"))
+    write_atomic(path, html.encode("utf-8", "backslashreplace"))
 
 
 class Labelled(NamedTuple):
