@@ -109,18 +109,25 @@ def test_other_values_are_hydras(value):
 @pytest.mark.parametrize(
     ("given_", "added"),
     [
-        (["trainer.steps=5"], ["++trainer.epochs=null"]),
-        (["trainer.epochs=5"], ["++trainer.steps=null"]),
-        (["+trainer.epochs=5"], ["++trainer.steps=null"]),
-        (["trainer.epochs=1,2"], ["++trainer.steps=null"]),
-        (["trainer.epochs=5", "trainer.steps=5"], []),
+        (["trainer.steps=5"], ["epochs", "minutes"]),
+        (["trainer.epochs=5"], ["steps", "minutes"]),
+        (["trainer.minutes=5"], ["epochs", "steps"]),
+        (["+trainer.epochs=5"], ["steps", "minutes"]),
+        (["trainer.epochs=1,2"], ["steps", "minutes"]),
+        (["trainer.epochs=5", "trainer.steps=5"], ["minutes"]),
         (["optim.lr=1"], []),
         ([], []),
         (["trainer.steps=null"], []),
     ],
 )
-def test_steps_and_epochs_replace_each_other(given_, added):
-    assert prepare(given_, GROUPS)[len(given_) :] == added
+def test_lengths_replace_each_other(given_, added):
+    wanted = [f"++trainer.{length}=null" for length in added]
+    assert prepare(given_, GROUPS)[len(given_) :] == wanted
+
+
+def test_two_lengths_of_which_one_counts_the_other_are_refused():
+    with pytest.raises(ConfigError, match=r"trainer\.steps and trainer\.minutes contradict"):
+        prepare(["trainer.minutes=5", "trainer.steps=9"], GROUPS)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -232,7 +239,8 @@ def test_an_option_of_another_trainer_is_told_as_a_setting(words, said):
 def test_prepared_arguments_parse_in_one_piece():
     prepared = prepare(["seed=1", "data.root=a (b)='c'", "trainer.steps=5", "model=tiny"], GROUPS)
     keys = [override.key_or_group for override in PARSER.parse_overrides(prepared)]
-    assert keys == ["seed", "data.root", "trainer.steps", "model", "trainer.epochs"]
+    assert keys[:-2] == ["seed", "data.root", "trainer.steps", "model"]
+    assert keys[-2:] == ["trainer.epochs", "trainer.minutes"]
 
 
 def test_the_last_value_counts():

@@ -72,7 +72,8 @@ OPTIONAL_GROUPS = frozenset({"experiment", "sweep"})
 
 NO_SETTING = "{} is no setting; write key=value, e.g. trainer.epochs=10 (--help lists them)"
 _OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[A-Za-z_][^=\s]*)=(?P<value>.*)", re.DOTALL)
-_LENGTHS = {"trainer.steps": "trainer.epochs", "trainer.epochs": "trainer.steps"}
+_LENGTHS = ("trainer.epochs", "trainer.steps", "trainer.minutes")
+"""Of which one is given."""
 
 
 def split(argv: list[str], command: str = "train") -> tuple[dict[str, str], list[str]]:
@@ -207,9 +208,11 @@ def prepare(overrides: list[str], groups: Iterable[str]) -> list[str]:
     overrides = [override for override in overrides if override.lstrip("+") not in nothing]
     typed = {m["key"]: m["value"] for m in map(_OVERRIDE.fullmatch, overrides) if m}
     prepared = [_prepare_one(override, frozenset(groups)) for override in overrides]
-    for length, other in _LENGTHS.items():
-        if typed.get(length, "null") != "null" and other not in typed:
-            prepared.append(f"++{other}=null")
+    lengths = [key for key in _LENGTHS if typed.get(key, "null") != "null"]
+    if {"trainer.steps", "trainer.minutes"} <= {*lengths}:  # in a config the steps may be theirs
+        raise ConfigError("trainer.steps and trainer.minutes contradict each other; give only one")
+    if lengths:
+        prepared += [f"++{key}=null" for key in _LENGTHS if key not in typed]
     return prepared
 
 

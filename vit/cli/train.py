@@ -140,7 +140,7 @@ def _train(
     from vit.training.trainer import Trainer
 
     with console.kept_in(run.said) as kept:
-        parts = set_up(config, user_keys, run, stop, processes, should_prune)
+        parts = set_up(config, user_keys, run, stop, processes, should_prune, began)
         if parts is None:
             return
         kept.start()

@@ -287,15 +287,16 @@ def _small_images_are_smaller(
         )
 
 
-@check("trainer.epochs", "trainer.steps")
-def _one_length(epochs: float | None, steps: int | None) -> Complaint:
-    if epochs is None and steps is None:
+@check("trainer.epochs", "trainer.steps", "trainer.minutes")
+def _one_length(epochs: float | None, steps: int | None, minutes: float | None) -> Complaint:
+    if epochs is None and steps is None and minutes is None:
         yield "trainer.epochs=null and trainer.steps=null: give one, e.g. trainer.epochs=10"
-    elif epochs is not None and steps is not None:
-        yield (
-            f"trainer.epochs={epochs:g} and trainer.steps={steps} contradict each other; "
-            f"give only one of them"
-        )
+    for other, value in (("steps", steps), ("minutes", minutes)):
+        if epochs is not None and value is not None:
+            yield (
+                f"trainer.epochs={epochs:g} and trainer.{other}={value:g} contradict each other; "
+                f"give only one of them"
+            )
 
 
 @check("optim.name", "optim.lr")

@@ -22,6 +22,10 @@ MEMORY_LIMIT = 4 * 2**30
 """Data sets up to this many bytes of decoded pixels are held on the device."""
 
 
+UNKNOWN = 10**9
+"""Steps of a run whose `trainer.minutes` have not been counted in steps yet."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The run in optimiser steps. An epoch (`steps_per_epoch`) need not be a whole number."""
@@ -173,6 +177,8 @@ def plan(config: RunConfig, train_samples: int) -> Plan:
     per_epoch = Fraction(train_samples, trainer.batch_size)
     if trainer.steps is not None:
         steps = trainer.steps
+    elif trainer.minutes is not None:
+        steps = UNKNOWN
     else:
         assert isinstance(trainer.epochs, float)
         steps = epochs_in_steps(trainer.epochs, train_samples, trainer.batch_size)

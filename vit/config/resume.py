@@ -11,7 +11,7 @@ from vit.errors import ConfigError
 
 MAY_CHANGE = frozenset(
     {
-        "trainer.epochs", "trainer.steps", "trainer.device", "trainer.compile",
+        "trainer.epochs", "trainer.steps", "trainer.minutes", "trainer.device", "trainer.compile",
         "trainer.checkpoint_activations", "trainer.shard", "trainer.histograms",
         "trainer.log_every", "trainer.save_every", "trainer.keep", "trainer.early_stop",
         "data.root", "data.images", "data.workers", "data.timeout", "data.on_bad_image",
@@ -44,6 +44,7 @@ MIGRATIONS: dict[str, dict[str, Any]] = {
     "trainer": {
         "loss": "cross_entropy", "histograms": False, "freeze": "none", "recipe": "none",
         "cache_features": False, "checkpoint_activations": False, "shard": "none",
+        "minutes": None,
     },
     "distill": {
         "teacher": None, "weights": None, "kind": "soft", "share": 0.5, "temperature": 3.0,
@@ -95,6 +96,13 @@ def with_saved(
             merged[name] = with_saved(saved.get(name, {}), value, f"{key}.")
         else:
             merged[name] = saved.get(name, value) if _was_resolved(key, value) else value
+    if (minutes := merged.get("minutes")) is not None and merged.get("steps") is None:
+        if minutes != saved.get("minutes"):
+            raise ConfigError(
+                f"trainer.minutes={minutes:g} is of a new run; this one has trainer.steps="
+                f"{saved.get('steps')}: leave it out, or give trainer.steps=<in all>"
+            )
+        merged["steps"] = saved.get("steps")
     if merged.get("epochs") == "auto":
         lengths = {name: saved.get(name) for name in ("epochs", "steps")}
         merged |= lengths if merged["steps"] is None else {"epochs": None}

@@ -163,6 +163,7 @@ class TrainerConfig:
 
     epochs: Positive | Literal["auto"] | None
     steps: Count | None
+    minutes: Positive | None
     batch_size: Count
     eval_batch_size: Count
     accumulate: Count | Literal["auto"]

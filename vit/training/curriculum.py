@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch.nn.functional as F
@@ -13,34 +16,60 @@ from vit.data.types import Batch
 from vit.model.vit import VisionTransformer
 from vit.training.state import flops_per_image
 
+Seen = tuple[float, tuple[int, int]]
+"""How the images of a step are seen: the share of patches that is dropped, height and width."""
+
+
+def kinds(config: RunConfig) -> list[Seen]:
+    """All that a run of these settings may come to."""
+    small = config.schedule.small_images
+    sizes = [config.data.size, *([] if small is None else [height_width(small)])]
+    return list(itertools.product(sorted({0.0, config.model.patch_dropout}), sizes))
+
+
+def seen_at(config: RunConfig, plan: Plan, step: int) -> Seen:
+    """How step number `step` sees its images."""
+    small = config.schedule.small_images
+    is_small = small is not None and step < plan.small_images_end
+    size = height_width(small) if is_small and small is not None else config.data.size
+    return (step < plan.patch_dropout_end) * config.model.patch_dropout, size
+
+
+def segments(config: RunConfig, plan: Plan) -> Iterator[tuple[Seen, int]]:
+    """The kinds of a run's steps, in order, and how many there are of each."""
+    ends = (plan.patch_dropout_end, plan.small_images_end, plan.steps)
+    edges = sorted({0, *(min(plan.steps, math.ceil(end)) for end in ends)})
+    for start, end in itertools.pairwise(edges):
+        yield seen_at(config, plan, start), end - start
+
 
 class Curriculum:
-    """Drops patches and shrinks images until the schedule's step for each; `model` is told."""
+    """Drops patches and shrinks images until the schedule's step for each; `model` is told.
+
+    Attributes:
+        seen: how the last batch is seen.
+    """
 
     def __init__(self, config: RunConfig, plan: Plan, model: VisionTransformer) -> None:
         self._config = config
         self._plan = plan
         self._model = model
-        self._size = config.data.size
+        self.seen: Seen = (config.model.patch_dropout, config.data.size)
         self._flops = functools.cache(functools.partial(flops_per_image, model))
 
     def __call__(self, batch: Batch, step: int) -> Batch:
         """The batch of step number `step` as the model is to see it."""
-        config, model = self._config, self._model
-        drops = step < self._plan.patch_dropout_end
-        model.patch_dropout.rate = drops * config.model.patch_dropout
-        small = config.schedule.small_images
-        if small is None or step >= self._plan.small_images_end:
-            self._size, model.interpolate_positions = config.data.size, False
-            return batch
-        self._size, model.interpolate_positions = height_width(small), True
-        images = F.interpolate(batch.images, self._size, mode="bilinear", antialias=True)
-        return replace(batch, images=images)
+        return self.show(batch, seen_at(self._config, self._plan, step))
 
-    @property
-    def seen(self) -> tuple[float, tuple[int, int]]:
-        """How the last batch is seen: the share of patches that is dropped, and the size."""
-        return self._model.patch_dropout.rate, self._size
+    def show(self, batch: Batch, seen: Seen) -> Batch:
+        """The batch as the model is to see it, which is told."""
+        self.seen = rate, size = seen
+        self._model.patch_dropout.rate = rate
+        self._model.interpolate_positions = size != self._config.data.size
+        if not self._model.interpolate_positions:
+            return batch
+        images = F.interpolate(batch.images, size, mode="bilinear", antialias=True)
+        return replace(batch, images=images)
 
     def flops(self) -> int:
         """Operations of a forward pass of one image as the last one was seen."""

@@ -46,7 +46,7 @@ class Reporter:
         )  # fmt: skip
         self.only_warned = console.OnlyWarned()
         self._pictures: TensorBoardPictures | None = None
-        self._last_log = (parts.state.seconds, parts.state.images, 0.0)
+        self._last_log = (parts.state.seconds, parts.state.images, parts.train.waited)
         self._began = (parts.state.seconds, parts.state.images)
         self._warm = parts.state.seconds
         self._per_step: float | None = None  # seconds, from when the length of the run is told

@@ -49,6 +49,7 @@ from vit.training.distill import load_teacher
 from vit.training.header import announce, chosen, doubts, slow_size
 from vit.training.host_memory import within_memory
 from vit.training.loss import Loss
+from vit.training.pace import measure, steps_within
 from vit.training.pretrained import Pretrained, describe
 from vit.training.run_images import images_of_new, images_of_resumed
 from vit.training.state import TrainState
@@ -61,7 +62,7 @@ VERIFIED = 2000
 
 def set_up(
     settings: RunConfig, user_keys: frozenset[str], run: RunDir, stop: StopRequest, world: World,
-    should_prune: ShouldPrune,
+    should_prune: ShouldPrune, began: float,
 ) -> Components | None:  # fmt: skip
     """Everything that `Trainer` needs, restored from the run's newest checkpoint if it has one.
 
@@ -69,6 +70,7 @@ def set_up(
         settings: as composed.
         user_keys: keys that the user gave: the others make room for what weights bring.
         run, stop, world, should_prune: as in `Components`.
+        began: when the run did, on the clock of `time.monotonic`.
 
     Returns:
         None when the run is finished and nothing longer is asked for; that was said.
@@ -139,20 +141,12 @@ def set_up(
     if world.is_main:
         _check_space(run, state, config.trainer.keep)
     train, val, test = _loaders(config, final.plan, data, state.model, world)
-    if config.trainer.shard == "none":
-        trained: nn.Module = state.model if train.features is None else state.model.head
-        if config.trainer.compile:  # the training step alone: others call the model as it is
-            trained = torch.compile(trained, dynamic=False)  # type: ignore[assignment]
-            # Which says that there is no GPU, where none is asked for.
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        state.forward = wrap_ddp(trained, world, device)
+    _set_forward(state, config, train, world)
     for split, loader in (("train", train), ("val", val), ("test", test)):
         if loader is not None:
             loader.corrupt.note(images.gone.get(split, {}))
     if saved is not None:
         train.corrupt.note(saved["training"].get("bad_images", {}))
-    if world.is_main:
-        run.write_config(dump_yaml({**to_plain(config), "resume": None}))
     positive = None
     if train.task is SEVERAL_LABELS:
         labels, balanced = data.splits["train"].labels, config.data.balance == "loss"
@@ -160,8 +154,21 @@ def set_up(
         positive = torch.from_numpy(weights_of_labels).float().to(device)
         state.thresholds = [0.5] * labels.shape[1] if saved is None else saved["thresholds"]
     loss = Loss(config.trainer, config.distill, teacher, positive)
+    length = final.plan
+    if config.trainer.steps is None and config.trainer.minutes is not None:
+        trial, _ = _state(final, data.classes, weights, None, world, device)
+        _set_forward(trial, config, train, world)
+        pace = measure(trial, config, length, train, val, test, loss, run.path, world, began)
+        del trial
+        steps = steps_within(config, pace, len(train))
+        config = replace(config, trainer=replace(config.trainer, steps=steps))
+        length = plan(config, len(train))
+        train.mix_end = length.mix_end
+        start.append(f"minutes  {config.trainer.minutes:g} in all are trainer.steps={steps}")
+    if world.is_main:
+        run.write_config(dump_yaml({**to_plain(config), "resume": None}))
     parts = Components(
-        config, final.plan, state, loss, train, val, test,
+        config, length, state, loss, train, val, test,
         data.classes, images.digest, run, _logger(config, run, state, saved, world), stop, device,
         world, should_prune, fingerprint, user_keys,
     )  # fmt: skip
@@ -261,6 +268,18 @@ def _state(
             ) from None
     model.checkpoint_activations = config.trainer.checkpoint_activations
     return state, told
+
+
+def _set_forward(state: TrainState, config: RunConfig, train: TrainLoader, world: World) -> None:
+    """How the model, or its head alone, is called in training."""
+    if config.trainer.shard != "none":
+        return
+    trained: nn.Module = state.model if train.features is None else state.model.head
+    if config.trainer.compile:  # the training step alone: others call the model as it is
+        trained = torch.compile(trained, dynamic=False)  # type: ignore[assignment]
+        # Which says that there is no GPU, where none is asked for.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    state.forward = wrap_ddp(trained, world, train.device)
 
 
 def _check_space(run: RunDir, state: TrainState, keep: int) -> None:
