@@ -61,8 +61,8 @@ def test_the_seconds_of_a_run_are_those_of_its_parts() -> None:
         trainer__eval_every="25%", trainer__save_every="2ep",
     )  # fmt: skip
     found = pace(config, validation=2.0, save=0.5, rest=11.0)
-    # 100 steps: 80 drop patches; 4 validations; of 20 steps an epoch, 2 saves and the last.
-    assert seconds(config, found, 100) == pytest.approx(80 * 0.01 + 20 * 0.03 + 8 + 1.5 + 11)
+    # Of 100 steps, 20 an epoch, 80 drop patches; 4 validations, which save; 3 other saves.
+    assert seconds(config, found, 100) == pytest.approx(80 * 0.01 + 20 * 0.03 + 8 + 3.5 + 11)
 
 
 def test_segments_are_what_the_model_is_fed() -> None:

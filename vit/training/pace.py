@@ -34,8 +34,9 @@ WARM_UP, MEASURED = 3, 3.0
 
 
 class Pace(NamedTuple):
-    """Seconds: of a step, by how images are seen; of a validation, of a checkpoint, and of all that
-    comes before the first step and after the last.
+    """Seconds: of a step, by how images are seen; of scoring the validation images; of a
+    checkpoint, which the best validation writes, too; and of all before the first step and after
+    the last.
     """
 
     step: Mapping[Seen, float]
@@ -47,7 +48,7 @@ class Pace(NamedTuple):
         """What a run of these settings takes."""
         return (
             sum(count * self.step[seen] for seen, count in segments(config, length))
-            + self.validation * times_due(0, length.steps, length.eval_every)
+            + (self.validation + self.save) * times_due(0, length.steps, length.eval_every)
             + self.save * times_due(0, length.steps, length.save_every)
             + self.rest
         )
@@ -130,17 +131,15 @@ def measure(
         synchronize(device)
         return max(world.all_gather_object(time.monotonic() - start))
 
-    per_step, first = {}, 0.0
+    per_step = {}
     for seen in kinds(config):
-        warm_up = seconds_of(steps, seen, WARM_UP)
+        steps(seen, WARM_UP)  # which compiles; the run takes the same code
         count = max(1, round(MEASURED / seconds_of(steps, seen, 1)))
         per_step[seen] = seconds_of(steps, seen, count) / count
-        if config.trainer.compile:
-            first += warm_up - WARM_UP * per_step[seen]
     scoring = [
         0.0 if loader is None else len(loader) * seconds_of(score, loader) for loader in (val, test)
     ]
     saving = seconds_of(save)
     # The validation images are scored once more at the end, for the calibration.
     past = max(world.all_gather_object(time.monotonic() - began))
-    return Pace(per_step, scoring[0], saving, past + first + sum(scoring))
+    return Pace(per_step, scoring[0], saving, past + sum(scoring))
