@@ -40,6 +40,7 @@ class Components:
         stop: whether a signal came.
         world: of its processes.
         should_prune: asked after each evaluation.
+        rate: operations per second of large matrix products here, when the run started.
         fingerprint: what the bits of the result depend on besides the settings.
         user_keys: settings that the user gave.
     """
@@ -59,6 +60,7 @@ class Components:
     device: torch.device
     world: World
     should_prune: ShouldPrune
+    rate: float
     fingerprint: dict[str, Any]
     user_keys: frozenset[str]
 
@@ -97,6 +99,7 @@ class Components:
             "epoch": self.epoch,
             "params": parameter_count(trained.model),
             "images_per_second": round(speed, 1),
+            "matrix_tflops": float(f"{self.rate / 1e12:.3g}"),
             "seconds": round(trained.seconds, 3),
             "versions": versions(),
         }

@@ -46,7 +46,7 @@ def announce(parts: Components, data: DataSet, start: list[str]) -> None:
         f"vit-train {versions['vit-train']}{f' ({commit})' if commit else ''}, "
         f"torch {versions['torch']}, python {versions['python']}",
         f"device   {processes}{runtime_device.describe(device)}{threads}, "
-        f"{config.trainer.precision}",
+        f"{config.trainer.precision}, {parts.rate / 1e12:.2f} TFLOP/s in matrix products",
         f"data     {config.data.name}: {sizes}; {len(data.classes)} {parts.loss.task.classes}, "
         f"{'x'.join(map(str, shape.image_size))} px",
         *_about(config, data),

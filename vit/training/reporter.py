@@ -11,7 +11,7 @@ from vit.config.saved import MAIN
 from vit.data.reading.reader import CorruptImages
 from vit.inference.predict import Predictions
 from vit.runtime import console
-from vit.runtime.device import matrix_rate, synchronize
+from vit.runtime.device import synchronize
 from vit.training.clock import Clock, times_due
 from vit.training.components import Components
 from vit.training.curriculum import Curriculum
@@ -39,7 +39,6 @@ class Reporter:
         self.state = parts.state
         self.clock = clock
         self.curriculum = curriculum
-        self.rate = matrix_rate(parts.device, parts.config.trainer.precision)
         self.bar = console.progress(
             total=parts.plan.steps, initial=parts.state.step, desc=self._epochs(),
             bar_format=_BAR, dynamic_ncols=True,
@@ -123,7 +122,7 @@ class Reporter:
         speed = (state.images - images_then) / past
         head = 2 * state.model.head.weight.numel()
         flops = self.curriculum.flops() if parts.train.features is None else head
-        utilisation = 3 * flops * speed / self.rate / parts.world.size
+        utilisation = 3 * flops * speed / parts.rate / parts.world.size
         values = {
             "epoch": parts.epoch,
             "loss": means["loss"],

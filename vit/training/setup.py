@@ -170,7 +170,8 @@ def set_up(
     parts = Components(
         config, length, state, loss, train, val, test,
         data.classes, images.digest, run, _logger(config, run, state, saved, world), stop, device,
-        world, should_prune, fingerprint, user_keys,
+        world, should_prune, runtime_device.matrix_rate(device, config.trainer.precision),
+        fingerprint, user_keys,
     )  # fmt: skip
     announce(parts, data, [*chosen(settings, config, brought or ()), *start])
     problems = doubts(config, data) if saved is None else []
