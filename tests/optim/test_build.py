@@ -117,7 +117,8 @@ def test_a_step_is_taken_or_taken_back_without_asking(name):
 
 
 def test_muon_in_batches_is_timms():
-    ours, theirs = state_of("muon", weight_decay=0.3), state_of("muon", weight_decay=0.3)
+    """Of the matrices of the blocks; the others, which it updates in another way, stay."""
+    ours, theirs = (state_of("muon", weight_decay=0.3, other_lr=0.0) for _ in range(2))
     theirs.optimizer.__class__ = Muon
     for number in range(4):
         for state in (ours, theirs):
@@ -129,6 +130,18 @@ def test_muon_in_batches_is_timms():
     assert {n: s.keys() for n, s in one["state"].items()} == {
         n: s.keys() for n, s in other["state"].items()
     }
+
+
+def test_muons_other_parameters_take_adamws_steps():
+    muon = state_of("muon", weight_decay=0.3, lr=1e-2, other_lr=1e-2, betas=[0.9, 0.95])
+    adamw = state_of("adamw", weight_decay=0.3, betas=[0.9, 0.95])
+    for group in adamw.optimizer.param_groups:
+        group["eps"] = muon.optimizer.param_groups[0]["eps"]
+    for state in (muon, adamw):
+        train(state, batch(0), lr=1e-2)
+    for key, now in weights(muon).items():
+        same = torch.allclose(now, weights(adamw)[key], rtol=1e-5, atol=1e-7)
+        assert same != muon.model.is_hidden_matrix(key), key
 
 
 def test_muon_takes_the_matrices_of_the_blocks():

@@ -13,14 +13,14 @@ from timm.optim.muon import (
     resolve_ns_coefficients,
     zeropower_via_newtonschulz,
 )
-from timm.optim.nadamw import nadamw
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 
 class BatchedMuon(Muon):
     """timm's Muon, to rounding, with one Newton-Schulz iteration for all matrices of one shape.
 
-    Groups with `use_fallback` take timm's NAdamW.
+    Groups with `use_fallback` take torch's AdamW, fused.
     """
 
     @torch.no_grad()
@@ -29,27 +29,28 @@ class BatchedMuon(Muon):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params and group["use_fallback"]:
-                self._nadamw(group, params)
+                self._adamw(group, params)
             elif params:
                 self._orthogonalise(group, params)
 
-    def _nadamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Adam (Kingma & Ba 2015) that looks a step ahead, with decoupled weight decay."""
+    def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
             if not self.state[p]:
                 self.state[p] |= {
-                    "use_muon": False, "step": torch.tensor(0.0),
+                    "use_muon": False, "step": torch.zeros((), device=p.device),
                     "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p),
                 }  # fmt: skip
+            # Earlier versions kept it on the host.
+            self.state[p]["step"] = self.state[p]["step"].to(p.device)
         steps, means, squares = (
             [self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq")
         )
         grads = [p.grad for p in params if p.grad is not None]
         beta1, beta2 = group["betas"]
-        nadamw(
-            params, grads, means, squares, steps, foreach=True, beta1=beta1, beta2=beta2,
-            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], caution=False,
-            maximize=False, max_lr=None,
+        adamw(
+            params, grads, means, squares, [], steps, fused=True, amsgrad=False, beta1=beta1,
+            beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+            maximize=False,
         )  # fmt: skip
 
     def _orthogonalise(self, group: dict[str, Any], params: list[Tensor]) -> None:
