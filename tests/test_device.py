@@ -102,7 +102,6 @@ def test_all_of_a_model_is_on_its_device(number, monkeypatch):
         images, small = torch.randn(4, 3, 16, 16, device=META), torch.randn(4, 3, 8, 8, device=META)
         labels, targets = torch.zeros(4, device=META).long(), torch.ones(4, 3, device=META)
         mask = torch.ones(4, 16, device=META).bool()
-        state.model.interpolate_positions = True
         batches = Batch(small, labels, targets), Batch(images, labels, targets, mask)
         with NoFloat64():
             step(state, batches, META, number)

@@ -329,7 +329,6 @@ def test_the_padding_needs_memory_too():
             {"augment__crop": "resized"},
             "augment.crop=resized does not go .*=none",
         ),
-        ({"schedule__small_images": 64}, "=64 does not go .*; try schedule.small_images=null"),
         ({"distill__teacher": "r"}, "distill.teacher=r does not go .*; try .*aspect=crop"),
         (
             {"data__name": "digits", "data__root": None},

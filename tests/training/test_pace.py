@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from vit.config.resolve import plan
 from vit.config.resume import with_saved
 from vit.config.validate import to_plain
 from vit.errors import ConfigError
-from vit.training.curriculum import kinds, segments
+from vit.training.curriculum import rates, segments
 from vit.training.pace import Pace, steps_within
 
 IMAGES = 1280
@@ -29,7 +28,7 @@ def of_minutes(minutes: float, **settings: Any) -> Any:
 
 
 def pace(config: Any, dropping: float = 0.01, whole: float = 0.03, **others: float) -> Pace:
-    step = {seen: dropping if seen[0] else whole for seen in kinds(config)}
+    step = {rate: dropping if rate else whole for rate in rates(config)}
     return Pace(step, **{"validation": 0.0, "save": 0.0, "rest": 0.0, **others})
 
 
@@ -48,7 +47,7 @@ def test_as_many_steps_as_fit() -> None:
 def test_all_that_takes_time_is_counted(minutes: float, end: int | str) -> None:
     config = of_minutes(
         minutes, model__patch_dropout=0.5, schedule__patch_dropout_end=end,
-        schedule__small_images=4, schedule__small_images_end="40%", trainer__eval_every="1ep",
+        schedule__half_patches_end="40%", trainer__eval_every="1ep",
     )  # fmt: skip
     found = pace(config, validation=2.0, save=0.5, rest=11.0)
     steps = steps_within(config, found, IMAGES)
@@ -68,13 +67,12 @@ def test_the_seconds_of_a_run_are_those_of_its_parts() -> None:
 def test_segments_are_what_the_model_is_fed() -> None:
     config = of_minutes(
         1, model__patch_dropout=0.5, schedule__patch_dropout_end="80%",
-        schedule__small_images=4, schedule__small_images_end=30,
+        schedule__half_patches_end=30,
     )  # fmt: skip
     length = plan(replace(config, trainer=replace(config.trainer, steps=100)), IMAGES)
-    assert length.steps_per_epoch == Fraction(IMAGES, config.trainer.batch_size)
-    assert list(segments(config, length)) == [
-        ((0.5, (4, 4)), 30), ((0.5, (8, 8)), 50), ((0.0, (8, 8)), 20),
-    ]  # fmt: skip
+    assert list(segments(config, length)) == [(0.75, 30), (0.5, 50), (0.0, 20)]
+    assert rates(config) == [0.0, 0.5, 0.75]
+    assert rates(of_minutes(1)) == [0.0]
 
 
 def test_no_time_for_a_step_is_said() -> None:

@@ -202,9 +202,8 @@ def _files_alone_have_a_root(name: str, root: str | None) -> Complaint:
         yield f"data.root={root} is not read by data={name}; try data=folder data.root={root}"
 
 
-@check("data.aspect", "data.name", "augment.crop", "schedule.small_images", "distill.teacher")
-def _native_keeps_images_whole(aspect: str, name: str, crop: str, *others: Any) -> Complaint:
-    small, teacher = others
+@check("data.aspect", "data.name", "augment.crop", "distill.teacher")
+def _native_keeps_images_whole(aspect: str, name: str, crop: str, teacher: str | None) -> Complaint:
     if aspect != "crop" and name not in OF_FILES:
         yield (
             f"data.aspect={aspect}: images of data={name} are all of one shape; "
@@ -212,7 +211,6 @@ def _native_keeps_images_whole(aspect: str, name: str, crop: str, *others: Any) 
         )
     for setting, is_given, without in (
         (f"augment.crop={crop}", crop not in ("auto", "none"), "augment.crop=none"),
-        (f"schedule.small_images={small}", small is not None, "schedule.small_images=null"),
         (f"distill.teacher={teacher}", teacher is not None, "distill.teacher=null"),
     ):
         if aspect != "crop" and is_given:
@@ -271,22 +269,6 @@ def _weights_are_given(freeze: str, recipe: str, weights: str | None) -> Complai
             )
 
 
-@check("schedule.small_images", "data.image_size", "model.patch_size")
-def _small_images_are_smaller(
-    small: int | list[int] | None, size: int | list[int], patch: int | str
-) -> Complaint:
-    whole = height_width(size)
-    step = auto_patch_size(*whole) if isinstance(patch, str) else patch
-    if small is not None and any(
-        s > side or s % step for s, side in zip(height_width(small), whole, strict=True)
-    ):
-        near = max(step, round(max(whole) * 0.75 / step) * step)
-        yield (
-            f"schedule.small_images={small} is no multiple of the patch of {step} px up to "
-            f"data.image_size={size}; try schedule.small_images={near}"
-        )
-
-
 @check("trainer.epochs", "trainer.steps", "trainer.minutes")
 def _one_length(epochs: float | None, steps: int | None, minutes: float | None) -> Complaint:
     if epochs is None and steps is None and minutes is None:
@@ -336,13 +318,13 @@ def _frozen_blocks_exist(freeze: str, depth: int) -> Complaint:
 @check(
     "trainer.cache_features", "trainer.freeze", "augment.crop", "augment.policy",
     "augment.color_jitter", "augment.erasing", "augment.mixup", "augment.cutmix",
-    "augment.flip", "augment.repeats", "schedule.small_images", "distill.teacher",
+    "augment.flip", "augment.repeats", "distill.teacher",
 )  # fmt: skip
 def _cached_features_do_not_change(
     caches: bool, freeze: str, crop: str, policy: str, *changes: Any
 ) -> Complaint:
-    jitter, erasing, mixup, cutmix, flip, repeats, small, teacher = changes
-    changed = jitter or erasing or mixup or cutmix or flip or repeats > 1 or small or teacher
+    jitter, erasing, mixup, cutmix, flip, repeats, teacher = changes
+    changed = jitter or erasing or mixup or cutmix or flip or repeats > 1 or teacher
     if caches and freeze != "all-but-head":
         yield (
             f"trainer.cache_features=true needs a model that is frozen up to its head, but "
@@ -351,7 +333,7 @@ def _cached_features_do_not_change(
     elif caches and (crop != "none" or policy != "none" or changed):
         yield (
             "trainer.cache_features=true sees every image once, as it is; try augment=none, with "
-            "schedule.small_images=null and distill.teacher=null"
+            "distill.teacher=null"
         )
 
 

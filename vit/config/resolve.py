@@ -35,7 +35,7 @@ class Plan:
     warmup: float
     patch_dropout_end: float
     mix_end: float
-    small_images_end: float
+    half_patches_end: float
     eval_every: Fraction
     log_every: Fraction
     save_every: Fraction
@@ -198,7 +198,7 @@ def plan(config: RunConfig, train_samples: int) -> Plan:
         warmup=float(warmup),
         patch_dropout_end=float(in_steps(config.schedule.patch_dropout_end)),
         mix_end=float(in_steps(config.schedule.mix_end)),
-        small_images_end=float(in_steps(config.schedule.small_images_end)),
+        half_patches_end=float(in_steps(config.schedule.half_patches_end)),
         eval_every=in_steps(trainer.eval_every),
         log_every=in_steps(trainer.log_every),
         save_every=in_steps(trainer.save_every),

@@ -38,8 +38,8 @@ MIGRATIONS: dict[str, dict[str, Any]] = {
     },
     "optim": {"layer_decay": 1.0, "other_lr": 0.0, "momentum": 0.95, "options": {}},
     "schedule": {
-        "patch_dropout_end": "100%", "mix_end": "100%", "small_images": None,
-        "small_images_end": "80%", "options": {},
+        "patch_dropout_end": "100%", "mix_end": "100%", "half_patches_end": "0%",
+        "options": {},
     },
     "trainer": {
         "loss": "cross_entropy", "histograms": False, "freeze": "none", "recipe": "none",
@@ -119,6 +119,10 @@ def migrate(saved: Mapping[str, Any]) -> dict[str, Any]:
     for section, added in MIGRATIONS.items():
         if isinstance(entries := plain.setdefault(section, {}), dict):
             plain[section] = {**deepcopy(added), **entries}
+    schedule = plain["schedule"]
+    if isinstance(schedule, dict) and schedule.get("small_images") is None:  # which is gone
+        for name in ("small_images", "small_images_end"):
+            schedule.pop(name, None)
     data = plain["data"]
     if isinstance(data, dict) and data.get("name") == "digits":  # which once ignored a root
         data["root"] = None

@@ -152,8 +152,7 @@ class ScheduleConfig:
     final: Probability
     patch_dropout_end: Span
     mix_end: Span
-    small_images: Side | Annotated[list[Side], Length(2)] | None
-    small_images_end: Span
+    half_patches_end: Span
     options: Options
 
 

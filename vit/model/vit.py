@@ -72,8 +72,6 @@ class VisionTransformer(nn.Module):
         config: its architecture.
         prefix: number of tokens (class, distillation, registers) before the patches.
         queries: the logits depend on so many tokens, the first; None: on all.
-        interpolate_positions: an image that is smaller than the model's is a whole image, on which
-            the positions spread; else it is the top left part of one. False at first.
         checkpoint_activations: compute each block again in the backward pass (Chen et al. 2016):
             the same gradient, less memory, a third more time. False at first.
 
@@ -130,7 +128,6 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(c.dim, c.num_classes)
         self.head_dist = nn.Linear(c.dim, c.num_classes) if c.distillation_token else None
         self.queries = None if pool.reads is None else pool.reads + int(c.distillation_token)
-        self.interpolate_positions = False
         self.checkpoint_activations = False
         self._init_weights()
 
@@ -140,7 +137,7 @@ class VisionTransformer(nn.Module):
         With a distillation token, in training: (B, 2, K), the class head's and the teacher's.
 
         Args:
-            images: normalised pixels, of the model's size or smaller: see `interpolate_positions`.
+            images: normalised pixels, of the model's size, or smaller: the top left part of one.
             mask: boolean (B, N), True for patches that exist; None: all do.
 
         Raises:
@@ -250,11 +247,7 @@ class VisionTransformer(nn.Module):
                 f"images of {'x'.join(map(str, images.shape[-2:]))} px: the model takes whole "
                 f"patches of {size} px, up to {rows * size}x{columns * size}"
             )
-        coordinates = self.coordinates[:height, :width].flatten(0, 1)
-        if self.interpolate_positions and (height, width) != (rows, columns):
-            y, x = (coordinates + 0.5).unbind(-1)
-            return torch.stack([y * rows / height, x * columns / width], dim=-1) - 0.5
-        return coordinates
+        return self.coordinates[:height, :width].flatten(0, 1)
 
     def _init_weights(self) -> None:
         """As big_vision does: Xavier uniform for each of q, k, v, projection and MLP, LeCun normal

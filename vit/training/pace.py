@@ -24,7 +24,7 @@ from vit.inference.predict import features
 from vit.runtime.device import synchronize
 from vit.runtime.dist import World
 from vit.training.clock import times_due
-from vit.training.curriculum import Curriculum, Seen, kinds, segments
+from vit.training.curriculum import rates, segments
 from vit.training.loss import Loss
 from vit.training.state import TrainState
 from vit.training.step import train_step
@@ -34,12 +34,12 @@ WARM_UP, MEASURED = 3, 3.0
 
 
 class Pace(NamedTuple):
-    """Seconds: of a step, by how images are seen; of scoring the validation images; of a
-    checkpoint, which the best validation writes, too; and of all before the first step and after
-    the last.
+    """Seconds: of a step, by the share of patches that it drops; of scoring the validation images;
+    of a checkpoint, which the best validation writes, too; and of all before the first step and
+    after the last.
     """
 
-    step: Mapping[Seen, float]
+    step: Mapping[float, float]
     validation: float
     save: float
     rest: float
@@ -47,7 +47,7 @@ class Pace(NamedTuple):
     def seconds(self, config: RunConfig, length: Plan) -> float:
         """What a run of these settings takes."""
         return (
-            sum(count * self.step[seen] for seen, count in segments(config, length))
+            sum(count * self.step[rate] for rate, count in segments(config, length))
             + (self.validation + self.save) * times_due(0, length.steps, length.eval_every)
             + self.save * times_due(0, length.steps, length.save_every)
             + self.rest
@@ -84,7 +84,7 @@ def steps_within(config: RunConfig, pace: Pace, images: int) -> int:
 
 
 def measure(
-    trial: TrainState, config: RunConfig, length: Plan, train: TrainLoader,
+    trial: TrainState, config: RunConfig, train: TrainLoader,
     val: EvalLoader | None, test: EvalLoader | None, loss: Loss, folder: Path, world: World,
     began: float,
 ) -> Pace:  # fmt: skip
@@ -92,7 +92,7 @@ def measure(
 
     Args:
         trial: a state of its own, as the run starts with; it is no good afterwards.
-        config, length: of the run, whose steps are not known.
+        config: of the run.
         train: of the run: it gives the batches from the first on, and may do so again.
         val, test: likewise.
         loss: of the run.
@@ -101,12 +101,12 @@ def measure(
         began: when it started, on `time.monotonic`'s clock.
     """
     device = train.device
-    curriculum = Curriculum(config, length, trial.model)
 
-    def steps(seen: Seen, count: int) -> None:
+    def steps(rate: float, count: int) -> None:
+        trial.model.patch_dropout.rate = rate
         for _ in range(count):
             train_step(
-                trial, curriculum.show(train.batch_at(trial.step), seen), 0.0, seed=config.seed,
+                trial, train.batch_at(trial.step), 0.0, seed=config.seed,
                 world=world, config=config.trainer, loss=loss, clip_norm=config.optim.clip_norm,
                 device=device,
             )  # fmt: skip
@@ -132,10 +132,10 @@ def measure(
         return max(world.all_gather_object(time.monotonic() - start))
 
     per_step = {}
-    for seen in kinds(config):
-        steps(seen, WARM_UP)  # which compiles; the run takes the same code
-        count = max(1, round(MEASURED / seconds_of(steps, seen, 1)))
-        per_step[seen] = seconds_of(steps, seen, count) / count
+    for rate in rates(config):
+        steps(rate, WARM_UP)  # which compiles; the run takes the same code
+        count = max(1, round(MEASURED / seconds_of(steps, rate, 1)))
+        per_step[rate] = seconds_of(steps, rate, count) / count
     scoring = [
         0.0 if loader is None else len(loader) * seconds_of(score, loader) for loader in (val, test)
     ]

@@ -158,7 +158,7 @@ def set_up(
     if config.trainer.steps is None and config.trainer.minutes is not None:
         trial, _ = _state(final, data.classes, weights, None, world, device)
         _set_forward(trial, config, train, world)
-        pace = measure(trial, config, length, train, val, test, loss, run.path, world, began)
+        pace = measure(trial, config, train, val, test, loss, run.path, world, began)
         del trial
         steps = steps_within(config, pace, len(train))
         config = replace(config, trainer=replace(config.trainer, steps=steps))

@@ -38,7 +38,7 @@ class Trainer:
         self.clock = Clock(parts.device, parts.state.seconds)
         self.curriculum = Curriculum(parts.config, parts.plan, parts.state.model)
         self.reporter = Reporter(parts, self.clock, self.curriculum)
-        self.compiled: set[tuple[float, tuple[int, int]]] = set()
+        self.compiled: set[float] = set()
         self.async_max = AsyncMax(parts.world)
 
     def fit(self) -> dict[str, float]:
@@ -78,8 +78,8 @@ class Trainer:
         while cut_short or not self._finished():
             if not cut_short:
                 lr = lr_at(parts.config, plan, state.step)
-                batch = self.curriculum(parts.train.batch_at(state.step), state.step)
-                self._step(batch, lr)
+                self.curriculum.begin(state.step)
+                self._step(parts.train.batch_at(state.step), lr)
                 if self._due(plan.log_every):
                     self._log(lr)
             cut_short = False
@@ -114,7 +114,7 @@ class Trainer:
     def _step(self, batch: Batch, lr: float) -> None:
         parts, state, config = self.parts, self.state, self.parts.config
         # What is seen for the first time is compiled for, which is no training time.
-        compiles = config.trainer.compile and self.curriculum.seen not in self.compiled
+        compiles = config.trainer.compile and self.curriculum.rate not in self.compiled
         with self.clock.paused("compiling") if compiles else contextlib.nullcontext():
             train_step(
                 state, batch, lr, seed=config.seed, world=parts.world,
@@ -122,7 +122,7 @@ class Trainer:
                 device=parts.device,
             )  # fmt: skip
         if compiles:
-            self.compiled.add(self.curriculum.seen)
+            self.compiled.add(self.curriculum.rate)
         else:
             state.images += config.trainer.batch_size
         self.reporter.stepped()
