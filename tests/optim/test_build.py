@@ -117,8 +117,11 @@ def test_a_step_is_taken_or_taken_back_without_asking(name):
 
 
 def test_muon_in_batches_is_timms():
-    """Of the matrices of the blocks; the others, which it updates in another way, stay."""
+    """Of the matrices of the blocks, where none is several; the others, which it updates in another
+    way, stay.
+    """
     ours, theirs = (state_of("muon", weight_decay=0.3, other_lr=0.0) for _ in range(2))
+    ours.optimizer.stacked = {}
     theirs.optimizer.__class__ = Muon
     for number in range(4):
         for state in (ours, theirs):
@@ -127,9 +130,37 @@ def test_muon_in_batches_is_timms():
         torch.testing.assert_close(now, weights(theirs)[key], rtol=1e-2, atol=1e-3)
     one, other = (state.optimizer.state_dict() for state in (ours, theirs))
     assert one["param_groups"] == other["param_groups"]
-    assert {n: s.keys() for n, s in one["state"].items()} == {
+    assert {n: s.keys() - {"matrices"} for n, s in one["state"].items()} == {
         n: s.keys() for n, s in other["state"].items()
     }
+
+
+def test_queries_keys_and_values_are_orthogonalised_each():
+    state = state_of("muon", lr=0.02, weight_decay=0.0)
+    train(state, batch(0), lr=0.0)
+    before = weights(state)
+    train(state, batch(1), lr=0.02)
+    key = "blocks.0.attn.qkv.weight"
+    for part in (weights(state)[key] - before[key]).chunk(3):
+        values = torch.linalg.svdvals(part) / 0.02
+        assert 0.95 < values.median() < 1.05
+        assert (values < 1.2).all()
+
+
+def test_a_run_that_began_with_them_as_one_goes_on_so():
+    state = state_of("muon", lr=0.02, weight_decay=0.0)
+    train(state, batch(0), lr=0.02)
+    saved = copy.deepcopy(state.optimizer.state_dict())
+    for of_parameter in saved["state"].values():
+        of_parameter.pop("matrices", None)
+    whole, apart = state_of("muon", lr=0.02, weight_decay=0.0), state
+    whole.model.load_state_dict(apart.model.state_dict())
+    whole.optimizer.load_state_dict(saved)
+    for each in (whole, apart):
+        train(each, batch(1), lr=0.02)
+    for key, now in weights(whole).items():
+        same = torch.equal(now, weights(apart)[key])
+        assert same == (not key.endswith("attn.qkv.weight")), key
 
 
 def test_muons_other_parameters_take_adamws_steps():

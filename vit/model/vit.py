@@ -224,6 +224,10 @@ class VisionTransformer(nn.Module):
         """Whether the parameter `name` is a matrix of a block."""
         return name.startswith("blocks.") and self.get_parameter(name).ndim == 2
 
+    def matrices_in(self, name: str) -> int:
+        """How many matrices, one below the other, the parameter `name` is: q, k and v are one."""
+        return 3 if name.endswith(".attn.qkv.weight") else 1
+
     def is_head(self, name: str) -> bool:
         """Whether the parameter `name` turns features into logits."""
         return name.startswith(("head.", "head_dist."))

@@ -28,6 +28,9 @@ class Declared(Protocol):
     def is_hidden_matrix(self, name: str) -> bool:
         """Whether a parameter maps features to features, within the model."""
 
+    def matrices_in(self, name: str) -> int:
+        """How many matrices, one below the other, a hidden matrix is."""
+
     def is_head(self, name: str) -> bool:
         """Whether a parameter turns features into logits."""
 
@@ -41,7 +44,8 @@ def adamw(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
 def muon(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
     """Muon (Jordan et al. 2024) for hidden matrices, AdamW for all other parameters.
 
-    The update of a matrix of A x B is scaled by sqrt(max(1, A / B)), as in the original.
+    The update of a matrix of A x B is scaled by sqrt(max(1, A / B)), as in the original. Queries,
+    keys and values have a matrix each.
     """
     from vit.optim.muon import BatchedMuon
 
@@ -53,10 +57,12 @@ def muon(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:
             assert not isinstance(config.other_lr, str)
             group["lr_scale"] *= config.other_lr / config.lr
     beta1, beta2 = config.betas
-    return BatchedMuon(
+    optimizer = BatchedMuon(
         groups, momentum=config.momentum, nesterov=True, adjust_lr_fn="original",
         betas=(beta1, beta2),
     )  # fmt: skip
+    optimizer.stacked = {p: model.matrices_in(name) for name, p in model.named_parameters()}
+    return optimizer
 
 
 def lion(model: Declared, config: OptimConfig) -> torch.optim.Optimizer:

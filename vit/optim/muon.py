@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,8 +22,14 @@ from torch.optim.adamw import adamw
 class BatchedMuon(Muon):
     """timm's Muon, to rounding, with one Newton-Schulz iteration for all matrices of one shape.
 
+    Attributes:
+        stacked: parameters that are several matrices, one below the other, and how many: each is
+            orthogonalised by itself. Of a run that began without them they stay whole.
+
     Groups with `use_fallback` take torch's AdamW, fused.
     """
+
+    stacked: Mapping[Tensor, int] = MappingProxyType({})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -58,23 +66,28 @@ class BatchedMuon(Muon):
         for p in params:
             state = self.state[p]
             if "momentum_buffer" not in state:
-                state |= {"use_muon": True, "momentum_buffer": torch.zeros_like(p)}
+                state |= {
+                    "use_muon": True, "momentum_buffer": torch.zeros_like(p),
+                    "matrices": self.stacked.get(p, 1),
+                }  # fmt: skip
             momenta.append(state["momentum_buffer"])
         grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, momenta, group["momentum"])
-        shapes: dict[torch.Size, list[int]] = defaultdict(list)
-        for i, p in enumerate(params):
-            shapes[p.shape].append(i)
+        shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for p, update in zip(params, updates, strict=True):
+            count = self.state[p].get("matrices", 1)
+            for matrix, its_update in zip(p.chunk(count), update.chunk(count), strict=True):
+                shapes[matrix.shape].append((matrix, its_update))
         coefficients = resolve_ns_coefficients(group["ns_coefficients"], _COEFFICIENTS)
         for shape, members in shapes.items():
+            matrices, their_updates = zip(*members, strict=True)
             together = zeropower_via_newtonschulz(
-                torch.stack([updates[i] for i in members]), group["ns_steps"], coefficients,
-                eps=group["eps"],
-            )  # fmt: skip
+                torch.stack(their_updates), group["ns_steps"], coefficients, eps=group["eps"]
+            )
             together = together.to(params[0].dtype, memory_format=torch.contiguous_format)
             torch._foreach_add_(
-                [params[i] for i in members], list(together.unbind()),
+                list(matrices), list(together.unbind()),
                 alpha=-group["lr"] * get_lr_scale(shape, group["adjust_lr_fn"]),
             )  # fmt: skip
