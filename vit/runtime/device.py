@@ -111,7 +111,7 @@ def synchronize(device: torch.device) -> None:
 def matrix_rate(device: torch.device, precision: str) -> float:
     """Floating-point operations per second of large matrix products here and now, measured.
 
-    The best of a few products: the ceiling that model FLOPs utilisation (MFU) is a share of.
+    The best of thirty products: the ceiling that model FLOPs utilisation (MFU) is a share of.
     """
     size = 4096 if device.type == "cuda" else 768
     a = torch.ones(size, size, device=device, dtype=product_dtype(precision))
@@ -121,7 +121,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
         synchronize(device)
 
     synchronize(device)
-    return 2 * size**3 / min(timeit.repeat(multiply, repeat=6, number=1))
+    return 2 * size**3 / min(timeit.repeat(multiply, repeat=30, number=1))
 
 
 def fingerprint(device: torch.device, processes: int) -> dict[str, str | int]:
