@@ -71,7 +71,8 @@ def test_labels_are_those_of_vit_eval(finished: Path, digits: Path) -> None:
         assert ours["image"] == f"in/{theirs['image']}"
         best = ours["predictions"][0]
         assert best["label"] == theirs["prediction"]
-        assert f"{best['probability']:.6f}" == theirs["probability"]
+        # Written with six digits; batches of another size may round the last one the other way.
+        assert best["probability"] == pytest.approx(float(theirs["probability"]), abs=1e-6)
         shares = [prediction["probability"] for prediction in ours["predictions"]]
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) == pytest.approx(1, abs=1e-5)
